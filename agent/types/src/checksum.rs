@@ -1,0 +1,103 @@
+//! Checksums that origins publish, and the CRC-32C that weightd keeps of each chunk.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+
+/// A CRC-32C (Castagnoli), the checksum Cloud Storage publishes. Checksums of neighbours combine into the
+/// checksum of both without reading the bytes again, which is why chunks carry this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Crc32c(pub u32);
+
+impl Crc32c {
+    /// The checksum of no bytes.
+    pub const EMPTY: Self = Self(0);
+
+    /// The checksum of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(crc32c::crc32c(bytes))
+    }
+
+    /// The checksum of what was summed so far, followed by `bytes`.
+    #[must_use]
+    pub fn append(self, bytes: &[u8]) -> Self {
+        Self(crc32c::crc32c_append(self.0, bytes))
+    }
+
+    /// The checksum of what was summed so far, followed by `next_len` bytes whose checksum is `next`.
+    #[must_use]
+    pub fn combine(self, next: Self, next_len: u64) -> Self {
+        if next_len == 0 {
+            return self;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
+        Self(crc32c::crc32c_combine(self.0, next.0, next_len as usize))
+    }
+}
+
+impl fmt::Display for Crc32c {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// What the origin says about an object's bytes. Any of them may be absent; all that are present are about the
+/// stored bytes, not about what a transcoding server might send.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checksums {
+    /// CRC-32C of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc32c: Option<Crc32c>,
+    /// MD5 of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub md5: Option<[u8; 16]>,
+    /// SHA-256 of the object. Two objects with the same one are the same blob, whatever their source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digest>,
+    /// SHA-1 of `blob <length>\0` and the object: git's name for a file, which the Hugging Face hub gives for
+    /// files that are not in LFS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git_sha1: Option<[u8; 20]>,
+}
+
+impl Checksums {
+    /// Whether the origin published nothing, so that only size and version can be confirmed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The strongest checksum, for people: `crc32c 1a2b3c4d`, or `none`.
+    pub fn describe(&self) -> String {
+        if let Some(sha256) = &self.sha256 {
+            return format!("sha256 {sha256}");
+        }
+        if let Some(crc32c) = self.crc32c {
+            return format!("crc32c {crc32c}");
+        }
+        if let Some(md5) = self.md5 {
+            return format!("md5 {}", hex::encode(md5));
+        }
+        self.git_sha1.map_or_else(|| "none".to_owned(), |sha1| format!("git {}", hex::encode(sha1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_of_neighbours_combine() {
+        let (left, right) = (b"weights arrive ".as_slice(), b"once".as_slice());
+        let both = Crc32c::of(&[left, right].concat());
+        let len = right.len() as u64;
+        assert_eq!(Crc32c::of(left).combine(Crc32c::of(right), len), both);
+        assert_eq!(Crc32c::of(left).append(right), both);
+        assert_eq!(both.combine(Crc32c::EMPTY, 0), both);
+        // The value every implementation of CRC-32C is checked against (RFC 3720, appendix B.4).
+        assert_eq!(Crc32c::of(&[0; 32]), Crc32c(0x8a91_36aa));
+    }
+}

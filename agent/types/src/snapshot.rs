@@ -1,0 +1,197 @@
+//! The immutable resolution of a source at one moment.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, InvalidDigest, Object, ObjectPath, SourceUri};
+
+/// File that every snapshot directory holds for a volume's hand-off socket to be mounted over; no object may be
+/// called so.
+pub const RESERVED_NAME: &str = ".weightd.sock";
+
+/// Digest of a snapshot's object list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotId(Digest);
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        text.parse().map(Self)
+    }
+}
+
+/// The objects of a source at one moment, sorted by path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    source: SourceUri,
+    objects: Vec<Object>,
+    id: SnapshotId,
+}
+
+/// Objects that cannot be one snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// Nothing there, or nothing left of it.
+    #[error("{source_uri} has no objects{}", if *.selected { " that the selection takes: loosen --include and --exclude" } else { ": check the bucket and the prefix" })]
+    Empty {
+        /// The source.
+        source_uri: String,
+        /// Whether objects were there before the selection.
+        selected: bool,
+    },
+    /// One name twice.
+    #[error("{source_uri} lists {path:?} twice")]
+    Duplicate {
+        /// The source.
+        source_uri: String,
+        /// The name.
+        path: String,
+    },
+    /// `a` and `a/b` cannot both be files.
+    #[error(
+        "{source_uri} has an object {file:?} and an object {below:?}: a file cannot also be a directory; leave one out with --exclude"
+    )]
+    FileIsDirectory {
+        /// The source.
+        source_uri: String,
+        /// The one that would have to be both.
+        file: String,
+        /// The one below it.
+        below: String,
+    },
+    /// The placeholder's name.
+    #[error(
+        "{source_uri} has an object {path:?}: weightd keeps the name {RESERVED_NAME} for itself; leave it out with --exclude"
+    )]
+    Reserved {
+        /// The source.
+        source_uri: String,
+        /// The object.
+        path: String,
+    },
+}
+
+impl Snapshot {
+    /// Makes a snapshot of a selected listing.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] when there are no objects, or their names cannot all be files of one directory.
+    pub fn new(source: SourceUri, mut objects: Vec<Object>) -> Result<Self, SnapshotError> {
+        let source_uri = || source.to_string();
+        if objects.is_empty() {
+            return Err(SnapshotError::Empty { source_uri: source_uri(), selected: false });
+        }
+        objects.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let mut files: BTreeMap<&str, ()> = BTreeMap::new();
+        for object in &objects {
+            let path = object.path.as_str();
+            if path == RESERVED_NAME {
+                return Err(SnapshotError::Reserved { source_uri: source_uri(), path: path.to_owned() });
+            }
+            if files.insert(path, ()).is_some() {
+                return Err(SnapshotError::Duplicate { source_uri: source_uri(), path: path.to_owned() });
+            }
+        }
+        for object in &objects {
+            let below = object.path.as_str();
+            let directories = below.match_indices('/').map(|(at, _)| &below[..at]);
+            if let Some(file) = directories.into_iter().find(|directory| files.contains_key(directory)) {
+                let (file, below) = (file.to_owned(), below.to_owned());
+                return Err(SnapshotError::FileIsDirectory { source_uri: source_uri(), file, below });
+            }
+        }
+        let id = SnapshotId(digest(&source, &objects));
+        Ok(Self { source, objects, id })
+    }
+
+    /// Its id: two snapshots with the same id have the same objects with the same bytes.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// Where it comes from.
+    pub fn source(&self) -> &SourceUri {
+        &self.source
+    }
+
+    /// Its objects, sorted by path.
+    pub fn objects(&self) -> &[Object] {
+        &self.objects
+    }
+
+    /// The object of that name.
+    pub fn object(&self, path: &ObjectPath) -> Option<&Object> {
+        self.objects.binary_search_by(|object| object.path.cmp(path)).ok().map(|at| &self.objects[at])
+    }
+
+    /// Sum of the objects' lengths in bytes.
+    pub fn size(&self) -> u64 {
+        self.objects.iter().map(|object| object.size).sum()
+    }
+}
+
+/// SHA-256 of a text with one line per object. The revision is not in it: two names of one commit are one
+/// snapshot. Paths hold no control characters, so lines and tabs cannot be forged.
+fn digest(source: &SourceUri, objects: &[Object]) -> Digest {
+    let mut text = format!("weightd-snapshot-1\n{}\n", source.root());
+    for object in objects {
+        let Object { path, size, version, checksums } = object;
+        text += &format!("{path}\t{size}\t{}\t{}\n", version.identity(), checksums.describe());
+    }
+    Digest::of(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Checksums, Version};
+
+    fn object(path: &str, generation: i64) -> Object {
+        Object {
+            path: ObjectPath::new(path).unwrap(),
+            size: 3,
+            version: Version::Generation(generation),
+            checksums: Checksums::default(),
+        }
+    }
+
+    fn snapshot(uri: &str, objects: Vec<Object>) -> Result<Snapshot, SnapshotError> {
+        Snapshot::new(uri.parse().unwrap(), objects)
+    }
+
+    #[test]
+    fn the_id_tells_versions_apart_and_not_the_order_of_listing() {
+        let id = |objects| snapshot("gs://b/m", objects).unwrap().id();
+        assert_eq!(id(vec![object("a", 1), object("b", 1)]), id(vec![object("b", 1), object("a", 1)]));
+        assert_ne!(id(vec![object("a", 1)]), id(vec![object("a", 2)]));
+        assert_ne!(id(vec![object("a", 1)]), snapshot("gs://b/n", vec![object("a", 1)]).unwrap().id());
+    }
+
+    #[test]
+    fn names_that_cannot_share_a_directory_are_refused() {
+        let error = |objects| snapshot("gs://b/m", objects).unwrap_err().to_string();
+        assert!(error(vec![]).contains("no objects"));
+        assert!(error(vec![object("a", 1), object("a", 2)]).contains("twice"));
+        assert!(
+            error(vec![object("a", 1), object("a-b", 1), object("a/b", 1)]).contains("also be a directory")
+        );
+        assert!(error(vec![object(RESERVED_NAME, 1)]).contains("--exclude"));
+    }
+
+    #[test]
+    fn objects_are_found_by_name() {
+        let snapshot = snapshot("gs://b/m", vec![object("b", 1), object("a", 2)]).unwrap();
+        let found = snapshot.object(&ObjectPath::new("a").unwrap()).unwrap();
+        assert_eq!(found.version, Version::Generation(2));
+        assert_eq!(snapshot.size(), 6);
+    }
+}
