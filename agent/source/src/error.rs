@@ -1,0 +1,154 @@
+//! What can go wrong at an origin.
+
+use std::time::Duration;
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What went wrong at an origin, sorted by what the caller can do about it. `what` always names the object or
+/// the source by its full URL.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No such bucket, repository, directory or object.
+    #[error("{what}: not found; {remedy}")]
+    NotFound {
+        /// Object or source.
+        what: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// The identity is known and may not.
+    #[error("{what}: permission denied ({detail}); {remedy}")]
+    Denied {
+        /// Object or source.
+        what: String,
+        /// What the origin said.
+        detail: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// No identity, or an expired one.
+    #[error("{what}: not authenticated ({detail}); {remedy}")]
+    Unauthenticated {
+        /// Object or source.
+        what: String,
+        /// What the origin or the credentials library said.
+        detail: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// The pinned version is gone.
+    #[error("{what}: was overwritten or deleted while it was being fetched (expected {expected}); run the command again to take the new version")]
+    Changed {
+        /// The object.
+        what: String,
+        /// The version pinned.
+        expected: String,
+    },
+    /// The object exists and cannot be taken as it is stored.
+    #[error("{what}: {why}; {remedy}")]
+    Refused {
+        /// The object.
+        what: String,
+        /// Why not.
+        why: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// An object whose name cannot become a file.
+    #[error("{what}: {source}")]
+    InvalidName {
+        /// The source that lists it.
+        what: String,
+        /// Which name, and why.
+        #[source]
+        source: weightd_types::InvalidPath,
+    },
+    /// Configuration that cannot work.
+    #[error("{what}: {why}")]
+    Configuration {
+        /// Source or setting.
+        what: String,
+        /// What is wrong, and the remedy.
+        why: String,
+    },
+    /// The origin asks for fewer requests.
+    #[error("{what}: the origin asks to slow down ({detail})")]
+    Throttled {
+        /// Object or source.
+        what: String,
+        /// Status line or message.
+        detail: String,
+        /// How long it asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// The origin cannot be reached, or fails on its side.
+    #[error("{what}: the origin is unavailable: {cause}")]
+    Unavailable {
+        /// Object or source.
+        what: String,
+        /// What happened.
+        #[source]
+        cause: Cause,
+        /// How long it asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// The connection broke within a body.
+    #[error("{what}: the transfer broke off: {cause}")]
+    Interrupted {
+        /// The object.
+        what: String,
+        /// What happened.
+        #[source]
+        cause: Cause,
+    },
+    /// The origin answered with something no such origin should.
+    #[error("{what}: the origin's answer makes no sense: {detail}")]
+    Protocol {
+        /// Object or source.
+        what: String,
+        /// What was wrong with it.
+        detail: String,
+    },
+}
+
+impl SourceError {
+    /// Whether the same request may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Throttled { .. } | Self::Unavailable { .. } | Self::Interrupted { .. } => true,
+            Self::NotFound { .. }
+            | Self::Denied { .. }
+            | Self::Unauthenticated { .. }
+            | Self::Changed { .. }
+            | Self::Refused { .. }
+            | Self::InvalidName { .. }
+            | Self::Configuration { .. }
+            | Self::Protocol { .. } => false,
+        }
+    }
+
+    /// How long the origin asks to wait before the next request.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after, .. } | Self::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// A stable word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::Denied { .. } => "denied",
+            Self::Unauthenticated { .. } => "unauthenticated",
+            Self::Changed { .. } => "changed",
+            Self::Refused { .. } => "refused",
+            Self::InvalidName { .. } => "invalid_name",
+            Self::Configuration { .. } => "configuration",
+            Self::Throttled { .. } => "throttled",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Interrupted { .. } => "interrupted",
+            Self::Protocol { .. } => "protocol",
+        }
+    }
+}

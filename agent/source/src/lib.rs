@@ -1,0 +1,11 @@
+//! Where weights come from.
+//!
+//! A [`Source`] lists objects and streams ranges of them, each read pinned to the version that was listed. It
+//! does not retry, hedge or sum: that is the fetch room's work, so that all origins get it alike. An [`Opener`]
+//! makes the source for a URI; [`Origins`] is the one that reaches real origins.
+
+mod error;
+mod source;
+
+pub use error::SourceError;
+pub use source::{ByteStream, Opener, Source};

@@ -1,0 +1,3 @@
+//! Blobs on local disk.
+
+pub mod io;
