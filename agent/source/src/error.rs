@@ -37,7 +37,9 @@ pub enum SourceError {
         remedy: String,
     },
     /// The pinned version is gone.
-    #[error("{what}: was overwritten or deleted while it was being fetched (expected {expected}); run the command again to take the new version")]
+    #[error(
+        "{what}: was overwritten or deleted while it was being fetched (expected {expected}); run the command again to take the new version"
+    )]
     Changed {
         /// The object.
         what: String,

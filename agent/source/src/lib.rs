@@ -2,10 +2,15 @@
 //!
 //! A [`Source`] lists objects and streams ranges of them, each read pinned to the version that was listed. It
 //! does not retry, hedge or sum: that is the fetch room's work, so that all origins get it alike. An [`Opener`]
-//! makes the source for a URI; [`Origins`] is the one that reaches real origins.
+//! makes the source for a URI; `Origins` is the one that reaches real origins. [`resolve`] turns a listing and a
+//! selection into a snapshot.
 
 mod error;
+mod memory;
+mod resolve;
 mod source;
 
 pub use error::SourceError;
-pub use source::{ByteStream, Opener, Source};
+pub use memory::{MemoryOrigin, MemorySource};
+pub use resolve::{Resolution, ResolveError, resolve};
+pub use source::{ByteStream, Listed, Opener, Source};

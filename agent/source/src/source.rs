@@ -5,13 +5,57 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use weightd_types::{ByteRange, Object, SourceUri};
+use weightd_types::{ByteRange, Checksums, Object, ObjectPath, SourceUri, Version};
 
 use crate::SourceError;
 
 /// The bytes of a range, in order, in pieces of whatever size the transport delivers. A stream that ends early
 /// without an error is a short body: the reader counts.
 pub type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// One entry of a listing. An object that cannot be taken only matters if the user's selection takes it, so it
+/// is listed with its objection instead of failing the listing: see [`resolve`](crate::resolve).
+#[derive(Debug)]
+pub enum Listed {
+    /// An object that can be read.
+    Object(Object),
+    /// An object that cannot be taken as it is.
+    Unfit {
+        /// Its name relative to the URI, as the origin has it.
+        name: String,
+        /// Why not: [`SourceError::InvalidName`] or [`SourceError::Refused`].
+        why: SourceError,
+    },
+}
+
+impl Listed {
+    /// An entry of a listing: unfit when its name cannot become a file.
+    pub fn new(uri: &SourceUri, name: String, size: u64, version: Version, checksums: Checksums) -> Self {
+        match ObjectPath::new(name) {
+            Ok(path) => Self::Object(Object { path, size, version, checksums }),
+            Err(source) => {
+                let name = source.name.clone();
+                Self::Unfit { name, why: SourceError::InvalidName { what: uri.to_string(), source } }
+            }
+        }
+    }
+
+    /// Its name relative to the URI.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Object(object) => object.path.as_str(),
+            Self::Unfit { name, .. } => name,
+        }
+    }
+
+    /// The object, when it can be taken.
+    pub fn object(&self) -> Option<&Object> {
+        match self {
+            Self::Object(object) => Some(object),
+            Self::Unfit { .. } => None,
+        }
+    }
+}
 
 /// One origin of weights.
 #[async_trait]
@@ -20,10 +64,8 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// are relative to the URI. Directory markers (empty objects whose name ends in `/`) are left out.
     ///
     /// # Errors
-    /// [`SourceError::NotFound`] when the bucket, repository or directory does not exist, or has no objects;
-    /// [`SourceError::InvalidName`] when an object's name cannot become a file; [`SourceError::Refused`] when an
-    /// object cannot be read as stored.
-    async fn list(&self) -> Result<Vec<Object>, SourceError>;
+    /// [`SourceError::NotFound`] when the bucket, repository or directory does not exist, or has no objects.
+    async fn list(&self) -> Result<Vec<Listed>, SourceError>;
 
     /// Streams a range of one object, pinned to the version in `object`. The range is never empty and lies within
     /// the object.

@@ -47,18 +47,30 @@ impl Selection {
     /// # Errors
     /// [`InvalidGlob`] for a pattern that cannot be read.
     pub fn divide(&self, listing: Vec<Object>) -> Result<Selected, InvalidGlob> {
+        let (taken, left_out) = self.divide_by_name(listing, |object| object.path.as_str())?;
+        Ok(Selected { taken, left_out })
+    }
+
+    /// Divides anything that has a name: what is taken, and what is left out. Names need not be valid paths, so
+    /// that a listing can hold objects that only matter if they are taken.
+    ///
+    /// # Errors
+    /// [`InvalidGlob`] for a pattern that cannot be read.
+    pub fn divide_by_name<T>(
+        &self,
+        listing: Vec<T>,
+        name: impl Fn(&T) -> &str,
+    ) -> Result<(Vec<T>, Vec<T>), InvalidGlob> {
         let (include, exclude) = (compile(&self.include)?, compile(&self.exclude)?);
         let by_default = self.include.is_empty();
-        let wanted = |object: &Object| {
-            (by_default || include.is_match(object.path.as_str())) && !exclude.is_match(object.path.as_str())
-        };
-        let has_safetensors = listing.iter().any(|object| wanted(object) && object.path.is_safetensors());
-        let is_twin =
-            |object: &Object| TWIN_ENDINGS.iter().any(|ending| object.path.as_str().ends_with(ending));
-        let (taken, left_out) = listing
-            .into_iter()
-            .partition(|object| wanted(object) && !(by_default && has_safetensors && is_twin(object)));
-        Ok(Selected { taken, left_out })
+        let wanted = |name: &str| (by_default || include.is_match(name)) && !exclude.is_match(name);
+        let has_safetensors =
+            listing.iter().map(&name).any(|name| name.ends_with(".safetensors") && wanted(name));
+        let is_twin = |name: &str| TWIN_ENDINGS.iter().any(|ending| name.ends_with(ending));
+        Ok(listing.into_iter().partition(|item| {
+            let name = name(item);
+            wanted(name) && !(by_default && has_safetensors && is_twin(name))
+        }))
     }
 
     /// Reads every pattern.
