@@ -11,15 +11,20 @@ use async_trait::async_trait;
 
 mod buffer;
 mod file;
-mod power_loss;
+mod index_backend;
+mod plain;
+mod probe;
 mod pwrite;
+mod transfer;
 mod uring;
 
 pub use buffer::{Buffer, BufferPool};
 pub use file::IoFile;
-pub use power_loss::PowerLossEngine;
+pub use index_backend::IndexBackend;
+pub use plain::TEMPORARY_SUFFIX;
+pub use probe::{EngineChoice, open_engine};
 pub use pwrite::PwriteEngine;
-pub use uring::UringEngine;
+pub use uring::{UringEngine, UringSupport};
 
 /// Block that O_DIRECT needs offsets, lengths and memory aligned to. Devices ask for 512 or 4,096 bytes.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -55,7 +60,13 @@ pub trait IoEngine: fmt::Debug + Send + Sync {
 
     /// Fills a buffer with `len` bytes from `offset`, which is a multiple of [`BLOCK_BYTES`]. Comes back filled with
     /// as many bytes as there were before the end of the file.
-    async fn read(&self, file: &Arc<IoFile>, offset: u64, len: usize, buffer: Buffer) -> (Buffer, io::Result<()>);
+    async fn read(
+        &self,
+        file: &Arc<IoFile>,
+        offset: u64,
+        len: usize,
+        buffer: Buffer,
+    ) -> (Buffer, io::Result<()>);
 
     /// Makes everything written to a file durable: its data, and the metadata needed to read it.
     fn sync(&self, file: &IoFile) -> io::Result<()>;

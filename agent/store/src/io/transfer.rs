@@ -1,0 +1,225 @@
+//! One read or write on its way, as steps that a descriptor can take. The ring and the threads both run it, so
+//! short transfers, interruptions and alignment are handled in one place.
+
+use std::{io, os::unix::fs::FileExt, sync::Arc};
+
+use rustix::io::Errno;
+use tokio::sync::oneshot;
+
+use super::{Buffer, IoFile, file::block_bytes};
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// From the file into the buffer.
+    Read,
+    /// From the buffer into the file.
+    Write,
+}
+
+/// The next system call: `len` bytes at `start` of the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) direct: bool,
+    pub(super) start: usize,
+    pub(super) len: usize,
+}
+
+/// A read or write. Owns its buffer until it is done.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) direction: Direction,
+    pub(super) file: Arc<IoFile>,
+    pub(super) buffer: Buffer,
+    /// Where the buffer's first byte lies in the file.
+    offset: u64,
+    /// How many bytes are wanted.
+    end: usize,
+    /// How many bytes have moved.
+    done: usize,
+    outcome: Option<io::Result<()>>,
+}
+
+/// A transfer and who waits for it.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) transfer: Transfer,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// The buffer back, and how it went.
+pub(super) type Answer = (Buffer, io::Result<()>);
+
+impl Job {
+    /// A job, and where its answer will come.
+    pub(super) fn new(transfer: Transfer) -> (Self, oneshot::Receiver<Answer>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { transfer, reply }, answer)
+    }
+
+    /// Tells the caller. One that went away leaves the buffer to be dropped, back into its pool.
+    pub(super) fn answer(self) {
+        drop(self.reply.send(self.transfer.finish()));
+    }
+}
+
+impl Transfer {
+    /// Fills `buffer` with `len` bytes from `offset`.
+    pub(super) fn read(file: Arc<IoFile>, offset: u64, len: usize, buffer: Buffer) -> Self {
+        let refused = if !offset.is_multiple_of(super::BLOCK_BYTES) {
+            Some(format!("a read at {offset} does not begin on a block"))
+        } else if len > Buffer::CAPACITY {
+            Some(format!("a read of {len} bytes does not fit a buffer"))
+        } else {
+            None
+        };
+        let outcome = refused.map(|why| Err(io::Error::new(io::ErrorKind::InvalidInput, why)));
+        Self { direction: Direction::Read, file, buffer, offset, end: len, done: 0, outcome }
+    }
+
+    /// Writes what is filled of `buffer` at `offset`.
+    pub(super) fn write(file: Arc<IoFile>, offset: u64, buffer: Buffer) -> Self {
+        let end = buffer.len();
+        Self { direction: Direction::Write, file, buffer, offset, end, done: 0, outcome: None }
+    }
+
+    /// What to do next; `None` when the transfer is over.
+    pub(super) fn next(&self) -> Option<Step> {
+        let remaining = self.end.saturating_sub(self.done);
+        if self.outcome.is_some() || remaining == 0 {
+            return None;
+        }
+        let alignment = self.file.memory_alignment();
+        let (direct, len) = plan(self.direction, self.position(), self.done, remaining, alignment);
+        Some(Step { direct, start: self.done, len })
+    }
+
+    /// Where in the file the next step begins.
+    pub(super) fn position(&self) -> u64 {
+        self.offset + self.done as u64
+    }
+
+    /// Notes what the system call of a step returned: bytes moved, or an error.
+    pub(super) fn advance(&mut self, result: Result<usize, Errno>) {
+        match result {
+            Ok(0) if self.direction == Direction::Read => self.outcome = Some(Ok(())),
+            Ok(0) => self.fail(io::ErrorKind::WriteZero.into()),
+            Ok(moved) => self.done += moved,
+            // The same step comes again.
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => self.fail(error.into()),
+        }
+    }
+
+    /// Ends the transfer with an error.
+    pub(super) fn fail(&mut self, error: io::Error) {
+        self.outcome = Some(Err(error));
+    }
+
+    /// Takes all steps with plain system calls.
+    pub(super) fn run(&mut self) {
+        while let Some(step) = self.next() {
+            let result = self.call(step);
+            self.advance(result);
+        }
+    }
+
+    fn call(&mut self, step: Step) -> Result<usize, Errno> {
+        let position = self.position();
+        let range = step.start..step.start + step.len;
+        let file = self.file.descriptor(step.direct);
+        let moved = match self.direction {
+            Direction::Read => file.read_at(&mut self.buffer.whole_mut()[range], position),
+            Direction::Write => file.write_at(&self.buffer.whole()[range], position),
+        };
+        moved.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    /// The buffer and the outcome, once [`Transfer::next`] says `None`.
+    pub(super) fn finish(mut self) -> Answer {
+        if self.direction == Direction::Read {
+            // A direct read takes whole blocks, so more than was asked for may have come.
+            self.buffer.set_len(self.done.min(self.end));
+        }
+        (self.buffer, self.outcome.unwrap_or(Ok(())))
+    }
+}
+
+/// Whether to bypass the cache, and for how many bytes. No two steps of a transfer share a block unless one of
+/// them ended inside it, and then the rest of that block goes through the cache, after it.
+fn plan(
+    direction: Direction,
+    position: u64,
+    start: usize,
+    remaining: usize,
+    alignment: Option<usize>,
+) -> (bool, usize) {
+    let block = block_bytes();
+    let Some(alignment) = alignment else { return (false, remaining) };
+    let head =
+        usize::try_from(position.next_multiple_of(super::BLOCK_BYTES) - position).expect("less than a block");
+    if !(start + head).is_multiple_of(alignment) {
+        // Even from the next block on, the device could not take this memory.
+        (false, remaining)
+    } else if head > 0 {
+        (false, head.min(remaining))
+    } else if direction == Direction::Read {
+        (true, remaining.next_multiple_of(block))
+    } else if remaining >= block {
+        (true, remaining - remaining % block)
+    } else {
+        (false, remaining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Direction::*, *};
+
+    /// Runs a plan with system calls that move at most `most` bytes.
+    fn steps(
+        direction: Direction,
+        offset: u64,
+        len: usize,
+        alignment: usize,
+        most: usize,
+    ) -> Vec<(bool, usize)> {
+        let (mut done, mut steps) = (0, Vec::new());
+        while done < len {
+            let (direct, n) = plan(direction, offset + done as u64, done, len - done, Some(alignment));
+            let moved = n.min(most);
+            steps.push((direct, moved));
+            done += moved;
+        }
+        steps
+    }
+
+    #[test]
+    fn whole_blocks_go_direct_and_the_rest_through_the_cache() {
+        assert_eq!(steps(Write, 8192, 8192, 512, usize::MAX), [(true, 8192)]);
+        assert_eq!(steps(Write, 0, 8192 + 100, 512, usize::MAX), [(true, 8192), (false, 100)]);
+        assert_eq!(steps(Write, 4096, 100, 512, usize::MAX), [(false, 100)]);
+        assert_eq!(steps(Write, 4000, 50, 4, usize::MAX), [(false, 50)]);
+    }
+
+    #[test]
+    fn an_odd_offset_goes_direct_only_if_memory_is_aligned_for_it() {
+        assert_eq!(
+            steps(Write, 4096 - 512, 9000, 512, usize::MAX),
+            [(false, 512), (true, 8192), (false, 296)]
+        );
+        assert_eq!(steps(Write, 100, 9000, 512, usize::MAX), [(false, 9000)]);
+    }
+
+    #[test]
+    fn short_writes_finish_their_block_through_the_cache() {
+        let short = steps(Write, 0, 12288, 512, 4096 + 1024);
+        assert_eq!(short, [(true, 5120), (false, 3072), (true, 4096)]);
+    }
+
+    #[test]
+    fn reads_take_whole_blocks() {
+        assert_eq!(steps(Read, 4096, 5000, 512, usize::MAX), [(true, 8192)]);
+        assert_eq!(plan(Read, 0, 0, 100, None), (false, 100));
+    }
+}

@@ -1,0 +1,195 @@
+//! The thread that owns the ring.
+//!
+//! Whatever the kernel may still write into or read from is owned by [`Flight`] until its completion has been seen;
+//! a caller that goes away takes nothing with it.
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::AsRawFd, sync::Arc};
+
+use io_uring::{IoUring, opcode, squeue, types};
+use rustix::io::Errno;
+
+use super::{
+    inbox::{Inbox, gone},
+    registered::Registered,
+};
+use crate::io::{
+    BufferPool,
+    transfer::{Direction, Job, Step, Transfer},
+};
+
+/// Transfers in flight at once: at 8 MiB each more than any disk needs, and more than most pools have buffers.
+const DEPTH: usize = 64;
+
+/// Room for one entry of each transfer and for the poll of the inbox.
+const ENTRIES: u32 = 128;
+
+/// The `user_data` of the poll; transfers have their slot's number.
+const BELL: u64 = u64::MAX;
+
+/// The ring and what is in flight on it.
+pub(super) struct Ring {
+    uring: IoUring,
+    registered: Registered,
+    flight: Flight,
+    inbox: Arc<Inbox>,
+}
+
+/// Jobs the kernel works on.
+struct Flight {
+    slots: Vec<Option<Job>>,
+    vacant: Vec<usize>,
+}
+
+impl Ring {
+    pub(super) fn new(inbox: Arc<Inbox>, pool: BufferPool) -> io::Result<Self> {
+        // Only this thread enters the ring, and it need not be interrupted for completions it will wait for anyway.
+        // Kernels before 6.0 do not know these flags.
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .build(ENTRIES)
+            .or_else(|_| IoUring::new(ENTRIES))?;
+        let registered = Registered::new(&uring, pool);
+        let flight = Flight { slots: (0..DEPTH).map(|_| None).collect(), vacant: (0..DEPTH).rev().collect() };
+        let mut ring = Self { uring, registered, flight, inbox };
+        ring.watch_inbox();
+        Ok(ring)
+    }
+
+    /// Works until the inbox is closed and nothing is in flight.
+    pub(super) fn serve(mut self) {
+        loop {
+            self.accept();
+            if self.flight.is_empty() && self.inbox.is_finished() {
+                return;
+            }
+            if let Err(error) = self.wait() {
+                tracing::error!(%error, "the io_uring failed; every transfer will from now on");
+                return;
+            }
+            self.reap();
+        }
+    }
+
+    /// Takes jobs in as long as there are slots.
+    fn accept(&mut self) {
+        while let Some(slot) = self.flight.vacant.last().copied() {
+            let Some(job) = self.inbox.pop() else { return };
+            self.flight.vacant.pop();
+            self.go_on(slot, job);
+        }
+    }
+
+    /// Submits all that is prepared and sleeps until something completes.
+    fn wait(&mut self) -> io::Result<()> {
+        match self.uring.submit_and_wait(1).map_err(|error| (Errno::from_io_error(&error), error)) {
+            Ok(_) | Err((Some(Errno::INTR | Errno::BUSY), _)) => Ok(()),
+            // The kernel is short of memory for now.
+            Err((Some(Errno::AGAIN), _)) => {
+                std::thread::yield_now();
+                Ok(())
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    fn reap(&mut self) {
+        let completed = self.uring.completion().map(|entry| (entry.user_data(), entry.result()));
+        for (slot, result) in completed.collect::<Vec<_>>() {
+            if slot == BELL {
+                self.inbox.silence();
+                self.watch_inbox();
+                continue;
+            }
+            let slot = usize::try_from(slot).expect("slots are numbered from zero to DEPTH");
+            let mut job = self.flight.slots[slot].take().expect("only what is in flight completes");
+            job.transfer.advance(outcome(result));
+            self.go_on(slot, job);
+        }
+    }
+
+    /// Takes a job's next step, or answers it if there is none.
+    fn go_on(&mut self, slot: usize, mut job: Job) {
+        let Some(step) = job.transfer.next() else {
+            self.flight.vacant.push(slot);
+            return job.answer();
+        };
+        let index = self.registered.index(&self.uring.submitter(), &mut job.transfer.buffer);
+        let entry = entry(&mut job.transfer, step, index).user_data(slot as u64);
+        // In its place before the kernel can see it: what is in flight is owned by the table.
+        self.flight.slots[slot] = Some(job);
+        self.push(&entry);
+    }
+
+    /// Asks for a completion when the inbox's bell rings.
+    fn watch_inbox(&mut self) {
+        let bell = types::Fd(self.inbox.bell());
+        self.push(&opcode::PollAdd::new(bell, POLLIN).build().user_data(BELL));
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        let mut queue = self.uring.submission();
+        // SAFETY: the entry's memory and descriptor belong to a job in `flight`, which keeps both until the entry's
+        // completion has been reaped, or leaks the memory if that can never be. The poll has no memory, and its
+        // descriptor lives in the inbox that the ring holds.
+        unsafe { queue.push(entry) }.expect("there is room for an entry of each slot and the poll");
+    }
+}
+
+const POLLIN: u32 = libc::POLLIN as u32;
+
+/// What the ring is told to do for one step.
+fn entry(transfer: &mut Transfer, step: Step, index: Option<u16>) -> squeue::Entry {
+    let position = transfer.position();
+    let file = types::Fd(transfer.file.descriptor(step.direct).as_raw_fd());
+    let memory = &mut transfer.buffer.whole_mut()[step.start..step.start + step.len];
+    let (pointer, len) = (memory.as_mut_ptr(), u32::try_from(step.len).expect("a step fits a buffer"));
+    match (transfer.direction, index) {
+        (Direction::Read, Some(index)) => {
+            opcode::ReadFixed::new(file, pointer, len, index).offset(position).build()
+        }
+        (Direction::Read, None) => opcode::Read::new(file, pointer, len).offset(position).build(),
+        (Direction::Write, Some(index)) => {
+            opcode::WriteFixed::new(file, pointer, len, index).offset(position).build()
+        }
+        (Direction::Write, None) => opcode::Write::new(file, pointer, len).offset(position).build(),
+    }
+}
+
+/// A completion's result: bytes, or a negated errno.
+fn outcome(result: i32) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| Errno::from_raw_os_error(result.wrapping_neg()))
+}
+
+impl Flight {
+    fn is_empty(&self) -> bool {
+        self.vacant.len() == self.slots.len()
+    }
+}
+
+impl Drop for Ring {
+    /// After a clean end there is nothing to do. After a failure or a panic the kernel may still be writing into
+    /// the buffers in flight: their memory is never used again.
+    fn drop(&mut self) {
+        for mut job in self.flight.slots.iter_mut().filter_map(Option::take) {
+            job.transfer.buffer.abandon_memory();
+            job.transfer.fail(gone());
+            job.answer();
+        }
+        self.inbox.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negated_errnos_are_told_from_bytes() {
+        assert_eq!(outcome(8192), Ok(8192));
+        assert_eq!(outcome(0), Ok(0));
+        assert_eq!(outcome(-28), Err(Errno::NOSPC));
+        assert_eq!(outcome(-4), Err(Errno::INTR));
+    }
+}
