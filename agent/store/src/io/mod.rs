@@ -10,6 +10,8 @@ use std::{fmt, io, path::Path, sync::Arc};
 use async_trait::async_trait;
 
 mod buffer;
+#[cfg(test)]
+mod conformance;
 mod file;
 mod index_backend;
 mod plain;
