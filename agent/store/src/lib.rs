@@ -1,3 +1,37 @@
 //! Blobs on local disk.
+//!
+//! A [`Store`] is one directory: flat preallocated blob files, a small manifest beside each that is complete,
+//! snapshot directories of hard links, and an index of what changes (`docs/STORE.md` has every byte). A blob that
+//! is still arriving is a [`PartialBlob`]: its chunks are written, then recorded, and in the end the whole is
+//! committed. Reading order of the modules: `paths` and `manifest` (the format), `index`, `open` (recovery),
+//! `partial` and `commit` (a blob's way in), `snapshots`, `usage` and `evict` (room), `verify` (rot).
 
+mod catalog;
+mod commit;
+mod config;
+mod error;
+mod evict;
+mod index;
 pub mod io;
+mod manifest;
+mod metrics;
+mod open;
+mod partial;
+mod paths;
+mod snapshots;
+mod store;
+mod usage;
+mod verify;
+
+pub use catalog::{SnapshotRecord, SnapshotUse};
+pub use config::Config;
+pub use error::StoreError;
+pub use evict::{Collected, Removed};
+pub use index::Job;
+pub use manifest::{BlobManifest, ManifestError, SnapshotEntry, SnapshotManifest, parse_blob_manifest, parse_snapshot_manifest};
+pub use metrics::Metrics;
+pub use partial::{PartialBlob, WantedBlob};
+pub use paths::FORMAT_VERSION;
+pub use store::Store;
+pub use usage::{DiskUsage, Reservation};
+pub use verify::StoredBlob;

@@ -1,0 +1,192 @@
+//! What the store holds, in memory: read from manifests at start, changed with them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use weightd_types::{BlobKey, SnapshotKey, SourceUri, Version};
+
+use crate::{SnapshotManifest, Store, StoreError};
+
+/// One snapshot of the store, as it was when asked for.
+#[derive(Debug, Clone)]
+pub struct SnapshotRecord {
+    /// What it consists of.
+    pub manifest: Arc<SnapshotManifest>,
+    /// Whether all of it is here, confirmed and durable.
+    pub complete: bool,
+    /// Whether it is never evicted.
+    pub pinned: bool,
+    /// Whether someone holds it right now.
+    pub in_use: bool,
+    /// Seconds since 1970.
+    pub last_used_at: u64,
+    /// Directory with its files, when complete.
+    pub directory: Option<PathBuf>,
+}
+
+impl SnapshotRecord {
+    /// Its key in the store.
+    pub fn key(&self) -> SnapshotKey {
+        self.manifest.key()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) manifest: Arc<SnapshotManifest>,
+    pub(crate) complete: bool,
+    pub(crate) pinned: bool,
+    pub(crate) last_used_at: u64,
+    pub(crate) uses: usize,
+}
+
+/// All snapshots, and how many of them need each blob.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    entries: BTreeMap<SnapshotKey, Entry>,
+    references: HashMap<BlobKey, usize>,
+}
+
+impl Catalog {
+    /// Adds a snapshot, or replaces what is known of it; its uses go on.
+    pub(crate) fn insert(&mut self, mut entry: Entry) {
+        let key = entry.manifest.key();
+        for object in &entry.manifest.objects {
+            *self.references.entry(object.blob).or_default() += 1;
+        }
+        if let Some(old) = self.remove(&key) {
+            entry.uses += old.uses;
+            entry.pinned |= old.pinned;
+            entry.last_used_at = entry.last_used_at.max(old.last_used_at);
+        }
+        self.entries.insert(key, entry);
+    }
+
+    pub(crate) fn remove(&mut self, key: &SnapshotKey) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        for object in &entry.manifest.objects {
+            if let Some(count) = self.references.get_mut(&object.blob) {
+                *count -= 1;
+                if *count == 0 {
+                    self.references.remove(&object.blob);
+                }
+            }
+        }
+        Some(entry)
+    }
+
+    pub(crate) fn get(&self, key: &SnapshotKey) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &SnapshotKey) -> Option<&mut Entry> {
+        self.entries.get_mut(key)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&SnapshotKey, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// How many snapshots need a blob.
+    pub(crate) fn references(&self) -> &HashMap<BlobKey, usize> {
+        &self.references
+    }
+
+    /// Keys that a name means: all snapshots of a source, newest first and complete ones before others, or those
+    /// whose id begins with it.
+    pub(crate) fn find(&self, name: &str) -> Vec<SnapshotKey> {
+        let mut found: Vec<_> = match name.parse::<SourceUri>() {
+            Ok(uri) => self.entries.iter().filter(|(_, entry)| is_of(&entry.manifest, &uri)).collect(),
+            Err(_) if name.len() < 6 => Vec::new(),
+            Err(_) => self.entries.iter().filter(|(key, _)| key.to_string().starts_with(name)).collect(),
+        };
+        found.sort_by_key(|(_, entry)| std::cmp::Reverse((entry.complete, entry.manifest.resolved_at)));
+        found.into_iter().map(|(key, _)| *key).collect()
+    }
+}
+
+/// Whether a snapshot is what a URI names: the same source, under the same revision or the commit that was resolved.
+fn is_of(manifest: &SnapshotManifest, uri: &SourceUri) -> bool {
+    let is_commit = |revision: &str| {
+        manifest.objects.iter().any(|entry| matches!(&entry.object.version, Version::Git { commit, .. } if commit == revision))
+    };
+    manifest.source == *uri || (manifest.source.root() == uri.root() && uri.revision().is_some_and(is_commit))
+}
+
+/// One hold on a snapshot. While any is alive, the snapshot is neither evicted nor removed.
+#[derive(Debug)]
+pub struct SnapshotUse {
+    store: Store,
+    key: SnapshotKey,
+}
+
+impl Drop for SnapshotUse {
+    fn drop(&mut self) {
+        if let Some(entry) = self.store.catalog().get_mut(&self.key) {
+            entry.uses = entry.uses.saturating_sub(1);
+        }
+    }
+}
+
+impl Store {
+    /// Holds a snapshot, complete or loading.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the store does not know it.
+    pub fn hold(&self, key: SnapshotKey) -> Result<SnapshotUse, StoreError> {
+        match self.catalog().get_mut(&key) {
+            Some(entry) => entry.uses += 1,
+            None => return Err(StoreError::NotFound { name: key.to_string() }),
+        }
+        Ok(SnapshotUse { store: self.clone(), key })
+    }
+
+    /// All snapshots, by key.
+    pub fn snapshots(&self) -> Vec<SnapshotRecord> {
+        self.catalog().iter().map(|(_, entry)| self.record_of(entry)).collect()
+    }
+
+    /// One snapshot.
+    pub fn snapshot(&self, key: &SnapshotKey) -> Option<SnapshotRecord> {
+        self.catalog().get(key).map(|entry| self.record_of(entry))
+    }
+
+    /// The snapshot a name means: a source URI (the newest complete one, else the newest), an id, or the beginning
+    /// of one (six digits or more).
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], and [`StoreError::Ambiguous`] for the beginning of several ids.
+    pub fn find(&self, name: &str) -> Result<SnapshotRecord, StoreError> {
+        let found = self.find_all(name)?;
+        let is_uri = name.parse::<SourceUri>().is_ok();
+        if found.len() > 1 && !is_uri {
+            return Err(StoreError::Ambiguous { name: name.to_owned(), count: found.len() });
+        }
+        found.into_iter().next().ok_or_else(|| StoreError::NotFound { name: name.to_owned() })
+    }
+
+    /// Every snapshot a name means.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is none.
+    pub fn find_all(&self, name: &str) -> Result<Vec<SnapshotRecord>, StoreError> {
+        let catalog = self.catalog();
+        let found: Vec<_> =
+            catalog.find(name).iter().filter_map(|key| catalog.get(key)).map(|entry| self.record_of(entry)).collect();
+        if found.is_empty() { Err(StoreError::NotFound { name: name.to_owned() }) } else { Ok(found) }
+    }
+
+    fn record_of(&self, entry: &Entry) -> SnapshotRecord {
+        SnapshotRecord {
+            manifest: Arc::clone(&entry.manifest),
+            complete: entry.complete,
+            pinned: entry.pinned,
+            in_use: entry.uses > 0,
+            last_used_at: entry.last_used_at,
+            directory: entry.complete.then(|| self.paths().snapshot(&entry.manifest.key())),
+        }
+    }
+}

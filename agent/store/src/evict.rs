@@ -1,0 +1,275 @@
+//! Making room: least recently used first, never what is pinned or in use.
+
+use std::{collections::HashMap, time::Duration};
+
+use weightd_types::{BlobKey, SnapshotKey};
+
+use crate::{
+    Reservation, SnapshotRecord, Store, StoreError,
+    catalog::Entry,
+    store::{lock, now},
+    usage::{DiskUsage, blob_files, entries},
+};
+
+/// What a garbage collection did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Bytes of files removed.
+    pub freed_bytes: u64,
+    /// Blobs removed, whole and partial.
+    pub removed_blobs: u64,
+    /// Snapshots evicted to get below the quota.
+    pub evicted: Vec<SnapshotKey>,
+}
+
+/// What removing snapshots freed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// The snapshots.
+    pub snapshots: Vec<SnapshotKey>,
+    /// Bytes of files removed.
+    pub freed_bytes: u64,
+}
+
+impl Store {
+    /// Promises room for `bytes` more, evicting for it if need be. Nothing is evicted when that would not help.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`].
+    pub async fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
+        self.blocking(move |store| {
+            if bytes > 0 {
+                store.make_room(bytes)?;
+            }
+            Ok(Reservation::new(store.clone(), bytes))
+        })
+        .await
+    }
+
+    fn make_room(&self, needed: u64) -> Result<Vec<SnapshotKey>, StoreError> {
+        let usage = self.usage_now()?;
+        let shortage = self.shortage(&usage, needed);
+        if shortage.wished == 0 {
+            return Ok(Vec::new());
+        }
+        let (idle, idle_bytes) = self.idle_partials(Duration::ZERO)?;
+        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes));
+        if idle_bytes + freed < shortage.required {
+            let available = (needed + idle_bytes + freed).saturating_sub(shortage.required);
+            let directory = self.paths().root().to_owned();
+            return Err(StoreError::Full { directory, needed, available, limit: shortage.limit });
+        }
+        self.discard(&idle, true)?;
+        for key in &victims {
+            tracing::info!(snapshot = %key, "evicting the least recently used snapshot to make room");
+            self.remove_now(key)?;
+            self.inner.metrics.evicted_snapshots.inc();
+        }
+        Ok(victims)
+    }
+
+    /// What has to be freed before `needed` more bytes fit.
+    fn shortage(&self, usage: &DiskUsage, needed: u64) -> Shortage {
+        let free_after = usage.free.saturating_sub(usage.reserved);
+        let below_floor = (needed + usage.floor).saturating_sub(free_after);
+        let (mut required, mut wished) = (below_floor, below_floor);
+        let mut limit = format!("{:.0}% of the file system stays free", self.config().floor * 100.0);
+        if let Some(quota) = self.config().quota_bytes {
+            let after = usage.used + usage.reserved + needed;
+            let over = after.saturating_sub(quota);
+            if over > required {
+                limit = "the store's quota".to_owned();
+            }
+            required = required.max(over);
+            if after > share(quota, self.config().high_watermark) {
+                wished = wished.max(after.saturating_sub(share(quota, self.config().low_watermark)));
+            }
+            wished = wished.max(required);
+        }
+        Shortage { required, wished, limit }
+    }
+
+    /// The least recently used snapshots whose blobs, once nobody else needs them, free that much; all there are if
+    /// that is not enough.
+    fn victims(&self, bytes: u64) -> (Vec<SnapshotKey>, u64) {
+        let catalog = self.catalog();
+        let mut references = catalog.references().clone();
+        let mut candidates: Vec<_> = catalog.iter().filter(|(_, entry)| may_evict(entry)).collect();
+        candidates.sort_by_key(|(_, entry)| entry.last_used_at);
+        let (mut victims, mut freed) = (Vec::new(), 0);
+        for (key, entry) in candidates {
+            if freed >= bytes {
+                break;
+            }
+            freed += unreferenced_bytes(&mut references, entry);
+            victims.push(*key);
+        }
+        (victims, freed)
+    }
+
+    /// Partial blobs that nobody fetches and that were not touched for so long: keys, and bytes they take.
+    fn idle_partials(&self, idle: Duration) -> Result<(Vec<BlobKey>, u64), StoreError> {
+        let active = lock(&self.inner.active);
+        let before = now().saturating_sub(idle.as_secs());
+        let recorded = self.inner.index.partials()?;
+        let old = recorded.into_iter().filter(|(key, record)| record.updated_at <= before && !active.contains_key(key));
+        let keys: Vec<_> = old.map(|(key, _)| key).collect();
+        let bytes = keys.iter().filter_map(|key| std::fs::metadata(self.paths().blob(key)).ok()).map(|found| found.len()).sum();
+        Ok((keys, bytes))
+    }
+
+    /// Removes snapshots that a name means: all of a source, or one by its id.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::InUse`], and [`StoreError::Pinned`] unless forced; nothing is removed
+    /// then.
+    pub async fn remove(&self, name: &str, force: bool) -> Result<Removed, StoreError> {
+        let name = name.to_owned();
+        self.blocking(move |store| {
+            let found = store.find_all(&name)?;
+            if found.len() > 1 && name.parse::<weightd_types::SourceUri>().is_err() {
+                return Err(StoreError::Ambiguous { name, count: found.len() });
+            }
+            let blocked = |why: fn(&SnapshotRecord) -> bool| found.iter().any(why);
+            if blocked(|record| record.in_use) {
+                return Err(StoreError::InUse { name });
+            }
+            if !force && blocked(|record| record.pinned) {
+                return Err(StoreError::Pinned { name });
+            }
+            let mut removed = Removed::default();
+            for record in &found {
+                removed.freed_bytes += store.remove_now(&record.key())?;
+                removed.snapshots.push(record.key());
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
+    /// Removes a snapshot, and the blobs that nothing else needs. The manifest goes first, durably: a snapshot whose
+    /// files are going must not look complete after a crash.
+    fn remove_now(&self, key: &SnapshotKey) -> Result<u64, StoreError> {
+        let (engine, paths) = (&self.inner.engine, self.paths());
+        for manifest in [paths.snapshot_manifest(key), paths.loading_manifest(key)] {
+            engine.remove(&manifest).map_err(StoreError::io("remove", &manifest))?;
+        }
+        engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
+        let removed = self.catalog().remove(key);
+        self.inner.index.forget_snapshot(key)?;
+        let directory = paths.snapshot(key);
+        engine.remove_tree(&directory).map_err(StoreError::io("remove", &directory))?;
+        let Some(entry) = removed else { return Ok(0) };
+        let orphans: Vec<BlobKey> = {
+            let (catalog, active) = (self.catalog(), lock(&self.inner.active));
+            let needed = |blob: &BlobKey| catalog.references().contains_key(blob) || active.contains_key(blob);
+            entry.manifest.objects.iter().map(|object| object.blob).filter(|blob| !needed(blob)).collect()
+        };
+        let bytes = orphans.iter().filter_map(|blob| std::fs::metadata(paths.blob(blob)).ok()).map(|found| found.len()).sum();
+        let recorded = !entry.complete;
+        self.discard(&orphans, recorded)?;
+        Ok(bytes)
+    }
+
+    /// Removes what no snapshot needs (all partial blobs too, if `partials`), and evicts down to the low watermark
+    /// when the store is above the high one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`].
+    pub async fn collect_garbage(&self, partials: bool) -> Result<Collected, StoreError> {
+        self.blocking(move |store| {
+            let keep = if partials { Duration::ZERO } else { store.config().partials_keep };
+            let mut collected = Collected::default();
+            for key in store.expired_snapshots(keep) {
+                collected.freed_bytes += store.remove_now(&key)?;
+            }
+            store.remove_orphans(keep, &mut collected)?;
+            for directory in entries(&store.paths().temporary())? {
+                store.inner.engine.remove_tree(&directory).map_err(StoreError::io("remove", &directory))?;
+            }
+            let before = store.usage_now()?.used;
+            // An empty need still asks for the watermarks; what cannot be evicted is no error here.
+            match store.make_room(0) {
+                Ok(evicted) => collected.evicted = evicted,
+                Err(StoreError::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            collected.freed_bytes += before.saturating_sub(store.usage_now()?.used);
+            Ok(collected)
+        })
+        .await
+    }
+
+    /// Snapshots whose transfer was interrupted long ago, and that no detached job wants.
+    fn expired_snapshots(&self, keep: Duration) -> Vec<SnapshotKey> {
+        let jobs: Vec<_> = self.inner.index.jobs().unwrap_or_default().into_iter().map(|(key, _)| key).collect();
+        let before = now().saturating_sub(keep.as_secs());
+        let catalog = self.catalog();
+        let expired = catalog.iter().filter(|(key, entry)| {
+            !entry.complete && entry.uses == 0 && !entry.pinned && entry.last_used_at <= before && !jobs.contains(key)
+        });
+        expired.map(|(key, _)| *key).collect()
+    }
+
+    /// Removes blob files that belong to nothing: left by crashes, by failed transfers, by repairs.
+    fn remove_orphans(&self, keep: Duration, collected: &mut Collected) -> Result<(), StoreError> {
+        let (idle, _) = self.idle_partials(keep)?;
+        let kept: HashMap<_, _> = self.inner.index.partials()?.into_iter().collect();
+        let mut orphans: HashMap<BlobKey, u64> = HashMap::new();
+        for (path, metadata) in blob_files(&self.paths().blobs())? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let stem = name.strip_suffix(".json").or_else(|| name.strip_suffix(".header")).unwrap_or(name);
+            match stem.parse::<BlobKey>() {
+                Ok(key) => *orphans.entry(key).or_default() += metadata.map_or(0, |found| found.len()),
+                // Temporary names of files that were never renamed into place.
+                Err(_) => self.inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?,
+            }
+        }
+        {
+            let (catalog, active) = (self.catalog(), lock(&self.inner.active));
+            let needed = |key: &BlobKey| {
+                catalog.references().contains_key(key)
+                    || active.contains_key(key)
+                    || (kept.contains_key(key) && !idle.contains(key))
+            };
+            orphans.retain(|key, _| !needed(key));
+        }
+        let keys: Vec<_> = orphans.keys().copied().collect();
+        self.discard(&keys, true)?;
+        collected.removed_blobs += keys.len() as u64;
+        collected.freed_bytes += orphans.values().sum::<u64>();
+        Ok(())
+    }
+}
+
+struct Shortage {
+    /// What must be freed, or the bytes cannot be had.
+    required: u64,
+    /// What should be freed, so that the next request does not evict again.
+    wished: u64,
+    /// Which limit binds.
+    limit: String,
+}
+
+fn may_evict(entry: &Entry) -> bool {
+    !entry.pinned && entry.uses == 0
+}
+
+/// Bytes of an entry's blobs that nothing needs once it is gone; counts it as gone.
+fn unreferenced_bytes(references: &mut HashMap<BlobKey, usize>, entry: &Entry) -> u64 {
+    let mut bytes = 0;
+    for object in &entry.manifest.objects {
+        if let Some(count) = references.get_mut(&object.blob) {
+            *count -= 1;
+            if *count == 0 && entry.complete {
+                bytes += object.object.size;
+            }
+        }
+    }
+    bytes
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "watermarks need no exact bytes")]
+fn share(bytes: u64, part: f64) -> u64 {
+    (bytes as f64 * part) as u64
+}

@@ -1,0 +1,331 @@
+//! The index: what changes while the store is in use.
+//!
+//! Partial chunk maps, pins, recency and jobs live in an embedded database. Everything that is complete is described
+//! by manifests instead, so losing this file loses no complete blob.
+
+use std::{collections::BTreeMap, path::PathBuf, str::FromStr, sync::Mutex};
+
+use bytes::Bytes;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use weightd_types::{BlobKey, Crc32c, Object, Selection, SnapshotKey, SourceUri};
+
+use crate::{StoreError, io::IoEngine};
+
+/// Blob to the object being fetched (JSON) and the object's own header.
+const PARTIALS: TableDefinition<&str, (&[u8], &[u8])> = TableDefinition::new("partials");
+/// Blob and chunk to the CRC-32C of each of the chunk's pieces, little-endian, in blob order.
+const CHUNKS: TableDefinition<(&str, u32), &[u8]> = TableDefinition::new("chunks");
+/// Snapshot to when it was pinned.
+const PINS: TableDefinition<&str, u64> = TableDefinition::new("pins");
+/// Snapshot to when it was last used.
+const RECENCY: TableDefinition<&str, u64> = TableDefinition::new("recency");
+/// Snapshot to the detached prefetch that asked for it (JSON).
+const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
+
+/// A blob that is still arriving, as recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartialRecord {
+    pub(crate) url: String,
+    pub(crate) object: Object,
+    /// Seconds since 1970.
+    pub(crate) updated_at: u64,
+}
+
+/// Piece checksums of the recorded chunks.
+pub(crate) type ChunkMap = BTreeMap<u32, Vec<Crc32c>>;
+
+/// A prefetch that goes on by itself, also after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Where from.
+    pub source: SourceUri,
+    /// Which objects.
+    pub selection: Selection,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Whether to pin it once it is complete.
+    pub pin: bool,
+}
+
+/// Chunks of one blob to record.
+pub(crate) struct ChunkUpdate {
+    pub(crate) key: BlobKey,
+    pub(crate) record: PartialRecord,
+    pub(crate) header: Bytes,
+    pub(crate) chunks: Vec<(u32, Vec<Crc32c>)>,
+}
+
+/// The database.
+#[derive(Debug)]
+pub(crate) struct Index {
+    database: Database,
+    path: PathBuf,
+    /// redb has one writer; waiting here instead keeps its own lock uncontended.
+    writer: Mutex<()>,
+}
+
+impl Index {
+    /// Opens the index, making it when missing. One that is damaged beyond repair is put aside, because a store
+    /// without its index is whole.
+    pub(crate) fn open(engine: &dyn IoEngine, path: PathBuf) -> Result<Self, StoreError> {
+        let database = match Self::try_open(engine, &path) {
+            Err(StoreError::Index { source, .. }) if is_damage(&source) => {
+                let aside = path.with_extension("redb.damaged");
+                tracing::warn!(index = %path.display(), aside = %aside.display(), error = %source, "the index is damaged; starting a new one");
+                engine.rename(&path, &aside).map_err(StoreError::io("put aside", &path))?;
+                Self::try_open(engine, &path)?
+            }
+            other => other?,
+        };
+        let index = Self { database, path, writer: Mutex::new(()) };
+        // Reading needs the tables to be there.
+        index.write(Durability::Immediate, |_| Ok(()))?;
+        Ok(index)
+    }
+
+    fn try_open(engine: &dyn IoEngine, path: &PathBuf) -> Result<Database, StoreError> {
+        let backend = engine.index_backend(path).map_err(StoreError::io("open", path))?;
+        let created = Database::builder().set_cache_size(16 << 20).create_with_backend(Backend(backend));
+        created.map_err(|error| index_error(path)(redb::Error::from(error)))
+    }
+
+    fn write(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        let _writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let commit = || -> Result<(), redb::Error> {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(durability)?;
+            {
+                let mut tables = Tables {
+                    partials: transaction.open_table(PARTIALS)?,
+                    chunks: transaction.open_table(CHUNKS)?,
+                    pins: transaction.open_table(PINS)?,
+                    recency: transaction.open_table(RECENCY)?,
+                    jobs: transaction.open_table(JOBS)?,
+                };
+                change(&mut tables)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        commit().map_err(index_error(&self.path))
+    }
+
+    fn read<T>(&self, get: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let transaction = self.database.begin_read().map_err(|e| index_error(&self.path)(e.into()))?;
+        get(&transaction).map_err(index_error(&self.path))
+    }
+
+    /// Records chunks whose data is durable. Durable when it returns.
+    pub(crate) fn record_chunks(&self, updates: &[ChunkUpdate]) -> Result<(), StoreError> {
+        self.write(Durability::Immediate, |tables| {
+            for ChunkUpdate { key, record, header, chunks } in updates {
+                let key = key.to_string();
+                tables.partials.insert(key.as_str(), (json(record).as_slice(), header.as_ref()))?;
+                for (chunk, pieces) in chunks {
+                    let value: Vec<u8> = pieces.iter().flat_map(|crc| crc.0.to_le_bytes()).collect();
+                    tables.chunks.insert((key.as_str(), *chunk), value.as_slice())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What is recorded of a partial blob: object, its own header, chunks.
+    pub(crate) fn partial(&self, key: &BlobKey) -> Result<Option<(PartialRecord, Bytes, ChunkMap)>, StoreError> {
+        let name = key.to_string();
+        self.read(|transaction| {
+            let partials = transaction.open_table(PARTIALS)?;
+            let Some(found) = partials.get(name.as_str())? else { return Ok(None) };
+            let (record, header) = found.value();
+            let Ok(record) = serde_json::from_slice(record) else { return Ok(None) };
+            let header = Bytes::copy_from_slice(header);
+            let mut chunks = ChunkMap::new();
+            for entry in transaction.open_table(CHUNKS)?.range((name.as_str(), 0)..=(name.as_str(), u32::MAX))? {
+                let (at, pieces) = entry?;
+                chunks.insert(at.value().1, words(pieces.value()));
+            }
+            Ok(Some((record, header, chunks)))
+        })
+    }
+
+    /// All partial blobs.
+    pub(crate) fn partials(&self) -> Result<Vec<(BlobKey, PartialRecord)>, StoreError> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(PARTIALS)?.iter()? {
+                let (key, value) = entry?;
+                if let (Ok(key), Ok(record)) = (BlobKey::from_str(key.value()), serde_json::from_slice(value.value().0)) {
+                    found.push((key, record));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Number of recorded chunks of a partial blob.
+    pub(crate) fn recorded_chunks(&self, key: &BlobKey) -> Result<u64, StoreError> {
+        let name = key.to_string();
+        self.read(|transaction| {
+            let chunks = transaction.open_table(CHUNKS)?;
+            let count = chunks.range((name.as_str(), 0)..=(name.as_str(), u32::MAX))?.count();
+            Ok(count as u64)
+        })
+    }
+
+    /// Forgets partial blobs. Not durable by itself: recovery drops what a manifest or a missing file contradicts.
+    pub(crate) fn forget_partials(&self, keys: &[BlobKey], durable: bool) -> Result<(), StoreError> {
+        let durability = if durable { Durability::Immediate } else { Durability::None };
+        self.write(durability, |tables| {
+            for key in keys {
+                let name = key.to_string();
+                tables.partials.remove(name.as_str())?;
+                tables.chunks.retain_in((name.as_str(), 0)..=(name.as_str(), u32::MAX), |_, _| false)?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn set_pin(&self, key: &SnapshotKey, pinned_at: Option<u64>) -> Result<(), StoreError> {
+        let name = key.to_string();
+        self.write(Durability::Immediate, |tables| {
+            match pinned_at {
+                Some(at) => tables.pins.insert(name.as_str(), at)?,
+                None => tables.pins.remove(name.as_str())?,
+            };
+            Ok(())
+        })
+    }
+
+    /// Remembers a use. Not durable by itself: the next durable change carries it along.
+    pub(crate) fn touch(&self, key: &SnapshotKey, used_at: u64) -> Result<(), StoreError> {
+        let name = key.to_string();
+        self.write(Durability::None, |tables| tables.recency.insert(name.as_str(), used_at).map(drop).map_err(Into::into))
+    }
+
+    /// Forgets pin, recency and job of a snapshot.
+    pub(crate) fn forget_snapshot(&self, key: &SnapshotKey) -> Result<(), StoreError> {
+        let name = key.to_string();
+        self.write(Durability::Immediate, |tables| {
+            tables.pins.remove(name.as_str())?;
+            tables.recency.remove(name.as_str())?;
+            tables.jobs.remove(name.as_str())?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn set_job(&self, key: &SnapshotKey, job: Option<&Job>) -> Result<(), StoreError> {
+        let name = key.to_string();
+        self.write(Durability::Immediate, |tables| {
+            match job {
+                Some(job) => tables.jobs.insert(name.as_str(), json(job).as_slice())?,
+                None => tables.jobs.remove(name.as_str())?,
+            };
+            Ok(())
+        })
+    }
+
+    /// Pins, by snapshot.
+    pub(crate) fn pins(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.times(PINS)
+    }
+
+    /// Last uses, by snapshot.
+    pub(crate) fn recency(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.times(RECENCY)
+    }
+
+    fn times(&self, table: TableDefinition<&'static str, u64>) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.read(|transaction| {
+            let mut found = BTreeMap::new();
+            for entry in transaction.open_table(table)?.iter()? {
+                let (key, value) = entry?;
+                found.insert(key.value().to_owned(), value.value());
+            }
+            Ok(found)
+        })
+    }
+
+    /// Detached prefetches that have not ended.
+    pub(crate) fn jobs(&self) -> Result<Vec<(SnapshotKey, Job)>, StoreError> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(JOBS)?.iter()? {
+                let (key, value) = entry?;
+                if let (Ok(key), Ok(job)) = (key.value().parse(), serde_json::from_slice(value.value())) {
+                    found.push((key, job));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Makes every earlier change durable.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.write(Durability::Immediate, |_| Ok(()))
+    }
+}
+
+/// redb takes a type of its own, not a boxed one.
+#[derive(Debug)]
+struct Backend(Box<dyn redb::StorageBackend>);
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> std::io::Result<()> {
+        self.0.close()
+    }
+}
+
+struct Tables<'t> {
+    partials: redb::Table<'t, &'static str, (&'static [u8], &'static [u8])>,
+    chunks: redb::Table<'t, (&'static str, u32), &'static [u8]>,
+    pins: redb::Table<'t, &'static str, u64>,
+    recency: redb::Table<'t, &'static str, u64>,
+    jobs: redb::Table<'t, &'static str, &'static [u8]>,
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("index records are plain structs with string keys")
+}
+
+fn words(bytes: &[u8]) -> Vec<Crc32c> {
+    bytes.as_chunks().0.iter().map(|word| Crc32c(u32::from_le_bytes(*word))).collect()
+}
+
+fn index_error(path: &std::path::Path) -> impl Fn(redb::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Index { path: path.clone(), source: Box::new(source) }
+}
+
+/// Whether the file itself is bad, rather than the disk it is on or another process holding it.
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) => true,
+        redb::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}

@@ -1,0 +1,204 @@
+//! Opening a store: whose it is, whether this code can read it, and what a crash left behind.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+};
+
+use weightd_types::SnapshotKey;
+
+use crate::{
+    Config, Metrics, Store, StoreError,
+    catalog::{Catalog, Entry},
+    commit::{Committer, QUEUE},
+    index::Index,
+    io::{BufferPool, IoEngine, open_engine},
+    manifest::parse_snapshot_manifest,
+    paths::{FORMAT_VERSION, Paths},
+    store::{Inner, lock},
+    usage::{Usage, entries},
+};
+
+const FORMAT_WORD: &str = "weightd-store";
+
+impl Store {
+    /// Opens a store, making it when the directory is empty or missing. Blocks; belongs on a blocking thread.
+    ///
+    /// # Errors
+    /// [`StoreError`] says whether it is locked, read-only, of a newer format, or not a store at all.
+    pub fn open(config: Config) -> Result<Self, StoreError> {
+        let pool = BufferPool::new(buffers(&config)).map_err(StoreError::io("map buffers for", &config.directory))?;
+        let choice = config.engine;
+        let directory = config.directory.clone();
+        Self::open_with(config, pool.clone(), move || open_engine(&directory, &pool, choice))
+    }
+
+    /// Opens a store on an engine of the caller's: for tests that lose power.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(config: Config, pool: BufferPool, engine: Arc<dyn IoEngine>) -> Result<Self, StoreError> {
+        Self::open_with(config, pool, || Ok(engine))
+    }
+
+    fn open_with(
+        config: Config,
+        pool: BufferPool,
+        engine: impl FnOnce() -> io::Result<Arc<dyn IoEngine>>,
+    ) -> Result<Self, StoreError> {
+        let paths = Paths::new(config.directory.clone());
+        let is_new = prepare(&paths)?;
+        let lock_file = take_lock(&paths)?;
+        let engine = engine().map_err(StoreError::io("use", paths.root()))?;
+        if is_new {
+            initialise(engine.as_ref(), &paths)?;
+        }
+        let index = Arc::new(Index::open(engine.as_ref(), paths.index())?);
+        let (orders, received) = mpsc::sync_channel(QUEUE);
+        let inner = Arc::new(Inner {
+            config,
+            paths,
+            engine,
+            pool,
+            index,
+            catalog: Mutex::default(),
+            usage: Mutex::new(Usage::default()),
+            active: Mutex::default(),
+            metrics: Metrics::default(),
+            committer: Mutex::new(None),
+            orders,
+            _lock: lock_file,
+        });
+        let store = Self { inner };
+        *store.catalog() = store.recover()?;
+        let committer = Committer::start(Arc::downgrade(&store.inner), received);
+        *lock(&store.inner.committer) = Some(committer.map_err(StoreError::io("start a thread for", store.paths().root()))?);
+        Ok(store)
+    }
+
+    /// Reads the manifests, and clears away what a crash left half-made.
+    fn recover(&self) -> Result<Catalog, StoreError> {
+        let (pins, recency) = (self.inner.index.pins()?, self.inner.index.recency()?);
+        let mut catalog = Catalog::default();
+        let mut directories = Vec::new();
+        // Sorted, so that `<key>.json` comes before `<key>.loading.json`.
+        let mut found = entries(&self.paths().snapshots())?;
+        found.sort();
+        for path in found {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let (stem, complete) = match (name.strip_suffix(".loading.json"), name.strip_suffix(".json")) {
+                (Some(stem), _) => (stem, false),
+                (None, Some(stem)) => (stem, true),
+                (None, None) => {
+                    directories.push(path);
+                    continue;
+                }
+            };
+            let Some(entry) = self.read_manifest(&path, stem, complete)? else { continue };
+            let key = entry.manifest.key();
+            if catalog.get(&key).is_none() {
+                let name = key.to_string();
+                let last_used_at = recency.get(&name).copied().unwrap_or(entry.last_used_at);
+                catalog.insert(Entry { pinned: pins.contains_key(&name), last_used_at, ..entry });
+            }
+        }
+        for directory in directories {
+            let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let known = name.parse::<SnapshotKey>().ok().and_then(|key| catalog.get(&key));
+            if known.is_none_or(|entry| !entry.complete) && directory.is_dir() {
+                self.remove_directory(&directory)?;
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// A manifest that cannot be believed is removed: the blobs it spoke of have manifests of their own, so the next
+    /// prefetch links them again without fetching.
+    fn read_manifest(&self, path: &Path, stem: &str, complete: bool) -> Result<Option<Entry>, StoreError> {
+        let bytes = std::fs::read(path).map_err(StoreError::io("read", path))?;
+        let problem = match parse_snapshot_manifest(&bytes) {
+            Ok(manifest) if manifest.key().to_string() != stem => "it speaks of another snapshot".to_owned(),
+            Ok(manifest) if complete && !self.paths().snapshot(&manifest.key()).is_dir() => "its directory is missing".to_owned(),
+            Ok(manifest) => {
+                let last_used_at = manifest.resolved_at;
+                let manifest = Arc::new(manifest);
+                return Ok(Some(Entry { manifest, complete, pinned: false, last_used_at, uses: 0 }));
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(manifest = %path.display(), problem, "removing the manifest of a snapshot; prefetch it again");
+        self.inner.engine.remove(path).map_err(StoreError::io("remove", path))?;
+        Ok(None)
+    }
+}
+
+fn buffers(config: &Config) -> usize {
+    let chunks = config.buffer_bytes / weightd_types::CHUNK_BYTES;
+    usize::try_from(chunks).unwrap_or(usize::MAX).max(2)
+}
+
+/// Makes the directory, and checks that it is a store or may become one. Returns whether it has to.
+fn prepare(paths: &Paths) -> Result<bool, StoreError> {
+    let root = paths.root();
+    let directory = root.to_owned();
+    if let Err(error) = std::fs::create_dir_all(root) {
+        return Err(match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { directory },
+            _ => StoreError::io("create", root)(error),
+        });
+    }
+    match std::fs::read_to_string(paths.format()) {
+        Ok(text) => match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok()) {
+            Some(found) if found > FORMAT_VERSION => Err(StoreError::NewerFormat { directory, found }),
+            Some(_) => Ok(false),
+            None => Err(StoreError::NotAStore { directory }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A crash between lock and format leaves the lock alone; a fresh file system has lost+found.
+            let ours = [paths.lock(), paths.blobs(), paths.snapshots(), paths.temporary(), root.join("lost+found")];
+            let strangers = entries(root)?.into_iter().any(|path| !ours.contains(&path) && !is_temporary(&path));
+            if strangers { Err(StoreError::NotAStore { directory }) } else { Ok(true) }
+        }
+        Err(error) => Err(StoreError::io("read", paths.format())(error)),
+    }
+}
+
+/// Whether it may be what a crash left of writing `format`.
+fn is_temporary(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".format") || name.starts_with("format"))
+}
+
+fn initialise(engine: &dyn IoEngine, paths: &Paths) -> Result<(), StoreError> {
+    for directory in [paths.blobs(), paths.snapshots(), paths.temporary()] {
+        engine.create_directories(&directory).map_err(StoreError::io("create", directory))?;
+    }
+    let line = format!("{FORMAT_WORD} {FORMAT_VERSION}\n");
+    engine.write_whole(&paths.format(), line.as_bytes(), true).map_err(StoreError::io("write", paths.format()))?;
+    engine.sync_directory(paths.root()).map_err(StoreError::io("sync", paths.root()))
+}
+
+/// Two agents on one store would overwrite each other's index.
+fn take_lock(paths: &Paths) -> Result<File, StoreError> {
+    let (path, directory) = (paths.lock(), paths.root().to_owned());
+    let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { directory: directory.clone() },
+        _ => StoreError::io("open", &path)(error),
+    })?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let named = file.read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
+            let pid = if named { pid.trim().to_owned() } else { "unknown".to_owned() };
+            return Err(StoreError::Locked { directory, pid });
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &path)(error)),
+    }
+    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(StoreError::io("write", &path))?;
+    Ok(file)
+}
+

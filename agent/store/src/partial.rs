@@ -1,0 +1,370 @@
+//! A blob that is still arriving.
+//!
+//! Chunks are written in any order. A chunk is present once all its pieces are written; it is provisional until the
+//! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
+
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Object, Placement};
+
+use crate::{
+    BlobManifest, Store, StoreError,
+    index::{ChunkMap, ChunkUpdate, PartialRecord},
+    io::{Access, BLOCK_BYTES, Buffer, IoEngine, IoFile},
+    paths::FORMAT_VERSION,
+    store::{lock, now},
+    usage::Reservation,
+};
+
+/// A blob that someone wants to be there.
+#[derive(Debug, Clone)]
+pub struct WantedBlob {
+    /// Its key.
+    pub key: BlobKey,
+    /// Full URL of its object.
+    pub url: String,
+    /// Its object.
+    pub object: Object,
+    /// The object's own header when the layout replaces it, else empty.
+    pub header: Bytes,
+    /// Where the object's bytes go.
+    pub placement: Arc<Placement>,
+}
+
+/// A blob that is still arriving.
+#[derive(Debug)]
+pub struct PartialBlob {
+    wanted: WantedBlob,
+    file: Arc<IoFile>,
+    engine: Arc<dyn IoEngine>,
+    state: Mutex<State>,
+    advanced: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Checksum of each written piece.
+    pieces: Vec<Option<Crc32c>>,
+    /// Pieces each chunk still lacks.
+    lacking: Vec<u32>,
+    /// Chunks that are written and not recorded.
+    unrecorded: Vec<u32>,
+    /// Chunks that are not present.
+    absent: u32,
+}
+
+impl State {
+    fn new(placement: &Placement) -> Self {
+        let lacking: Vec<u32> =
+            (0..placement.chunk_count()).map(|chunk| count(placement.pieces_of_chunk(chunk).len())).collect();
+        let absent = count(lacking.iter().filter(|&&lacking| lacking > 0).count());
+        Self { pieces: vec![None; placement.pieces().len()], lacking, unrecorded: Vec::new(), absent }
+    }
+
+    fn mark(&mut self, placement: &Placement, piece: usize, crc: Crc32c) {
+        if self.pieces[piece].replace(crc).is_some() {
+            return;
+        }
+        let chunk = placement.pieces()[piece].chunk;
+        let lacking = &mut self.lacking[chunk as usize];
+        *lacking -= 1;
+        if *lacking == 0 {
+            self.unrecorded.push(chunk);
+            self.absent -= 1;
+        }
+    }
+
+    /// Takes over recorded chunks; those that do not fit the placement are as good as missing.
+    fn restore(&mut self, placement: &Placement, recorded: &ChunkMap) {
+        for (&chunk, crcs) in recorded.range(..placement.chunk_count()) {
+            let pieces = placement.pieces_of_chunk(chunk);
+            if pieces.len() == crcs.len() {
+                for (&piece, &crc) in pieces.iter().zip(crcs) {
+                    self.mark(placement, piece as usize, crc);
+                }
+            }
+        }
+        self.unrecorded.clear();
+    }
+}
+
+impl PartialBlob {
+    /// Its key.
+    pub fn key(&self) -> BlobKey {
+        self.wanted.key
+    }
+
+    /// What was wanted.
+    pub fn wanted(&self) -> &WantedBlob {
+        &self.wanted
+    }
+
+    /// Where the object's bytes go.
+    pub fn placement(&self) -> &Arc<Placement> {
+        &self.wanted.placement
+    }
+
+    /// Whether a piece (index into [`Placement::pieces`]) is written.
+    pub fn has_piece(&self, piece: usize) -> bool {
+        lock(&self.state).pieces[piece].is_some()
+    }
+
+    /// Whether a chunk is written; it is provisional until the blob is complete.
+    pub fn has_chunk(&self, chunk: u32) -> bool {
+        lock(&self.state).lacking[chunk as usize] == 0
+    }
+
+    /// Whether every chunk is written.
+    pub fn is_whole(&self) -> bool {
+        lock(&self.state).absent == 0
+    }
+
+    /// Bytes of the object that are here.
+    pub fn present_bytes(&self) -> u64 {
+        let state = lock(&self.state);
+        let pieces = self.placement().pieces().iter().zip(&state.pieces);
+        self.placement().replaced() + pieces.filter(|(_, crc)| crc.is_some()).map(|(piece, _)| piece.object.len()).sum::<u64>()
+    }
+
+    /// Waits until more is written than when the future was made.
+    pub fn advanced(&self) -> impl Future<Output = ()> + '_ {
+        self.advanced.notified()
+    }
+
+    /// Writes bytes at `blob_offset`, which complete `pieces` (index and checksum of each).
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn write(&self, blob_offset: u64, buffer: Buffer, pieces: &[(usize, Crc32c)]) -> Result<(), StoreError> {
+        let (buffer, outcome) = self.engine.write(&self.file, blob_offset, buffer).await;
+        drop(buffer);
+        outcome.map_err(StoreError::io("write", self.file.path()))?;
+        let mut state = lock(&self.state);
+        for &(piece, crc) in pieces {
+            state.mark(self.placement(), piece, crc);
+        }
+        drop(state);
+        self.advanced.notify_waiters();
+        Ok(())
+    }
+
+    /// Reads a written piece back: a buffer, and where in it the piece lies.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn read_piece(&self, piece: usize, buffer: Buffer) -> Result<(Buffer, Range<usize>), StoreError> {
+        let range = self.placement().pieces()[piece].blob_range();
+        read_span(self.engine.as_ref(), &self.file, range, buffer).await
+    }
+
+    /// CRC-32C of the whole object, combined from its pieces; `None` while any is missing.
+    pub fn object_crc32c(&self) -> Option<Crc32c> {
+        let state = lock(&self.state);
+        let mut crc = Crc32c::of(&self.wanted.header);
+        for (piece, piece_crc) in self.placement().pieces().iter().zip(&state.pieces) {
+            crc = crc.combine((*piece_crc)?, piece.object.len());
+        }
+        Some(crc)
+    }
+
+    pub(crate) fn file(&self) -> &Arc<IoFile> {
+        &self.file
+    }
+
+    /// What is written and not recorded; it counts as recorded from here on.
+    pub(crate) fn take_unrecorded(&self) -> Option<ChunkUpdate> {
+        let mut state = lock(&self.state);
+        if state.unrecorded.is_empty() {
+            return None;
+        }
+        let taken = std::mem::take(&mut state.unrecorded);
+        let crcs = |chunk: u32| -> Option<(u32, Vec<Crc32c>)> {
+            let pieces = self.placement().pieces_of_chunk(chunk);
+            Some((chunk, pieces.iter().map(|&piece| state.pieces[piece as usize]).collect::<Option<_>>()?))
+        };
+        Some(ChunkUpdate {
+            key: self.key(),
+            record: PartialRecord {
+                url: self.wanted.url.clone(),
+                object: self.wanted.object.clone(),
+                updated_at: now(),
+            },
+            header: self.wanted.header.clone(),
+            chunks: taken.into_iter().filter_map(crcs).collect(),
+        })
+    }
+
+    /// Gives chunks back that could not be recorded.
+    pub(crate) fn put_back(&self, update: &ChunkUpdate) {
+        lock(&self.state).unrecorded.extend(update.chunks.iter().map(|(chunk, _)| *chunk));
+    }
+
+    /// The manifest of the blob, whose chunks must all be written.
+    pub(crate) fn manifest(&self) -> Option<BlobManifest> {
+        let placement = self.placement();
+        let state = lock(&self.state);
+        let chunk_crc = |chunk: u32| {
+            let literal = Crc32c::of(&placement.literal_of_chunk(chunk));
+            placement.pieces_of_chunk(chunk).iter().try_fold(literal, |crc, &piece| {
+                let len = placement.pieces()[piece as usize].object.len();
+                Some(crc.combine(state.pieces[piece as usize]?, len))
+            })
+        };
+        Some(BlobManifest {
+            format: FORMAT_VERSION,
+            key: self.key(),
+            url: self.wanted.url.clone(),
+            object: self.wanted.object.clone(),
+            blob_bytes: placement.blob_len(),
+            chunk_bytes: CHUNK_BYTES,
+            chunk_crc32c: (0..placement.chunk_count()).map(chunk_crc).collect::<Option<_>>()?,
+            header_bytes: placement.replaced(),
+            header_crc32c: Crc32c::of(&self.wanted.header),
+            runs: placement.runs().to_vec(),
+        })
+    }
+
+    async fn write_literal(&self, store: &Store) -> Result<(), StoreError> {
+        let literal = self.placement().literal().clone();
+        let mut offset = 0;
+        while offset < literal.len() {
+            let mut buffer = store.pool().acquire().await;
+            let part = literal.slice(offset..literal.len().min(offset + buffer.capacity()));
+            buffer.extend_from_slice(&part);
+            self.write(offset as u64, buffer, &[]).await?;
+            offset += part.len();
+        }
+        Ok(())
+    }
+}
+
+/// Reads a range of at most a chunk, wherever it begins.
+pub(crate) async fn read_span(
+    engine: &dyn IoEngine,
+    file: &Arc<IoFile>,
+    range: ByteRange,
+    buffer: Buffer,
+) -> Result<(Buffer, Range<usize>), StoreError> {
+    let start = range.start / BLOCK_BYTES * BLOCK_BYTES;
+    let (from, to) = (to_usize(range.start - start), to_usize(range.end - start));
+    let (buffer, outcome) = engine.read(file, start, to, buffer).await;
+    outcome.map_err(StoreError::io("read", file.path()))?;
+    if buffer.len() < to {
+        let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        return Err(StoreError::io("read", file.path())(short));
+    }
+    Ok((buffer, from..to))
+}
+
+impl Store {
+    /// The header recorded for a blob whose transfer was interrupted, if it is of the same object: resuming needs no
+    /// request for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn recorded_header(&self, key: BlobKey, object: &Object) -> Result<Option<Bytes>, StoreError> {
+        let object = object.clone();
+        self.blocking(move |store| {
+            let found = store.inner.index.partial(&key)?;
+            Ok(found.filter(|(record, _, _)| record.object == object).map(|(_, header, _)| header))
+        })
+        .await
+    }
+
+    /// Starts a blob, or resumes it where an earlier run was interrupted. Only one caller at a time may have a blob
+    /// of a key open.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when the disk has no room, [`StoreError::Io`].
+    pub async fn begin(&self, wanted: WantedBlob, reservation: &Reservation) -> Result<Arc<PartialBlob>, StoreError> {
+        if let Some(partial) = self.still_open(&wanted) {
+            return Ok(partial);
+        }
+        let blob_len = wanted.placement.blob_len();
+        let opened = self.blocking(move |store| store.open_partial(wanted)).await?;
+        let (partial, is_new) = opened;
+        if is_new {
+            reservation.allocate(blob_len);
+        }
+        let partial = Arc::new(partial);
+        let literal_chunks = (partial.placement().literal().len() as u64).div_ceil(CHUNK_BYTES);
+        if is_new || (0..literal_chunks).any(|chunk| !partial.has_chunk(count(to_usize(chunk)))) {
+            partial.write_literal(self).await?;
+        }
+        lock(&self.inner.active).insert(partial.key(), Arc::clone(&partial));
+        Ok(partial)
+    }
+
+    /// A transfer that was just given up may be taken up again before its file is closed.
+    fn still_open(&self, wanted: &WantedBlob) -> Option<Arc<PartialBlob>> {
+        let active = lock(&self.inner.active);
+        let partial = active.get(&wanted.key)?;
+        let same = partial.wanted.object == wanted.object && partial.wanted.header == wanted.header;
+        same.then(|| Arc::clone(partial))
+    }
+
+    fn open_partial(&self, wanted: WantedBlob) -> Result<(PartialBlob, bool), StoreError> {
+        let inner = &self.inner;
+        let path = inner.paths.blob(&wanted.key);
+        let mut state = State::new(&wanted.placement);
+        let recorded = inner.index.partial(&wanted.key)?;
+        let resumable = recorded.as_ref().filter(|(record, header, _)| record.object == wanted.object && *header == wanted.header);
+        if let Some((_, _, chunks)) = resumable
+            && let Ok(file) = inner.engine.open(&path, Access::Write)
+            && file.len() == wanted.placement.blob_len()
+        {
+            state.restore(&wanted.placement, chunks);
+            return Ok((self.partial_of(wanted, file, state), false));
+        }
+        self.discard(&[wanted.key], recorded.is_some())?;
+        let directory = inner.paths.blob_directory(&wanted.key);
+        inner.engine.create_directories(&directory).map_err(StoreError::io("create", &directory))?;
+        let created = inner.engine.create(&path, wanted.placement.blob_len());
+        let file = created.map_err(|error| self.disk_error("allocate", &path, wanted.placement.blob_len(), error))?;
+        Ok((self.partial_of(wanted, file, state), true))
+    }
+
+    fn partial_of(&self, wanted: WantedBlob, file: Arc<IoFile>, state: State) -> PartialBlob {
+        let engine = Arc::clone(&self.inner.engine);
+        PartialBlob { wanted, file, engine, state: Mutex::new(state), advanced: Notify::new() }
+    }
+
+    /// Throws away what has arrived of a blob, because it turned out to be wrong.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`].
+    pub async fn discard_partial(&self, partial: &Arc<PartialBlob>) -> Result<(), StoreError> {
+        let key = partial.key();
+        lock(&self.inner.active).remove(&key);
+        self.blocking(move |store| store.discard(&[key], true)).await
+    }
+
+    /// Removes blobs' files and records. What readers have open they keep.
+    pub(crate) fn discard(&self, keys: &[BlobKey], recorded: bool) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        for key in keys {
+            // The manifest goes first: a blob whose data is going must not look complete.
+            for path in [inner.paths.blob_manifest(key), inner.paths.blob(key), inner.paths.blob_header(key)] {
+                let len = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+                inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?;
+                lock(&inner.usage).release(len);
+            }
+        }
+        if recorded { inner.index.forget_partials(keys, true) } else { Ok(()) }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
+pub(crate) fn count(len: usize) -> u32 {
+    len as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
+pub(crate) fn to_usize(len: u64) -> usize {
+    len as usize
+}

@@ -1,0 +1,275 @@
+//! Snapshots: directories of hard links to blobs.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use weightd_types::{Layout, RESERVED_NAME, SnapshotKey};
+
+use crate::{
+    Job, Reservation, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
+    catalog::Entry,
+    manifest::encode,
+    store::now,
+    usage::entries,
+};
+
+/// Room to allow for the padded header of an aligned blob, beyond its object's length.
+const HEADER_ROOM: u64 = 128 << 10;
+/// Snapshots with more directories sync the file system once instead of each.
+const FEW_DIRECTORIES: usize = 8;
+
+impl Store {
+    /// Writes down that a snapshot is wanted, and holds it. One that is complete stays so.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Full`].
+    pub async fn expect(&self, manifest: SnapshotManifest) -> Result<SnapshotUse, StoreError> {
+        self.blocking(move |store| {
+            let key = manifest.key();
+            let known = store.catalog().get(&key).is_some();
+            if !known {
+                let path = store.paths().loading_manifest(&key);
+                store.write_whole(&path, &encode(&manifest), true)?;
+                let entry =
+                    Entry { manifest: Arc::new(manifest), complete: false, pinned: false, last_used_at: now(), uses: 0 };
+                store.catalog().insert(entry);
+            }
+            store.hold(key)
+        })
+        .await
+    }
+
+    /// Promises room for what is missing of a snapshot that is expected. Returns the promise.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`].
+    pub async fn reserve_for(&self, manifest: &SnapshotManifest) -> Result<Reservation, StoreError> {
+        let entries: Vec<_> = manifest.objects.iter().map(|entry| (entry.blob, entry.object.size)).collect();
+        let needed = self
+            .blocking(move |store| {
+                let room = |layout| if layout == Layout::Aligned { HEADER_ROOM } else { 0 };
+                // Partial blobs are allocated in full, so a file that is there needs nothing more.
+                let missing = entries.iter().filter(|(key, _)| !store.paths().blob(key).exists());
+                Ok(missing.map(|(key, size)| size + room(key.layout)).sum())
+            })
+            .await?;
+        self.reserve(needed).await
+    }
+
+    /// Whether a snapshot is complete and its files are all where they should be. Files that someone deleted make it
+    /// incomplete, so that a prefetch brings them back.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn is_complete(&self, key: SnapshotKey) -> Result<bool, StoreError> {
+        self.blocking(move |store| {
+            let Some(record) = store.snapshot(&key) else { return Ok(false) };
+            let Some(directory) = &record.directory else { return Ok(false) };
+            let intact = record.manifest.objects.iter().all(|entry| {
+                let found = std::fs::metadata(directory.join(&entry.object.path));
+                let whole = |len: u64| entry.blob.layout == Layout::Aligned || len == entry.object.size;
+                found.is_ok_and(|found| whole(found.len()))
+            });
+            if !intact {
+                tracing::warn!(snapshot = %key, "files of a complete snapshot are missing or have another length");
+                store.mark_incomplete(&key)?;
+            }
+            Ok(intact)
+        })
+        .await
+    }
+
+    /// Makes a snapshot's directory, all of whose blobs must be complete, and calls the snapshot complete. Durable when
+    /// it returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Full`].
+    pub async fn publish(&self, manifest: SnapshotManifest) -> Result<SnapshotRecord, StoreError> {
+        self.blocking(move |store| {
+            let key = manifest.key();
+            let paths = store.paths();
+            if store.snapshot(&key).is_none_or(|record| !record.complete) {
+                store.link_snapshot(&manifest)?;
+                store.write_whole(&paths.snapshot_manifest(&key), &encode(&manifest), true)?;
+                let engine = &store.inner.engine;
+                engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
+                let loading = paths.loading_manifest(&key);
+                engine.remove(&loading).map_err(StoreError::io("remove", loading))?;
+                let manifest = Arc::new(manifest);
+                store.catalog().insert(Entry { manifest, complete: true, pinned: false, last_used_at: now(), uses: 0 });
+                store.inner.metrics.published_snapshots.inc();
+            }
+            store.inner.index.touch(&key, now())?;
+            store.snapshot(&key).ok_or_else(|| StoreError::NotFound { name: key.to_string() })
+        })
+        .await
+    }
+
+    /// Links a snapshot's blobs into a directory under a temporary name, and renames it.
+    fn link_snapshot(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        let (engine, paths, key) = (&self.inner.engine, self.paths(), manifest.key());
+        let building = paths.temporary().join(key.to_string());
+        self.remove_directory(&building)?;
+        let mut directories = BTreeSet::from([building.clone()]);
+        engine.create_directories(&building).map_err(StoreError::io("create", &building))?;
+        for entry in &manifest.objects {
+            let file = building.join(&entry.object.path);
+            for above in file.ancestors().skip(1).take_while(|above| *above != building) {
+                directories.insert(above.to_owned());
+            }
+            if !entry.object.path.directory().is_empty()
+                && let Some(parent) = file.parent()
+            {
+                engine.create_directories(parent).map_err(StoreError::io("create", parent))?;
+            }
+            self.link_or_copy(&paths.blob(&entry.blob), &file)?;
+        }
+        let placeholder = building.join(RESERVED_NAME);
+        self.write_whole(&placeholder, b"", false)?;
+        set_mode(&placeholder, 0o444)?;
+        self.sync_directories(&directories)?;
+        let directory = paths.snapshot(&key);
+        self.remove_directory(&directory)?;
+        engine.rename(&building, &directory).map_err(StoreError::io("rename", &building))?;
+        // Sealed under the final name: moving a directory needs leave to write to it, for anyone but root.
+        for sealed in directories.iter().rev() {
+            let below = sealed.strip_prefix(&building).unwrap_or(Path::new(""));
+            set_mode(&directory.join(below), 0o555)?;
+        }
+        Ok(())
+    }
+
+    fn sync_directories(&self, directories: &BTreeSet<PathBuf>) -> Result<(), StoreError> {
+        let engine = &self.inner.engine;
+        if directories.len() > FEW_DIRECTORIES {
+            let root = self.paths().root();
+            return engine.sync_all(root).map_err(StoreError::io("sync", root));
+        }
+        let sync = |directory: &PathBuf| engine.sync_directory(directory).map_err(StoreError::io("sync", directory));
+        directories.iter().try_for_each(sync)
+    }
+
+    /// File systems bound how many names a file has (ext4: 65,000); beyond that a snapshot gets a copy of its own.
+    fn link_or_copy(&self, blob: &Path, file: &Path) -> Result<(), StoreError> {
+        match self.inner.engine.link(blob, file) {
+            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
+                std::fs::copy(blob, file).map_err(|error| self.disk_error("copy", file, 0, error))?;
+                let copy = std::fs::File::open(file).map_err(StoreError::io("open", file))?;
+                copy.sync_all().map_err(StoreError::io("sync", file))?;
+                set_mode(file, 0o444)
+            }
+            other => other.map_err(|error| self.disk_error("link", file, 0, error)),
+        }
+    }
+
+    /// Turns a complete snapshot back into one that is wanted.
+    pub(crate) fn mark_incomplete(&self, key: &SnapshotKey) -> Result<(), StoreError> {
+        let (engine, paths) = (&self.inner.engine, self.paths());
+        let Some(record) = self.snapshot(key).filter(|record| record.complete) else { return Ok(()) };
+        self.write_whole(&paths.loading_manifest(key), &encode(record.manifest.as_ref()), true)?;
+        let complete = paths.snapshot_manifest(key);
+        engine.remove(&complete).map_err(StoreError::io("remove", &complete))?;
+        engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
+        if let Some(entry) = self.catalog().get_mut(key) {
+            entry.complete = false;
+        }
+        Ok(())
+    }
+
+    /// Removes a snapshot's directory. Its directories are sealed, which stops anyone but root from emptying them.
+    pub(crate) fn remove_directory(&self, directory: &Path) -> Result<(), StoreError> {
+        unseal(directory)?;
+        self.inner.engine.remove_tree(directory).map_err(StoreError::io("remove", directory))
+    }
+
+    /// Pins or unpins a snapshot. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Index`].
+    pub async fn set_pinned(&self, key: SnapshotKey, pinned: bool) -> Result<(), StoreError> {
+        self.blocking(move |store| {
+            if store.catalog().get(&key).is_none() {
+                return Err(StoreError::NotFound { name: key.to_string() });
+            }
+            store.inner.index.set_pin(&key, pinned.then(now))?;
+            if let Some(entry) = store.catalog().get_mut(&key) {
+                entry.pinned = pinned;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Remembers that a snapshot was used just now.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn touch(&self, key: SnapshotKey) -> Result<(), StoreError> {
+        self.blocking(move |store| {
+            if let Some(entry) = store.catalog().get_mut(&key) {
+                entry.last_used_at = now();
+            }
+            store.inner.index.touch(&key, now())
+        })
+        .await
+    }
+
+    /// Remembers a detached prefetch (or, with `None`, that it ended), so that it goes on after a restart.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn set_job(&self, key: SnapshotKey, job: Option<Job>) -> Result<(), StoreError> {
+        self.blocking(move |store| store.inner.index.set_job(&key, job.as_ref())).await
+    }
+
+    /// Detached prefetches that have not ended.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn jobs(&self) -> Result<Vec<(SnapshotKey, Job)>, StoreError> {
+        self.blocking(|store| store.inner.index.jobs()).await
+    }
+
+    /// Bytes of each of a snapshot's objects that are in the store, and whether the whole object is confirmed.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub async fn presence(&self, manifest: Arc<SnapshotManifest>) -> Result<Vec<(u64, bool)>, StoreError> {
+        self.blocking(move |store| {
+            let active = crate::store::lock(&store.inner.active).clone();
+            let one = |entry: &crate::SnapshotEntry| {
+                if store.paths().blob_manifest(&entry.blob).exists() {
+                    return Ok((entry.object.size, true));
+                }
+                if let Some(partial) = active.get(&entry.blob) {
+                    return Ok((partial.present_bytes(), false));
+                }
+                let chunks = store.inner.index.recorded_chunks(&entry.blob)?;
+                Ok(((chunks * weightd_types::CHUNK_BYTES).min(entry.object.size), false))
+            };
+            manifest.objects.iter().map(one).collect()
+        })
+        .await
+    }
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(StoreError::io("change the mode of", path))
+}
+
+fn unseal(directory: &Path) -> Result<(), StoreError> {
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        if std::fs::symlink_metadata(&directory).is_ok_and(|found| found.is_dir()) {
+            set_mode(&directory, 0o755)?;
+            waiting.extend(entries(&directory)?.into_iter().filter(|path| path.is_dir()));
+        }
+    }
+    Ok(())
+}
+

@@ -1,0 +1,113 @@
+//! The handle that everything else in this room hangs on.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use weightd_types::BlobKey;
+
+use crate::{
+    Config, Metrics, PartialBlob, StoreError,
+    catalog::Catalog,
+    commit::{Committer, Order},
+    index::Index,
+    io::{BufferPool, IoEngine},
+    paths::Paths,
+    usage::Usage,
+};
+
+/// An open store. Clones share it; the directory stays locked until [`Store::close`], or until the last clone is gone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) paths: Paths,
+    pub(crate) engine: Arc<dyn IoEngine>,
+    pub(crate) pool: BufferPool,
+    pub(crate) index: Arc<Index>,
+    pub(crate) catalog: Mutex<Catalog>,
+    pub(crate) usage: Mutex<Usage>,
+    /// Blobs that are arriving: recorded now and then, and left alone by eviction and garbage collection.
+    pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) committer: Mutex<Option<Committer>>,
+    pub(crate) orders: mpsc::SyncSender<Order>,
+    /// Its lock ends with it.
+    pub(crate) _lock: File,
+}
+
+impl Store {
+    /// Memory for chunks on their way between network and disk.
+    pub fn pool(&self) -> &BufferPool {
+        &self.inner.pool
+    }
+
+    /// What the operator decided.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// How it touches the disk.
+    pub fn engine(&self) -> &Arc<dyn IoEngine> {
+        &self.inner.engine
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Records what is written, stops the threads, and makes the index durable. Later calls fail with
+    /// [`StoreError::Closed`].
+    ///
+    /// # Errors
+    /// When the last records could not be made durable.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.blocking(|store| {
+            let committer = lock(&store.inner.committer).take();
+            if let Some(committer) = committer {
+                committer.stop(&store.inner.orders);
+            }
+            store.inner.index.flush()
+        })
+        .await
+    }
+
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.inner.paths
+    }
+
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        lock(&self.inner.catalog)
+    }
+
+    /// Runs disk work where it may block.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(StoreError::Closed),
+        }
+    }
+}
+
+/// A lock whose holder panicked guards values that are replaced whole, so they are still good.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

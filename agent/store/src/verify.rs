@@ -1,0 +1,208 @@
+//! Finding rot: stored chunks are read and compared with what was recorded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weightd_types::{BlobKey, Crc32c, Placement};
+
+use crate::{
+    BlobManifest, Store, StoreError,
+    index::{ChunkUpdate, PartialRecord},
+    io::{Access, Buffer, IoFile},
+    manifest::parse_blob_manifest,
+    partial::read_span,
+    snapshots::set_mode,
+    store::now,
+};
+
+/// A complete blob, open for reading.
+#[derive(Debug)]
+pub struct StoredBlob {
+    store: Store,
+    manifest: BlobManifest,
+    placement: Placement,
+    header: Bytes,
+    file: Arc<IoFile>,
+}
+
+impl StoredBlob {
+    /// What is known of it.
+    pub fn manifest(&self) -> &BlobManifest {
+        &self.manifest
+    }
+
+    /// Where its object's bytes lie.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &std::path::Path {
+        self.file.path()
+    }
+
+    /// Reads a chunk and says whether it is what was recorded.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the disk cannot read it. A file cut short is a bad chunk, not an error.
+    pub async fn check_chunk(&self, chunk: u32, buffer: Buffer) -> Result<(Buffer, bool), StoreError> {
+        let engine = self.store.engine();
+        let range = self.placement.chunk_range(chunk);
+        self.store.metrics().checked_chunks.inc();
+        if range.end > self.file.len() {
+            return Ok((buffer, false));
+        }
+        let (buffer, within) = read_span(engine.as_ref(), &self.file, range, buffer).await?;
+        let good = Crc32c::of(&buffer[within]) == self.manifest.chunk_crc32c[chunk as usize];
+        if !good {
+            self.store.metrics().bad_chunks.inc();
+        }
+        Ok((buffer, good))
+    }
+
+    /// Writes right bytes over a bad chunk. `buffer` holds the whole chunk.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when these bytes are not right either; nothing is written then.
+    pub async fn repair_chunk(&self, chunk: u32, buffer: Buffer) -> Result<(), StoreError> {
+        if Crc32c::of(&buffer) != self.manifest.chunk_crc32c[chunk as usize] {
+            return Err(StoreError::Damaged { path: self.path().to_owned(), chunk });
+        }
+        let path = self.path().to_owned();
+        let file = self.store.blocking(move |store| store.open_sealed(&path)).await?;
+        let (_, outcome) = self.store.engine().write(&file, self.placement.chunk_range(chunk).start, buffer).await;
+        outcome.map_err(StoreError::io("write", self.path()))?;
+        let path = self.path().to_owned();
+        self.store
+            .blocking(move |store| {
+                store.inner.engine.sync(&file).map_err(StoreError::io("sync", &path))?;
+                set_mode(&path, 0o444)
+            })
+            .await?;
+        self.store.metrics().repaired_chunks.inc();
+        Ok(())
+    }
+
+    /// Turns the blob back into a partial one that lacks the chunks given, because they cannot be repaired now. Its
+    /// snapshots are no longer complete; the next prefetch fetches just those chunks.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Index`].
+    pub async fn demote(&self, lacking: &[u32]) -> Result<(), StoreError> {
+        let mut chunks = Vec::new();
+        for chunk in (0..self.placement.chunk_count()).filter(|chunk| !lacking.contains(chunk)) {
+            let (buffer, good) = self.check_chunk(chunk, self.store.pool().acquire().await).await?;
+            if good {
+                let base = self.placement.chunk_range(chunk).start;
+                let crc = |&piece: &u32| {
+                    let range = self.placement.pieces()[piece as usize].blob_range();
+                    Crc32c::of(&buffer[index(range.start - base)..index(range.end - base)])
+                };
+                chunks.push((chunk, self.placement.pieces_of_chunk(chunk).iter().map(crc).collect()));
+            }
+        }
+        let BlobManifest { key, url, object, .. } = self.manifest.clone();
+        let record = PartialRecord { url, object, updated_at: now() };
+        let update = ChunkUpdate { key, record, header: self.header.clone(), chunks };
+        self.store.blocking(move |store| store.forget_manifest(&update)).await
+    }
+}
+
+fn index(offset: u64) -> usize {
+    crate::partial::to_usize(offset)
+}
+
+impl Store {
+    /// Opens a complete blob; `None` when it is not complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Manifest`] when its manifest or header file is damaged.
+    pub async fn stored_blob(&self, key: BlobKey) -> Result<Option<StoredBlob>, StoreError> {
+        self.blocking(move |store| {
+            let path = store.paths().blob_manifest(&key);
+            let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
+            let bytes = match std::fs::read(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                other => other.map_err(StoreError::io("read", &path))?,
+            };
+            let manifest = parse_blob_manifest(&bytes).map_err(|error| damaged(error.to_string()))?;
+            if manifest.key != key {
+                return Err(damaged("the manifest speaks of another blob".to_owned()));
+            }
+            let header = match manifest.header_bytes {
+                0 => Bytes::new(),
+                _ => std::fs::read(store.paths().blob_header(&key)).unwrap_or_default().into(),
+            };
+            let placement = manifest.placement(&header).map_err(|error| damaged(error.to_string()))?;
+            let blob = store.paths().blob(&key);
+            let file = match store.inner.engine.open(&blob, Access::Read) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(damaged("the blob's file is missing".to_owned()));
+                }
+                other => other.map_err(StoreError::io("open", &blob))?,
+            };
+            Ok(Some(StoredBlob { store: store.clone(), manifest, placement, header, file }))
+        })
+        .await
+    }
+
+    /// Whether a blob is complete.
+    pub fn has_blob(&self, key: &BlobKey) -> bool {
+        self.paths().blob_manifest(key).exists() && self.paths().blob(key).exists()
+    }
+
+    /// Reads a complete blob whole, checked; for small ones such as indices.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::NotFound`].
+    pub async fn read_blob(&self, key: BlobKey) -> Result<Vec<u8>, StoreError> {
+        let not_found = || StoreError::NotFound { name: key.to_string() };
+        let blob = self.stored_blob(key).await?.ok_or_else(not_found)?;
+        let mut bytes = Vec::new();
+        for chunk in 0..blob.placement.chunk_count() {
+            let (buffer, good) = blob.check_chunk(chunk, self.pool().acquire().await).await?;
+            if !good {
+                return Err(StoreError::Damaged { path: blob.path().to_owned(), chunk });
+            }
+            bytes.extend_from_slice(&buffer[..index(blob.placement.chunk_range(chunk).len())]);
+        }
+        Ok(bytes)
+    }
+
+    /// Removes a complete blob whose manifest or header cannot be believed, so that it is fetched again.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn discard_blob(&self, key: BlobKey) -> Result<(), StoreError> {
+        self.blocking(move |store| {
+            store.mark_users_incomplete(&key)?;
+            store.discard(&[key], true)
+        })
+        .await
+    }
+
+    fn open_sealed(&self, path: &std::path::Path) -> Result<Arc<IoFile>, StoreError> {
+        // Sealed files are read-only for everyone but root.
+        set_mode(path, 0o644)?;
+        self.inner.engine.open(path, Access::Write).map_err(StoreError::io("open", path))
+    }
+
+    fn forget_manifest(&self, update: &ChunkUpdate) -> Result<(), StoreError> {
+        self.mark_users_incomplete(&update.key)?;
+        self.inner.index.record_chunks(std::slice::from_ref(update))?;
+        let (engine, manifest) = (&self.inner.engine, self.paths().blob_manifest(&update.key));
+        engine.remove(&manifest).map_err(StoreError::io("remove", &manifest))?;
+        set_mode(&self.paths().blob(&update.key), 0o600)?;
+        let directory = self.paths().blob_directory(&update.key);
+        engine.sync_directory(&directory).map_err(StoreError::io("sync", &directory))
+    }
+
+    fn mark_users_incomplete(&self, blob: &BlobKey) -> Result<(), StoreError> {
+        let users: Vec<_> = {
+            let catalog = self.catalog();
+            let uses = |objects: &[crate::SnapshotEntry]| objects.iter().any(|entry| entry.blob == *blob);
+            catalog.iter().filter(|(_, entry)| uses(&entry.manifest.objects)).map(|(key, _)| *key).collect()
+        };
+        users.iter().try_for_each(|key| self.mark_incomplete(key))
+    }
+}
