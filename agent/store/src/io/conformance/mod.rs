@@ -138,6 +138,7 @@ macro_rules! every_test {
 
 every_test!(uring, |directory, pool| Ok(Arc::new(UringEngine::new(directory, pool)?)), on_disk());
 every_test!(pwrite, |directory, _| Ok(Arc::new(PwriteEngine::new(directory)?)), on_disk());
+every_test!(power_loss, |directory, _| Ok(Arc::new(PowerLossEngine::new(directory)?)), on_disk());
 every_test!(pwrite_in_memory, |directory, _| Ok(Arc::new(PwriteEngine::new(directory)?)), in_memory());
 
 #[test]
