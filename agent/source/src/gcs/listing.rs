@@ -1,0 +1,226 @@
+//! Listing over the JSON API.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use google_cloud_auth::credentials::CacheableResource;
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode};
+use serde::{Deserialize, de::DeserializeOwned};
+use url::Url;
+use weightd_types::{Checksums, Crc32c, SourceUri, Version};
+
+use super::{GcsClient, error};
+use crate::{Listed, SourceError, answer, answer::Answer, memory::is_marker};
+
+/// What is asked of each object: the rest of a listing is four times as long.
+const FIELDS: &str =
+    "nextPageToken,items(name,size,generation,crc32c,md5Hash,contentEncoding,customerEncryption(keySha256))";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    #[serde(default)]
+    items: Vec<Item>,
+    next_page_token: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    name: String,
+    /// The API writes 64-bit numbers as strings.
+    #[serde(default)]
+    size: String,
+    generation: String,
+    crc32c: Option<String>,
+    md5_hash: Option<String>,
+    content_encoding: Option<String>,
+    customer_encryption: Option<serde_json::Value>,
+}
+
+pub(super) async fn list(client: &GcsClient, uri: &SourceUri) -> Result<Vec<Listed>, SourceError> {
+    let below = match uri.prefix() {
+        "" => String::new(),
+        prefix => format!("{prefix}/"),
+    };
+    let url = api_url(client, &["b", uri.authority(), "o"]);
+    let mut listing = Vec::new();
+    let mut page_token: Option<String> = None;
+    loop {
+        let mut query = vec![("prefix", below.as_str()), ("fields", FIELDS)];
+        query.extend(page_token.as_deref().map(|token| ("pageToken", token)));
+        let answered = get::<Page>(client, url.clone(), &query, &uri.to_string()).await?;
+        let page = answered.map_err(|answer| error::of_listing(&answer, uri, &client.settings))?;
+        for item in page.items {
+            listing.extend(entry(uri, &below, &item)?);
+        }
+        match page.next_page_token.filter(|token| !token.is_empty()) {
+            None => break,
+            next => page_token = next,
+        }
+    }
+    if listing.is_empty() {
+        return Err(nothing(client, uri).await);
+    }
+    Ok(listing)
+}
+
+/// One entry; nothing for a marker of a directory.
+fn entry(uri: &SourceUri, below: &str, item: &Item) -> Result<Option<Listed>, SourceError> {
+    let url = format!("gs://{}/{}", uri.authority(), item.name);
+    let nonsense = |detail: String| SourceError::Protocol { what: url.clone(), detail };
+    let Some(name) = item.name.strip_prefix(below) else {
+        return Err(nonsense(format!("it was listed below {below:?}")));
+    };
+    let size = item.size.parse().map_err(|_| nonsense(format!("size {:?}", item.size)))?;
+    if is_marker(name, size) {
+        return Ok(None);
+    }
+    let generation =
+        item.generation.parse().map_err(|_| nonsense(format!("generation {:?}", item.generation)))?;
+    if let Some((why, remedy)) = objection(item, &url) {
+        let why = SourceError::Refused { what: url, why, remedy };
+        return Ok(Some(Listed::Unfit { name: name.to_owned(), why }));
+    }
+    let crc32c =
+        item.crc32c.as_deref().map(|text| decode(text).ok_or_else(|| nonsense(format!("crc32c {text:?}"))));
+    let md5 =
+        item.md5_hash.as_deref().map(|text| decode(text).ok_or_else(|| nonsense(format!("md5 {text:?}"))));
+    let checksums = Checksums {
+        crc32c: crc32c.transpose()?.map(|bytes| Crc32c(u32::from_be_bytes(bytes))),
+        md5: md5.transpose()?,
+        ..Checksums::default()
+    };
+    Ok(Some(Listed::new(uri, name.to_owned(), size, Version::Generation(generation), checksums)))
+}
+
+fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// Why an object's stored bytes are not what a read would give.
+fn objection(item: &Item, url: &str) -> Option<(String, String)> {
+    if item.customer_encryption.is_some() {
+        let why = "is encrypted under a key of its owner's, which weightd does not have".to_owned();
+        let remedy = format!(
+            "rewrite it without one (gcloud storage objects update {url} --clear-encryption-key \
+             --decryption-keys=KEY), or leave it out with --exclude"
+        );
+        return Some((why, remedy));
+    }
+    let encoding = item.content_encoding.as_deref().filter(|encoding| encoding.contains("gzip"))?;
+    let why =
+        format!("is stored with Content-Encoding: {encoding}, so ranges of it are not ranges of the file");
+    let remedy = "upload it again uncompressed (gcloud storage cp without -z, -Z or -J), \
+                  or leave it out with --exclude";
+    Some((why, remedy.to_owned()))
+}
+
+/// The error of a prefix without objects: often it is an object itself.
+async fn nothing(client: &GcsClient, uri: &SourceUri) -> SourceError {
+    let what = uri.to_string();
+    if uri.prefix().is_empty() {
+        return SourceError::NotFound { what, remedy: "the bucket is empty".to_owned() };
+    }
+    let url = api_url(client, &["b", uri.authority(), "o", uri.prefix()]);
+    let is_object = match get::<serde_json::Value>(client, url, &[("fields", "name")], &what).await {
+        Ok(answered) => answered.is_ok(),
+        Err(error) => return error,
+    };
+    let remedy = if is_object {
+        let (directory, name) = uri.prefix().rsplit_once('/').unwrap_or(("", uri.prefix()));
+        let slash = if directory.is_empty() { "" } else { "/" };
+        let parent = format!("gs://{}{slash}{directory}", uri.authority());
+        format!("it is an object, not a directory: write {parent} --include '{name}'")
+    } else {
+        "the bucket is there and has no objects below this prefix: check the prefix".to_owned()
+    };
+    SourceError::NotFound { what, remedy }
+}
+
+/// `/storage/v1/` and parts, each escaped.
+fn api_url(client: &GcsClient, parts: &[&str]) -> Url {
+    let mut url = client.endpoint.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(["storage", "v1"]).extend(parts);
+    }
+    url
+}
+
+/// One request: what was asked, or what was answered instead.
+async fn get<T: DeserializeOwned>(
+    client: &GcsClient,
+    url: Url,
+    query: &[(&str, &str)],
+    what: &str,
+) -> Result<Result<T, Answer>, SourceError> {
+    let request = client.web.get(url).query(query).headers(headers(client, what).await?);
+    let response = request.send().await.map_err(|error| answer::no_answer(what, &error))?;
+    if response.status() != StatusCode::OK {
+        return Ok(Err(Answer::read(response).await));
+    }
+    let body = response.bytes().await.map_err(|error| answer::broke_off(what, &error))?;
+    let nonsense = |error: serde_json::Error| SourceError::Protocol {
+        what: what.to_owned(),
+        detail: format!("it is no listing of Cloud Storage: {error}"),
+    };
+    serde_json::from_slice(&body).map(Ok).map_err(nonsense)
+}
+
+async fn headers(client: &GcsClient, what: &str) -> Result<HeaderMap, SourceError> {
+    let failed = |error| error::of_credentials(&error, what);
+    let mut headers = match client.credentials.headers(Extensions::new()).await.map_err(failed)? {
+        CacheableResource::New { data, .. } => data,
+        CacheableResource::NotModified => HeaderMap::new(),
+    };
+    if let Some(project) = &client.settings.user_project {
+        let invalid = |_| SourceError::Configuration {
+            what: "source.gcs.user_project".to_owned(),
+            why: format!("{project:?} is not a project"),
+        };
+        headers.insert("x-goog-user-project", HeaderValue::from_str(project).map_err(invalid)?);
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(json: &str) -> Option<Listed> {
+        let uri = "gs://b/m".parse().unwrap();
+        entry(&uri, "m/", &serde_json::from_str(json).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn checksums_are_decoded() {
+        let item = r#"{"name":"m/a","size":"3","generation":"17","crc32c":"ik4kog==",
+                       "md5Hash":"1B2M2Y8AsgTpgAmY7PhCfg=="}"#;
+        let listed = listed(item).unwrap();
+        let object = listed.object().unwrap();
+        assert_eq!(object.checksums.crc32c, Some(Crc32c(0x8a4e_24a2)));
+        assert_eq!(object.checksums.md5.unwrap()[..2], [0xd4, 0x1d]);
+        assert_eq!((object.size, &object.version), (3, &Version::Generation(17)));
+    }
+
+    #[test]
+    fn transcoded_and_encrypted_objects_are_refused_by_name_with_a_remedy() {
+        for (extra, remedy) in [
+            (r#""contentEncoding":"gzip""#, "without -z"),
+            (r#""customerEncryption":{"keySha256":"x"}"#, "--clear-encryption-key"),
+        ] {
+            let item = format!(r#"{{"name":"m/a","size":"3","generation":"1",{extra}}}"#);
+            let Some(Listed::Unfit { name, why }) = listed(&item) else { panic!("{item} was taken") };
+            let message = why.to_string();
+            assert!(name == "a" && message.contains("gs://b/m/a") && message.contains(remedy), "{message}");
+            assert!(message.contains("--exclude"), "{message}");
+        }
+    }
+
+    #[test]
+    fn markers_are_left_out_and_nonsense_is_an_error() {
+        assert!(listed(r#"{"name":"m/","size":"0","generation":"1"}"#).is_none());
+        assert!(listed(r#"{"name":"m/sub/","size":"0","generation":"1"}"#).is_none());
+        let uri = "gs://b/m".parse().unwrap();
+        let item = serde_json::from_str(r#"{"name":"m/a","size":"-1","generation":"1"}"#).unwrap();
+        assert_eq!(entry(&uri, "m/", &item).unwrap_err().kind(), "protocol");
+    }
+}

@@ -1,0 +1,146 @@
+//! `gs://`: Cloud Storage.
+//!
+//! Bytes come through `google-cloud-storage` with its retries and its resuming switched off, because the fetch
+//! room does both for all origins alike. Listings go straight to the JSON API: the library lists over gRPC, which
+//! emulators do not speak.
+
+mod error;
+mod listing;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
+use google_cloud_auth::credentials::{self, Credentials};
+use google_cloud_gax::retry_policy::NeverRetry;
+use google_cloud_storage::{
+    client::Storage, model_ext::ReadRange, read_object::ReadObjectResponse, read_resume_policy::NeverResume,
+};
+use url::Url;
+use weightd_types::{ByteRange, Object, SourceUri, Version};
+
+use crate::{
+    ByteStream, Listed, Source, SourceError,
+    answer::{broke_off, chain},
+    config::{GcsSettings, Settings},
+    web,
+};
+
+const ENDPOINT: &str = "https://storage.googleapis.com/";
+
+/// Connections and credentials, shared by all `gs://` sources.
+#[derive(Debug)]
+pub(crate) struct GcsClient {
+    storage: Storage,
+    web: reqwest::Client,
+    endpoint: Url,
+    credentials: Credentials,
+    settings: GcsSettings,
+    is_stale: AtomicBool,
+}
+
+impl GcsClient {
+    /// Finds credentials and makes the clients; `what` is named in errors. Nothing is sent yet.
+    pub(crate) async fn new(settings: &Settings, what: &SourceUri) -> Result<Self, SourceError> {
+        let web = web::client(settings.connect_timeout, &what.to_string())?;
+        let settings = settings.gcs.clone();
+        let credentials = if settings.anonymous {
+            credentials::anonymous::Builder::new().build()
+        } else {
+            let failed = |error| error::no_credentials(&what.to_string(), &chain(&error));
+            credentials::Builder::default().build().map_err(failed)?
+        };
+        let mut builder = Storage::builder()
+            .with_credentials(credentials.clone())
+            .with_retry_policy(NeverRetry)
+            .with_read_resume_policy(NeverResume);
+        if let Some(endpoint) = &settings.endpoint {
+            builder = builder.with_endpoint(endpoint.as_str().trim_end_matches('/'));
+        }
+        let failed = |error| SourceError::Configuration { what: what.to_string(), why: chain(&error) };
+        let storage = builder.build().await.map_err(failed)?;
+        let endpoint = settings.endpoint.clone().map_or_else(|| Url::parse(ENDPOINT), Ok);
+        let endpoint = endpoint
+            .map_err(|error| SourceError::Protocol { what: what.to_string(), detail: error.to_string() })?;
+        Ok(Self { storage, web, endpoint, credentials, settings, is_stale: AtomicBool::new(false) })
+    }
+
+    /// Whether the credentials failed for good. The library never asks again after such a failure, so new
+    /// sources need new credentials: a metadata server that was not up yet must not break the agent for ever.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_stale.load(Relaxed)
+    }
+
+    fn noting_stale(&self, error: SourceError) -> SourceError {
+        if matches!(error, SourceError::Unauthenticated { .. }) {
+            self.is_stale.store(true, Relaxed);
+        }
+        error
+    }
+}
+
+/// A prefix of a bucket.
+#[derive(Debug)]
+pub struct GcsSource {
+    client: Arc<GcsClient>,
+    uri: SourceUri,
+}
+
+impl GcsSource {
+    pub(crate) fn new(client: Arc<GcsClient>, uri: SourceUri) -> Self {
+        Self { client, uri }
+    }
+
+    fn generation(&self, object: &Object) -> Result<i64, SourceError> {
+        match &object.version {
+            Version::Generation(generation) => Ok(*generation),
+            Version::Etag(_) | Version::Git { .. } => Err(SourceError::Protocol {
+                what: self.uri.object_url(&object.path),
+                detail: format!("{} is not a version of Cloud Storage", object.version),
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for GcsSource {
+    async fn list(&self) -> Result<Vec<Listed>, SourceError> {
+        listing::list(&self.client, &self.uri).await.map_err(|error| self.client.noting_stale(error))
+    }
+
+    async fn read(&self, object: &Object, range: ByteRange) -> Result<ByteStream, SourceError> {
+        let generation = self.generation(object)?;
+        let what = self.uri.object_url(&object.path);
+        let bucket = format!("projects/_/buckets/{}", self.uri.authority());
+        let mut request = self
+            .client
+            .storage
+            .read_object(bucket, self.uri.object_key(&object.path))
+            .set_generation(generation)
+            .set_read_range(ReadRange::segment(range.start, range.len()));
+        if let Some(project) = &self.client.settings.user_project {
+            request = request.with_quota_project(project);
+        }
+        let failed = |error| error::of_read(&error, &self.uri, &what, object);
+        let response = request.send().await.map_err(failed).map_err(|e| self.client.noting_stale(e))?;
+        // Emulators that do not keep old generations answer with the newest instead of 404.
+        if response.object().generation != generation {
+            return Err(SourceError::Changed { what, expected: object.version.to_string() });
+        }
+        Ok(body(response, what))
+    }
+}
+
+fn body(response: ReadObjectResponse, what: String) -> ByteStream {
+    stream::unfold(Some((response, what)), |state| async move {
+        let (mut response, what) = state?;
+        match response.next().await? {
+            Ok(bytes) => Some((Ok(bytes), Some((response, what)))),
+            Err(error) => Some((Err(broke_off(&what, &error)), None)),
+        }
+    })
+    .boxed()
+}
