@@ -222,4 +222,38 @@ mod tests {
         assert_eq!(steps(Read, 4096, 5000, 512, usize::MAX), [(true, 8192)]);
         assert_eq!(plan(Read, 0, 0, 100, None), (false, 100));
     }
+
+    #[test]
+    fn results_of_system_calls_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = Arc::new(IoFile::create(&directory.path().join("blob"), 0, false).unwrap());
+        let pool = super::super::BufferPool::new(1).unwrap();
+        let write = || {
+            let mut buffer = pool.try_acquire().unwrap();
+            buffer.set_len(10_000);
+            Transfer::write(Arc::clone(&file), 0, buffer)
+        };
+        let mut transfer = write();
+        let whole = transfer.next();
+        for interruption in [Errno::INTR, Errno::AGAIN] {
+            transfer.advance(Err(interruption));
+            assert_eq!(transfer.next(), whole, "the same step again");
+        }
+        transfer.advance(Ok(4000));
+        assert_eq!(transfer.next(), Some(Step { direct: false, start: 4000, len: 6000 }));
+        transfer.advance(Ok(6000));
+        assert_eq!(transfer.next(), None);
+        transfer.finish().1.unwrap();
+
+        for (result, kind) in
+            [(Ok(0), io::ErrorKind::WriteZero), (Err(Errno::NOSPC), io::ErrorKind::StorageFull)]
+        {
+            let mut transfer = write();
+            transfer.advance(Ok(4096));
+            transfer.advance(result);
+            assert_eq!(transfer.next(), None);
+            let (buffer, outcome) = transfer.finish();
+            assert_eq!((buffer.len(), outcome.unwrap_err().kind()), (10_000, kind));
+        }
+    }
 }

@@ -184,6 +184,7 @@ impl Drop for Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::{IoEngine, IoFile, UringEngine};
 
     #[test]
     fn negated_errnos_are_told_from_bytes() {
@@ -191,5 +192,55 @@ mod tests {
         assert_eq!(outcome(0), Ok(0));
         assert_eq!(outcome(-28), Err(Errno::NOSPC));
         assert_eq!(outcome(-4), Err(Errno::INTR));
+    }
+
+    /// The kernel may still be writing into them, so nobody else may get the same memory.
+    #[tokio::test]
+    async fn a_ring_that_fails_answers_every_job_and_never_reuses_memory_in_flight() {
+        let directory = crate::io::conformance::on_disk();
+        let file = Arc::new(IoFile::create(&directory.path().join("blob"), 1 << 20, true).unwrap());
+        let pool = BufferPool::new(2).unwrap();
+        let inbox = Arc::new(Inbox::new().unwrap());
+        let mut ring = Ring::new(Arc::clone(&inbox), pool.clone()).unwrap();
+        let job = || Job::new(Transfer::read(Arc::clone(&file), 0, 1 << 20, pool.try_acquire().unwrap()));
+
+        let (in_flight, first) = job();
+        let memory = in_flight.transfer.buffer.whole().as_ptr();
+        inbox.push(in_flight);
+        ring.accept();
+        drop(ring.uring.submit());
+        let (waiting, second) = job();
+        inbox.push(waiting);
+        drop(ring);
+
+        let (buffer, outcome) = first.await.unwrap();
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_ne!(buffer.whole().as_ptr(), memory);
+        assert_eq!(second.await.unwrap().1.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        drop(buffer);
+        let (late, third) = job();
+        inbox.push(late);
+        assert_eq!(third.await.unwrap().1.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(pool.in_use(), 0);
+    }
+
+    /// As where RLIMIT_MEMLOCK refuses to pin: the same work by the unregistered operations.
+    #[tokio::test]
+    async fn buffers_of_other_pools_work_unregistered() {
+        let directory = crate::io::conformance::on_disk();
+        let (own, other) = (BufferPool::new(1).unwrap(), BufferPool::new(1).unwrap());
+        let engine = UringEngine::new(directory.path(), &own).unwrap();
+        let file = engine.create(&directory.path().join("blob"), 10_000).unwrap();
+        let mut buffer = other.acquire().await;
+        buffer.extend_from_slice(&[7; 10_000]);
+        let (buffer, outcome) = engine.write(&file, 0, buffer).await;
+        outcome.unwrap();
+        drop(buffer);
+        let (buffer, outcome) = engine.read(&file, 0, 10_000, own.acquire().await).await;
+        outcome.unwrap();
+        assert_eq!(&buffer[..], [7; 10_000]);
+        let (buffer, outcome) = engine.read(&file, 8192, 10_000, other.acquire().await).await;
+        outcome.unwrap();
+        assert_eq!(&buffer[..], [7; 10_000 - 8192]);
     }
 }
