@@ -1,1 +1,33 @@
-//! Not built yet.
+//! From an origin into the store.
+//!
+//! [`Planner`] is pure: it says which range to ask for next. [`Fetcher`] does the rest: one flight per blob however
+//! many prefetches want it, workers that stream ranges into chunk buffers, retries and hedges, and at the end the
+//! comparison with what the origin says of the object. Reading order: `plan`, `range_reader`, `worker`, `flight`,
+//! `confirm`, `transfer`, `fetcher`.
+
+mod concurrency;
+mod config;
+mod confirm;
+mod error;
+mod fetcher;
+mod flight;
+mod local;
+mod metrics;
+mod plan;
+mod prepare;
+mod progress;
+mod range_reader;
+mod throttle;
+mod transfer;
+mod verify;
+mod worker;
+
+pub use concurrency::Concurrency;
+pub use config::Config;
+pub use error::FetchError;
+pub use fetcher::Fetcher;
+pub use metrics::Metrics;
+pub use plan::{Planner, Request};
+pub use progress::{BlobProgress, FileProgress};
+pub use transfer::{Completed, Transfer};
+pub use verify::{BadChunk, VerifyEvent, VerifySummary};

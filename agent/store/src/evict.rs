@@ -1,6 +1,9 @@
 //! Making room: least recently used first, never what is pinned or in use.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use weightd_types::{BlobKey, SnapshotKey};
 
@@ -107,12 +110,18 @@ impl Store {
         (victims, freed)
     }
 
-    /// Partial blobs that nobody fetches and that were not touched for so long: keys, and bytes they take.
+    /// Partial blobs that nobody fetches or waits for and that were not touched for so long: keys, and bytes they take.
     fn idle_partials(&self, idle: Duration) -> Result<(Vec<BlobKey>, u64), StoreError> {
+        let held: HashSet<BlobKey> = {
+            let catalog = self.catalog();
+            let held = catalog.iter().filter(|(_, entry)| entry.uses > 0);
+            held.flat_map(|(_, entry)| entry.manifest.objects.iter().map(|object| object.blob)).collect()
+        };
         let active = lock(&self.inner.active);
         let before = now().saturating_sub(idle.as_secs());
         let recorded = self.inner.index.partials()?;
-        let old = recorded.into_iter().filter(|(key, record)| record.updated_at <= before && !active.contains_key(key));
+        let is_idle = |key: &BlobKey| !active.contains_key(key) && !held.contains(key);
+        let old = recorded.into_iter().filter(|(key, record)| record.updated_at <= before && is_idle(key));
         let keys: Vec<_> = old.map(|(key, _)| key).collect();
         let bytes = keys.iter().filter_map(|key| std::fs::metadata(self.paths().blob(key)).ok()).map(|found| found.len()).sum();
         Ok((keys, bytes))

@@ -1,9 +1,9 @@
 //! Finding rot: stored chunks are read and compared with what was recorded.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use weightd_types::{BlobKey, Crc32c, Placement};
+use weightd_types::{BlobKey, ByteRange, Crc32c, Placement};
 
 use crate::{
     BlobManifest, Store, StoreError,
@@ -39,6 +39,19 @@ impl StoredBlob {
     /// Its file.
     pub fn path(&self) -> &std::path::Path {
         self.file.path()
+    }
+
+    /// The object's own header when the layout replaces it, else empty.
+    pub fn header(&self) -> &Bytes {
+        &self.header
+    }
+
+    /// Reads a range that lies in one chunk, unchecked: a buffer, and where in it the range lies.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn read(&self, range: ByteRange, buffer: Buffer) -> Result<(Buffer, Range<usize>), StoreError> {
+        read_span(self.store.engine().as_ref(), &self.file, range, buffer).await
     }
 
     /// Reads a chunk and says whether it is what was recorded.

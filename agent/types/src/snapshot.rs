@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, InvalidDigest, Object, ObjectPath, SourceUri};
+use crate::{Digest, InvalidDigest, Layout, Object, ObjectPath, SourceUri, UnknownLayout};
 
 /// File that every snapshot directory holds for a volume's hand-off socket to be mounted over; no object may be
 /// called so.
@@ -26,6 +26,33 @@ impl FromStr for SnapshotId {
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
         text.parse().map(Self)
+    }
+}
+
+/// One snapshot in one layout, which is what a store holds. Written `<id>.<layout>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotKey {
+    /// Which objects.
+    pub id: SnapshotId,
+    /// Placed how.
+    pub layout: Layout,
+}
+
+impl fmt::Display for SnapshotKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.id, self.layout)
+    }
+}
+
+impl FromStr for SnapshotKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (id, layout) = text.split_once('.').ok_or_else(|| format!("{text:?} is not <id>.<layout>"))?;
+        Ok(Self {
+            id: id.parse().map_err(|error: InvalidDigest| error.to_string())?,
+            layout: layout.parse().map_err(|error: UnknownLayout| error.to_string())?,
+        })
     }
 }
 

@@ -1,0 +1,100 @@
+//! Is it what the origin has? Invariant 1: until this says so, a blob's chunks are provisional.
+
+use std::sync::Arc;
+
+use md5::Md5;
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+use weightd_store::{PartialBlob, Store};
+use weightd_types::Object;
+
+use crate::FetchError;
+
+/// A checksum that needs the object's bytes in order. CRC-32C does not: it combines.
+enum Ordered {
+    Sha256(Sha256, [u8; 32]),
+    Md5(Md5, [u8; 16]),
+    GitSha1(Sha1, [u8; 20]),
+}
+
+/// What the origin says and what arrived, when they differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mismatch {
+    pub(crate) expected: String,
+    pub(crate) found: String,
+}
+
+/// Compares a blob that is arriving with what its origin says. Sums in order while it arrives where that is needed;
+/// ends when every piece was there. An origin that publishes nothing is confirmed by size and version alone.
+pub(crate) async fn confirm(store: &Store, partial: &Arc<PartialBlob>) -> Result<Option<Mismatch>, FetchError> {
+    let object = &partial.wanted().object;
+    if let Some(mut sum) = Ordered::of(object) {
+        sum.update(&partial.wanted().header);
+        for piece in 0..partial.placement().pieces().len() {
+            wait_for(partial, |partial| partial.has_piece(piece)).await;
+            let buffer = store.pool().acquire().await;
+            let (buffer, within) = partial.read_piece(piece, buffer).await?;
+            // A chunk takes milliseconds to sum, too long for a thread that serves the network.
+            sum = tokio::task::spawn_blocking(move || {
+                sum.update(&buffer[within]);
+                sum
+            })
+            .await
+            .map_err(|_| FetchError::Closed)?;
+        }
+        return Ok(sum.compare());
+    }
+    wait_for(partial, |partial| partial.is_whole()).await;
+    let found = partial.object_crc32c().expect("a whole blob has all its pieces");
+    Ok(object.checksums.crc32c.filter(|expected| *expected != found).map(|expected| Mismatch {
+        expected: format!("crc32c {expected}"),
+        found: format!("crc32c {found}"),
+    }))
+}
+
+async fn wait_for(partial: &PartialBlob, is_so: impl Fn(&PartialBlob) -> bool) {
+    loop {
+        // Made before looking, so that nothing is missed in between.
+        let advanced = partial.advanced();
+        if is_so(partial) {
+            return;
+        }
+        advanced.await;
+    }
+}
+
+impl Ordered {
+    /// SHA-256 wherever it is known, since blobs are shared by it; else whatever there is, if no CRC-32C is.
+    fn of(object: &Object) -> Option<Self> {
+        let checksums = &object.checksums;
+        if let Some(expected) = checksums.sha256 {
+            return Some(Self::Sha256(Sha256::new(), *expected.as_bytes()));
+        }
+        if checksums.crc32c.is_some() {
+            return None;
+        }
+        if let Some(expected) = checksums.git_sha1 {
+            let sum = Sha1::new_with_prefix(format!("blob {}\0", object.size));
+            return Some(Self::GitSha1(sum, expected));
+        }
+        checksums.md5.map(|expected| Self::Md5(Md5::new(), expected))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(sum, _) => sum.update(bytes),
+            Self::Md5(sum, _) => sum.update(bytes),
+            Self::GitSha1(sum, _) => sum.update(bytes),
+        }
+    }
+
+    fn compare(self) -> Option<Mismatch> {
+        let (name, found, expected) = match self {
+            Self::Sha256(sum, expected) => ("sha256", sum.finalize().to_vec(), expected.to_vec()),
+            Self::Md5(sum, expected) => ("md5", sum.finalize().to_vec(), expected.to_vec()),
+            Self::GitSha1(sum, expected) => ("git sha1", sum.finalize().to_vec(), expected.to_vec()),
+        };
+        let words = |sum: &[u8]| format!("{name} {}", hex::encode(sum));
+        (found != expected).then(|| Mismatch { expected: words(&expected), found: words(&found) })
+    }
+}

@@ -1,0 +1,277 @@
+//! The handle of this room, and the task that keeps as many requests in flight as help.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weightd_source::{Opener, Resolution, resolve};
+use weightd_store::Store;
+use weightd_types::{BlobKey, ByteRange, Layout, Selection, SnapshotKey, SourceUri};
+
+use crate::{
+    Concurrency, Config, FetchError, Metrics, Planner, Request, Transfer,
+    flight::{Flights, Flying, Route},
+    prepare::Prepared,
+    range_reader::Line,
+    throttle::Throttle,
+    worker,
+};
+
+/// How often rates are looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Requests beyond the limit for someone who is reading right now.
+const DEMAND_SLOTS: usize = 8;
+/// Buffers that fetching leaves to others, so that checking and demands never wait for bulk work.
+const SPARE_BUFFERS: usize = 4;
+
+/// Brings snapshots into a store. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    pub(crate) inner: Arc<Inner>,
+    scheduler: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) opener: Arc<dyn Opener>,
+    pub(crate) line: Line,
+    pub(crate) flights: Mutex<Flights>,
+    pub(crate) wake: Notify,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) closing: CancellationToken,
+    planner: Mutex<Planner>,
+    airborne: Mutex<HashMap<BlobKey, Arc<Flying>>>,
+    transfers: Mutex<HashMap<SnapshotKey, Weak<Transfer>>>,
+    requests_in_flight: AtomicUsize,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetcher").field("opener", &self.opener).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    pub(crate) fn planner(&self) -> MutexGuard<'_, Planner> {
+        lock(&self.planner)
+    }
+
+    pub(crate) fn airborne(&self) -> MutexGuard<'_, HashMap<BlobKey, Arc<Flying>>> {
+        lock(&self.airborne)
+    }
+
+    pub(crate) async fn prepare_owned(&self, route: Route, key: BlobKey) -> Result<Prepared, FetchError> {
+        self.prepare(&route, key).await
+    }
+}
+
+impl Fetcher {
+    /// Starts fetching into a store from the sources an opener makes. Needs a tokio runtime.
+    pub fn start(store: Store, opener: Arc<dyn Opener>, config: Config) -> Self {
+        let line = Line { throttle: Throttle::new(config.bandwidth_bytes), metrics: Metrics::default(), config };
+        let inner = Arc::new(Inner {
+            planner: Mutex::new(Planner::new(line.config.range_bytes)),
+            store,
+            opener,
+            line,
+            flights: Mutex::default(),
+            wake: Notify::new(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            airborne: Mutex::default(),
+            transfers: Mutex::default(),
+            requests_in_flight: AtomicUsize::new(0),
+        });
+        let scheduler = tokio::spawn(schedule(Arc::clone(&inner)));
+        Self { inner, scheduler: Arc::new(Mutex::new(Some(scheduler))) }
+    }
+
+    /// The store it fetches into.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.line.metrics
+    }
+
+    /// Lists a source once and pins what is there.
+    ///
+    /// # Errors
+    /// [`FetchError::Source`], [`FetchError::Resolve`].
+    pub async fn resolve(&self, uri: &SourceUri, selection: &Selection) -> Result<Resolution, FetchError> {
+        let config = &self.inner.line.config;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let source = self.inner.opener.open(uri).await?;
+            match resolve(source.as_ref(), uri, selection).await {
+                Err(error) if error.is_retryable() && attempt < config.attempts.min(4) => {
+                    self.inner.line.metrics.retries.inc();
+                    tokio::time::sleep(config.backoff.saturating_mul(1 << attempt).min(config.backoff_limit)).await;
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Brings a resolved source into the store. Whoever asks for a snapshot that is already on its way joins that
+    /// transfer. The transfer makes progress while someone awaits [`Transfer::wait`].
+    pub fn prefetch(&self, resolution: Resolution, layout: Layout, priority: i32) -> Arc<Transfer> {
+        let transfer = Arc::new(Transfer::start(&self.inner, resolution, layout, priority));
+        let mut transfers = lock(&self.inner.transfers);
+        transfers.retain(|_, known| known.strong_count() > 0);
+        if let Some(known) = transfers.get(&transfer.key()).and_then(Weak::upgrade)
+            && !known.is_over()
+        {
+            return known;
+        }
+        transfers.insert(transfer.key(), Arc::downgrade(&transfer));
+        transfer
+    }
+
+    /// Transfers in flight.
+    pub fn transfers(&self) -> Vec<Arc<Transfer>> {
+        self.inner.live_transfers()
+    }
+
+    /// Requests to origins in flight right now.
+    pub fn requests_in_flight(&self) -> usize {
+        self.inner.requests_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Wants a range of a blob that is on its way before everything else: someone is reading there.
+    pub fn demand(&self, key: BlobKey, range: ByteRange) {
+        self.inner.planner().demand(key, range);
+        self.inner.wake.notify_one();
+    }
+
+    /// Ends all requests and waits for them. What arrived stays written; the store records it when it closes.
+    pub async fn close(&self) {
+        self.inner.closing.cancel();
+        self.inner.tasks.close();
+        let scheduler = lock(&self.scheduler).take();
+        if let Some(scheduler) = scheduler
+            && let Err(error) = scheduler.await
+        {
+            tracing::error!(%error, "the scheduler ended badly");
+        }
+        self.inner.tasks.wait().await;
+    }
+}
+
+impl Inner {
+    fn live_transfers(&self) -> Vec<Arc<Transfer>> {
+        let transfers = lock(&self.transfers);
+        transfers.values().filter_map(Weak::upgrade).filter(|transfer| !transfer.is_over()).collect()
+    }
+
+    fn next_request(&self, in_flight: usize, limit: usize) -> Option<Request> {
+        let mut planner = self.planner();
+        if in_flight < limit {
+            planner.next(limit)
+        } else if in_flight < limit + DEMAND_SLOTS {
+            planner.next_demanded()
+        } else {
+            None
+        }
+    }
+
+    async fn serve(self: Arc<Self>, request: Request) {
+        let flying = self.airborne().get(&request.key).cloned();
+        if let Some(flying) = flying {
+            tokio::select! {
+                () = flying.cancelled.cancelled() => {}
+                outcome = worker::run(&self, &flying, &request) => {
+                    if let Err(error) = outcome {
+                        flying.fail(error);
+                    }
+                }
+            }
+        }
+        self.planner().ended(&request);
+    }
+}
+
+async fn schedule(inner: Arc<Inner>) {
+    let config = &inner.line.config;
+    let buffers = inner.store.pool().count().saturating_sub(SPARE_BUFFERS).max(1);
+    let mut concurrency = Concurrency::new(config.min_requests.min(buffers), config.max_requests.min(buffers));
+    let mut workers = JoinSet::new();
+    let mut gauge = Gauge::new();
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        while let Some(request) = inner.next_request(workers.len(), concurrency.limit()) {
+            workers.spawn(Arc::clone(&inner).serve(request));
+        }
+        gauge.was_reached |= workers.len() >= concurrency.limit();
+        inner.requests_in_flight.store(workers.len(), Ordering::Relaxed);
+        tokio::select! {
+            () = inner.closing.cancelled() => break,
+            () = inner.wake.notified() => {}
+            Some(ended) = workers.join_next(), if !workers.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "a worker panicked");
+                }
+            }
+            _ = ticks.tick() => gauge.observe(&inner, &mut concurrency),
+        }
+    }
+    workers.shutdown().await;
+}
+
+/// What the last interval began with.
+struct Gauge {
+    since: Instant,
+    fetched: u64,
+    throttled: u64,
+    was_reached: bool,
+    by_transfer: HashMap<SnapshotKey, u64>,
+}
+
+impl Gauge {
+    fn new() -> Self {
+        Self { since: Instant::now(), fetched: 0, throttled: 0, was_reached: false, by_transfer: HashMap::new() }
+    }
+
+    fn observe(&mut self, inner: &Inner, concurrency: &mut Concurrency) {
+        let metrics = &inner.line.metrics;
+        let elapsed = self.since.elapsed().as_secs_f64();
+        if elapsed <= 0.0 {
+            return;
+        }
+        let (fetched, throttled) = (metrics.fetched_bytes.get(), metrics.throttled.get());
+        #[expect(clippy::cast_precision_loss, reason = "a rate needs three digits")]
+        let rate = |bytes: u64| bytes as f64 / elapsed;
+        concurrency.observe(rate(fetched - self.fetched), self.was_reached, throttled > self.throttled);
+        let mut by_transfer = HashMap::new();
+        for transfer in inner.live_transfers() {
+            let bytes = transfer.fetched_bytes();
+            let before = self.by_transfer.get(&transfer.key()).copied().unwrap_or(bytes);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
+            transfer.observe_rate(rate(bytes.saturating_sub(before)) as u64);
+            by_transfer.insert(transfer.key(), bytes);
+        }
+        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.requests_in_flight.set(gauge(inner.requests_in_flight.load(Ordering::Relaxed)));
+        metrics.request_limit.set(gauge(concurrency.limit()));
+        *self = Self { since: Instant::now(), fetched, throttled, was_reached: false, by_transfer };
+    }
+}

@@ -1,0 +1,227 @@
+//! One blob on its way into the store. However many prefetches want it, there is one flight, and it goes on as long as
+//! any of them does.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use tokio::sync::{OnceCell, oneshot};
+use tokio_util::sync::CancellationToken;
+use weightd_source::Source;
+use weightd_store::{PartialBlob, Reservation};
+use weightd_types::{BlobKey, Object};
+
+use crate::{BlobProgress, FetchError, confirm::confirm, fetcher::Inner, prepare::Prepared};
+
+/// Where an object is.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) object: Object,
+    pub(crate) url: String,
+}
+
+/// A blob whose chunks are being fetched.
+#[derive(Debug)]
+pub(crate) struct Flying {
+    pub(crate) route: Route,
+    pub(crate) partial: Arc<PartialBlob>,
+    pub(crate) progress: Arc<BlobProgress>,
+    /// Ends the workers when nobody wants the blob any more.
+    pub(crate) cancelled: CancellationToken,
+    /// Takes the first error of any worker.
+    failed: Mutex<Option<oneshot::Sender<FetchError>>>,
+}
+
+impl Flying {
+    pub(crate) fn fail(&self, error: FetchError) {
+        let waiting = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(waiting) = waiting {
+            // Nobody waits when the flight was given up at the same moment.
+            let _ = waiting.send(error);
+        }
+    }
+}
+
+type Outcome = Result<(), FetchError>;
+type Future = BoxFuture<'static, Outcome>;
+
+/// A flight that someone waits for.
+#[derive(Clone)]
+pub(crate) struct Flight {
+    pub(crate) landed: Shared<Future>,
+    pub(crate) progress: Arc<BlobProgress>,
+    /// What had to be known first; filled in by whoever needs it first.
+    pub(crate) prepared: Arc<OnceCell<Prepared>>,
+}
+
+/// A flight that goes on only as long as someone waits for it.
+struct WeakFlight {
+    landed: WeakShared<Future>,
+    progress: Arc<BlobProgress>,
+    prepared: Arc<OnceCell<Prepared>>,
+}
+
+/// The flights there are.
+#[derive(Default)]
+pub(crate) struct Flights {
+    by_key: HashMap<BlobKey, WeakFlight>,
+    /// Number of entries at which those that ended are swept out.
+    sweep_at: usize,
+}
+
+impl Flights {
+    fn sweep(&mut self) {
+        if self.by_key.len() >= self.sweep_at {
+            self.by_key.retain(|_, flight| flight.landed.upgrade().is_some());
+            self.sweep_at = 2 * self.by_key.len() + 64;
+        }
+    }
+
+    fn get(&self, key: &BlobKey) -> Option<Flight> {
+        let flight = self.by_key.get(key)?;
+        // One that failed is not joined: the next caller may have better luck.
+        let landed = flight.landed.upgrade().filter(|landed| !matches!(landed.peek(), Some(Err(_))))?;
+        Some(Flight { landed, progress: Arc::clone(&flight.progress), prepared: Arc::clone(&flight.prepared) })
+    }
+}
+
+impl Inner {
+    /// Joins the flight of a blob, or starts it.
+    pub(crate) fn fly(
+        self: &Arc<Self>,
+        route: Route,
+        key: BlobKey,
+        reservation: &Arc<Reservation>,
+        priority: i32,
+    ) -> Flight {
+        let mut flights = self.flights.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(flight) = flights.get(&key) {
+            self.planner().raise(&key, priority);
+            return flight;
+        }
+        flights.sweep();
+        let progress = Arc::new(BlobProgress::new(route.object.size));
+        let prepared = Arc::new(OnceCell::new());
+        let leg = Leg {
+            inner: Arc::clone(self),
+            route,
+            key,
+            progress: Arc::clone(&progress),
+            prepared: Arc::clone(&prepared),
+            reservation: Arc::clone(reservation),
+            priority,
+        };
+        let landed = async move { leg.run().await }.boxed().shared();
+        if let Some(weak) = landed.downgrade() {
+            let (progress, prepared) = (Arc::clone(&progress), Arc::clone(&prepared));
+            flights.by_key.insert(key, WeakFlight { landed: weak, progress, prepared });
+        }
+        Flight { landed, progress, prepared }
+    }
+}
+
+/// All that a flight needs.
+struct Leg {
+    inner: Arc<Inner>,
+    route: Route,
+    key: BlobKey,
+    progress: Arc<BlobProgress>,
+    prepared: Arc<OnceCell<Prepared>>,
+    reservation: Arc<Reservation>,
+    priority: i32,
+}
+
+impl Leg {
+    async fn run(self) -> Outcome {
+        let inner = &self.inner;
+        let url = &self.route.url;
+        let mut attempts = 0;
+        loop {
+            if inner.store.has_blob(&self.key) {
+                break;
+            }
+            let again;
+            let prepared = if attempts == 0 {
+                self.prepared.get_or_try_init(|| inner.prepare(&self.route, self.key)).await?
+            } else {
+                // The header may be what was damaged.
+                again = inner.prepare(&self.route, self.key).await?;
+                &again
+            };
+            let partial = inner.store.begin(prepared.wanted.clone(), &self.reservation).await?;
+            self.progress.set_present(partial.present_bytes());
+            inner.fill_locally(&partial).await?;
+            let mismatch = self.fetch_and_confirm(&partial).await?;
+            attempts += 1;
+            let Some(mismatch) = mismatch else {
+                inner.store.finish(partial).await?;
+                break;
+            };
+            inner.line.metrics.mismatches.inc();
+            inner.store.discard_partial(&partial).await?;
+            self.progress.set_present(0);
+            let (expected, found) = (mismatch.expected, mismatch.found);
+            if attempts > inner.line.config.refetches {
+                return Err(FetchError::Corrupt { url: url.clone(), expected, found, attempts });
+            }
+            tracing::warn!(url, expected, found, "the object does not match its checksum; fetching it again");
+        }
+        self.progress.set_verified();
+        Ok(())
+    }
+
+    async fn fetch_and_confirm(
+        &self,
+        partial: &Arc<PartialBlob>,
+    ) -> Result<Option<crate::confirm::Mismatch>, FetchError> {
+        let (fail, failed) = oneshot::channel();
+        let flying = Arc::new(Flying {
+            route: self.route.clone(),
+            partial: Arc::clone(partial),
+            progress: Arc::clone(&self.progress),
+            cancelled: CancellationToken::new(),
+            failed: Mutex::new(Some(fail)),
+        });
+        let _airborne = Airborne::take_off(&self.inner, &flying, self.priority);
+        tokio::select! {
+            outcome = confirm(&self.inner.store, partial) => outcome,
+            error = failed => Err(error.unwrap_or(FetchError::Closed)),
+        }
+    }
+}
+
+/// A blob known to the planner; forgotten, and its workers ended, when this is dropped.
+struct Airborne {
+    inner: Arc<Inner>,
+    flying: Arc<Flying>,
+}
+
+impl Airborne {
+    fn take_off(inner: &Arc<Inner>, flying: &Arc<Flying>, priority: i32) -> Self {
+        let partial = &flying.partial;
+        inner.airborne().insert(partial.key(), Arc::clone(flying));
+        inner.planner().add(
+            partial.key(),
+            Arc::clone(partial.placement()),
+            |piece| partial.has_piece(piece),
+            priority,
+        );
+        inner.wake.notify_one();
+        Self { inner: Arc::clone(inner), flying: Arc::clone(flying) }
+    }
+}
+
+impl Drop for Airborne {
+    fn drop(&mut self) {
+        let key = self.flying.partial.key();
+        self.flying.cancelled.cancel();
+        self.inner.planner().remove(&key);
+        self.inner.airborne().remove(&key);
+    }
+}

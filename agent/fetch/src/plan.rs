@@ -1,0 +1,234 @@
+//! What to ask for next: pure, so that every decision can be tested with values.
+//!
+//! Blobs wait in order of rank. The planner hands out requests: neighbouring missing pieces of one object, up to a
+//! range's length. Each piece is missing, in flight or here, and is never asked for twice at once. Demands (someone
+//! is reading right there) go before everything else.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
+
+use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Placement};
+
+/// One request to an origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The blob it is for.
+    pub key: BlobKey,
+    /// Indices of its pieces in object order.
+    pub pieces: Range<usize>,
+    /// The bytes of the object to ask for.
+    pub object: ByteRange,
+    /// Which arrival of the blob it belongs to: a late answer to a flight that was given up must not be taken for one
+    /// to the next flight.
+    arrival: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Missing,
+    InFlight,
+    Here,
+}
+
+/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then first
+/// come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    priority: std::cmp::Reverse<i32>,
+    is_large: bool,
+    arrival: u64,
+}
+
+#[derive(Debug)]
+struct Blob {
+    placement: Arc<Placement>,
+    pieces: Vec<Piece>,
+    /// No piece before it is missing.
+    cursor: usize,
+    rank: Rank,
+}
+
+#[derive(Debug)]
+struct Demand {
+    key: BlobKey,
+    pieces: VecDeque<usize>,
+}
+
+/// What is wanted, and what to ask for next.
+#[derive(Debug)]
+pub struct Planner {
+    range_bytes: u64,
+    blobs: HashMap<BlobKey, Blob>,
+    waiting: BTreeSet<(Rank, BlobKey)>,
+    demands: VecDeque<Demand>,
+    missing_bytes: u64,
+    arrivals: u64,
+}
+
+impl Planner {
+    /// A planner whose requests are at most `range_bytes` long, rounded up to a whole piece.
+    pub fn new(range_bytes: u64) -> Self {
+        Self {
+            range_bytes,
+            blobs: HashMap::new(),
+            waiting: BTreeSet::new(),
+            demands: VecDeque::new(),
+            missing_bytes: 0,
+            arrivals: 0,
+        }
+    }
+
+    /// Wants a blob. `is_here` says which of its pieces are written already. One that is wanted already stays as it is.
+    pub fn add(&mut self, key: BlobKey, placement: Arc<Placement>, is_here: impl Fn(usize) -> bool, priority: i32) {
+        if self.blobs.contains_key(&key) {
+            return;
+        }
+        self.arrivals += 1;
+        let is_large = placement.blob_len() > CHUNK_BYTES;
+        let rank = Rank { priority: std::cmp::Reverse(priority), is_large, arrival: self.arrivals };
+        let state = |at| if is_here(at) { Piece::Here } else { Piece::Missing };
+        let pieces: Vec<_> = (0..placement.pieces().len()).map(state).collect();
+        let missing = pieces.iter().zip(placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
+        self.missing_bytes += missing.map(|(_, piece)| piece.object.len()).sum::<u64>();
+        self.blobs.insert(key, Blob { placement, pieces, cursor: 0, rank });
+        self.waiting.insert((rank, key));
+    }
+
+    /// Wants a blob sooner than it did.
+    pub fn raise(&mut self, key: &BlobKey, priority: i32) {
+        if let Some(blob) = self.blobs.get_mut(key)
+            && blob.rank.priority.0 < priority
+        {
+            let was_waiting = self.waiting.remove(&(blob.rank, *key));
+            blob.rank.priority = std::cmp::Reverse(priority);
+            if was_waiting {
+                self.waiting.insert((blob.rank, *key));
+            }
+        }
+    }
+
+    /// Wants a range of a blob before everything else.
+    pub fn demand(&mut self, key: BlobKey, range: ByteRange) {
+        let Some(blob) = self.blobs.get(&key) else { return };
+        let placement = &blob.placement;
+        let last = range.end.min(placement.blob_len()).div_ceil(CHUNK_BYTES);
+        let chunks = range.start / CHUNK_BYTES..last;
+        #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
+        let pieces = chunks.flat_map(|chunk| placement.pieces_of_chunk(chunk as u32)).map(|&piece| piece as usize);
+        let pieces: VecDeque<_> = pieces.filter(|&piece| blob.pieces[piece] == Piece::Missing).collect();
+        if !pieces.is_empty() {
+            self.demands.push_back(Demand { key, pieces });
+        }
+    }
+
+    /// Whether someone is waiting for a range right now.
+    pub fn has_demand(&self) -> bool {
+        !self.demands.is_empty()
+    }
+
+    /// The next request for someone who waits for a range.
+    pub fn next_demanded(&mut self) -> Option<Request> {
+        while let Some(demand) = self.demands.front_mut() {
+            let (key, first) = (demand.key, demand.pieces.pop_front());
+            let Some(first) = first else {
+                self.demands.pop_front();
+                continue;
+            };
+            let wanted = demand.pieces.len() + 1;
+            let Some(blob) = self.blobs.get(&key) else { continue };
+            if blob.pieces[first] == Piece::Missing {
+                return Some(self.take(key, first, wanted, self.range_bytes));
+            }
+        }
+        None
+    }
+
+    /// The next request, when `slots` may be in flight at once. Towards the end ranges get shorter, so that no single
+    /// connection is left with the last of the work.
+    pub fn next(&mut self, slots: usize) -> Option<Request> {
+        if let Some(request) = self.next_demanded() {
+            return Some(request);
+        }
+        while let Some(&(rank, key)) = self.waiting.first() {
+            let found = self.blobs.get_mut(&key).and_then(|blob| {
+                let missing = blob.pieces[blob.cursor..].iter().position(|state| *state == Piece::Missing);
+                blob.cursor = missing.map_or(blob.pieces.len(), |at| blob.cursor + at);
+                missing.map(|_| blob.cursor)
+            });
+            let Some(first) = found else {
+                self.waiting.remove(&(rank, key));
+                continue;
+            };
+            let share = self.missing_bytes / (2 * slots.max(1) as u64);
+            let limit = share.clamp(CHUNK_BYTES.min(self.range_bytes), self.range_bytes);
+            return Some(self.take(key, first, usize::MAX, limit));
+        }
+        None
+    }
+
+    /// Takes missing neighbours from `first` on: at most `count`, until they are `limit` bytes long.
+    fn take(&mut self, key: BlobKey, first: usize, count: usize, limit: u64) -> Request {
+        let blob = self.blobs.get_mut(&key).expect("callers looked it up");
+        let pieces = blob.placement.pieces();
+        let (mut end, mut len) = (first, 0);
+        while end < pieces.len() && end - first < count && len < limit && blob.pieces[end] == Piece::Missing {
+            blob.pieces[end] = Piece::InFlight;
+            len += pieces[end].object.len();
+            end += 1;
+        }
+        self.missing_bytes -= len;
+        Request { key, pieces: first..end, object: ByteRange::at(pieces[first].object.start, len), arrival: blob.rank.arrival }
+    }
+
+    /// Says that pieces of a request are written.
+    pub fn landed(&mut self, request: &Request, pieces: impl IntoIterator<Item = usize>) {
+        if let Some(blob) = self.blob_of(request) {
+            for piece in pieces {
+                blob.pieces[piece] = Piece::Here;
+            }
+        }
+    }
+
+    /// Says that a request ended; what did not land of it is missing again.
+    pub fn ended(&mut self, request: &Request) {
+        let Some(blob) = self.blob_of(request) else { return };
+        let mut missing_again = 0;
+        for piece in request.pieces.clone() {
+            if blob.pieces[piece] == Piece::InFlight {
+                blob.pieces[piece] = Piece::Missing;
+                blob.cursor = blob.cursor.min(piece);
+                missing_again += blob.placement.pieces()[piece].object.len();
+            }
+        }
+        let (rank, is_waiting) = (blob.rank, blob.cursor < blob.pieces.len());
+        self.missing_bytes += missing_again;
+        if is_waiting {
+            self.waiting.insert((rank, request.key));
+        }
+    }
+
+    fn blob_of(&mut self, request: &Request) -> Option<&mut Blob> {
+        self.blobs.get_mut(&request.key).filter(|blob| blob.rank.arrival == request.arrival)
+    }
+
+    /// Wants a blob no longer.
+    pub fn remove(&mut self, key: &BlobKey) {
+        if let Some(blob) = self.blobs.remove(key) {
+            let missing = blob.pieces.iter().zip(blob.placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
+            self.missing_bytes -= missing.map(|(_, piece)| piece.object.len()).sum::<u64>();
+            self.waiting.remove(&(blob.rank, *key));
+            self.demands.retain(|demand| demand.key != *key);
+        }
+    }
+
+    /// Bytes that nobody has asked for yet.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests;

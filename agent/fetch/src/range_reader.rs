@@ -1,0 +1,192 @@
+//! One range of one object, whatever it takes: a request that stalls gets a second one beside it, a broken one resumes
+//! at the byte reached.
+
+use std::{future::Future, time::Duration};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::time::{sleep, timeout};
+use weightd_source::{ByteStream, Source, SourceError};
+use weightd_types::{ByteRange, Object};
+
+use crate::{Config, FetchError, Metrics, throttle::Throttle};
+
+/// Longest wait an origin can ask for.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// What all readers share.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) config: Config,
+    pub(crate) metrics: Metrics,
+    pub(crate) throttle: Throttle,
+}
+
+/// Delivers a range in order, retrying as long as there is hope.
+pub(crate) struct RangeReader<'a> {
+    line: &'a Line,
+    source: &'a dyn Source,
+    object: &'a Object,
+    url: &'a str,
+    /// What was not delivered yet.
+    left: ByteRange,
+    stream: Option<ByteStream>,
+    /// Failures since the last byte.
+    failures: u32,
+}
+
+impl<'a> RangeReader<'a> {
+    pub(crate) fn new(
+        line: &'a Line,
+        source: &'a dyn Source,
+        object: &'a Object,
+        url: &'a str,
+        range: ByteRange,
+    ) -> Self {
+        Self { line, source, object, url, left: range, stream: None, failures: 0 }
+    }
+
+    /// The next bytes; never empty. `None` when the range is delivered.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        if self.left.is_empty() {
+            return Ok(None);
+        }
+        loop {
+            match self.attempt().await {
+                Ok(bytes) => {
+                    self.failures = 0;
+                    self.left.start += bytes.len() as u64;
+                    self.line.metrics.fetched_bytes.inc_by(bytes.len() as u64);
+                    self.line.throttle.pass(bytes.len()).await;
+                    return Ok(Some(bytes));
+                }
+                Err(error) => {
+                    self.stream = None;
+                    self.recover(error).await?;
+                }
+            }
+        }
+    }
+
+    /// Everything that is left, in one piece; for ranges known to be small.
+    pub(crate) async fn collect(mut self) -> Result<Bytes, FetchError> {
+        let mut whole = Vec::new();
+        while let Some(bytes) = self.next().await? {
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole.into())
+    }
+
+    async fn attempt(&mut self) -> Result<Bytes, SourceError> {
+        let Config { stall, give_up, .. } = self.line.config;
+        let (first, left) = (self.stream.take(), self.left);
+        let mut primary = std::pin::pin!(self.first_bytes(first, left));
+        if let Ok(outcome) = timeout(stall, &mut primary).await {
+            return self.keep(outcome);
+        }
+        // Nothing for so long: ask once more beside it, and take whichever delivers first.
+        self.line.metrics.hedges.inc();
+        let mut hedge = std::pin::pin!(self.first_bytes(None, left));
+        let outcome = timeout(give_up, either(&mut primary, &mut hedge)).await;
+        self.keep(outcome.unwrap_or_else(|_| Err(self.stalled(stall + give_up))))
+    }
+
+    fn keep(&mut self, outcome: Result<(ByteStream, Bytes), SourceError>) -> Result<Bytes, SourceError> {
+        let (stream, bytes) = outcome?;
+        self.stream = Some(stream);
+        Ok(bytes)
+    }
+
+    /// The next bytes of a stream, opened first when there is none.
+    fn first_bytes(
+        &self,
+        stream: Option<ByteStream>,
+        left: ByteRange,
+    ) -> impl Future<Output = Result<(ByteStream, Bytes), SourceError>> + use<'a> {
+        let (line, source, object, url) = (self.line, self.source, self.object, self.url);
+        async move {
+            let mut stream = match stream {
+                Some(stream) => stream,
+                None => {
+                    line.metrics.requests.inc();
+                    source.read(object, left).await?
+                }
+            };
+            loop {
+                let bytes = match stream.next().await {
+                    Some(bytes) => bytes?,
+                    None => return Err(short_body(url, left)),
+                };
+                if bytes.len() as u64 > left.len() {
+                    let detail = format!("more bytes than {left} were sent");
+                    return Err(SourceError::Protocol { what: url.to_owned(), detail });
+                }
+                if !bytes.is_empty() {
+                    return Ok((stream, bytes));
+                }
+            }
+        }
+    }
+
+    /// Waits before the next attempt, or gives up.
+    async fn recover(&mut self, error: SourceError) -> Result<(), FetchError> {
+        if !error.is_retryable() {
+            return Err(error.into());
+        }
+        if matches!(error, SourceError::Throttled { .. }) {
+            self.line.metrics.throttled.inc();
+        }
+        self.failures += 1;
+        let Config { attempts, backoff, backoff_limit, .. } = self.line.config;
+        if self.failures >= attempts {
+            let (url, range) = (self.url.to_owned(), self.left);
+            return Err(FetchError::Exhausted { url, range, attempts, source: error.into() });
+        }
+        self.line.metrics.retries.inc();
+        let doubled = backoff.saturating_mul(1 << (self.failures - 1).min(16)).min(backoff_limit);
+        let asked = error.retry_after().map(|wait| wait.min(LONGEST_WAIT));
+        let wait = asked.unwrap_or_default().max(spread(doubled, self.left.start, self.failures));
+        tracing::debug!(%error, ?wait, attempt = self.failures, "a range failed; trying again");
+        sleep(wait).await;
+        Ok(())
+    }
+
+    fn stalled(&self, waited: Duration) -> SourceError {
+        SourceError::Unavailable {
+            what: self.url.to_owned(),
+            cause: format!("nothing arrived of {} for {} seconds", self.left, waited.as_secs()).into(),
+            retry_after: None,
+        }
+    }
+}
+
+/// Whichever of two succeeds first; an error of one leaves the other its chance.
+async fn either<T>(
+    first: &mut (impl Future<Output = Result<T, SourceError>> + Unpin),
+    second: &mut (impl Future<Output = Result<T, SourceError>> + Unpin),
+) -> Result<T, SourceError> {
+    tokio::select! {
+        outcome = &mut *first => match outcome {
+            Ok(value) => Ok(value),
+            Err(_) => second.await,
+        },
+        outcome = &mut *second => match outcome {
+            Ok(value) => Ok(value),
+            Err(_) => first.await,
+        },
+    }
+}
+
+fn short_body(url: &str, left: ByteRange) -> SourceError {
+    let cause = format!("the answer ended with {left} still missing").into();
+    SourceError::Interrupted { what: url.to_owned(), cause }
+}
+
+/// Half to all of a wait, different for different ranges, so that requests that failed together do not come back
+/// together.
+fn spread(wait: Duration, offset: u64, attempt: u32) -> Duration {
+    let mixed = (offset ^ u64::from(attempt)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    #[expect(clippy::cast_precision_loss, reason = "24 bits")]
+    let share = 0.5 + 0.5 * (mixed as f64 / f64::from(1 << 24));
+    wait.mul_f64(share)
+}

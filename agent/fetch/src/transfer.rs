@@ -1,0 +1,276 @@
+//! One prefetch: from a resolved source to a complete snapshot.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{BoxFuture, Shared},
+    stream,
+};
+use tokio::time::{Duration, Instant};
+use weightd_source::Resolution;
+use weightd_store::{Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord};
+use weightd_types::{CHUNK_BYTES, Layout, ObjectPath, SnapshotKey, WeightIndex, WeightIndexError};
+
+use crate::{
+    FetchError, FileProgress,
+    fetcher::Inner,
+    flight::{Flight, Route},
+};
+
+/// What a prefetch ended with.
+#[derive(Debug, Clone)]
+pub struct Completed {
+    /// The snapshot, complete.
+    pub snapshot: SnapshotRecord,
+    /// Bytes that came from the origin.
+    pub fetched_bytes: u64,
+    /// Bytes of objects that were here before.
+    pub reused_bytes: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// A prefetch in flight. It goes on as long as any clone of the `Arc` it comes in is alive and waits for it.
+pub struct Transfer {
+    manifest: Arc<SnapshotManifest>,
+    priority: i32,
+    files: Arc<Files>,
+    /// Bytes a second lately.
+    rate: AtomicU64,
+    done: Shared<BoxFuture<'static, Result<Completed, FetchError>>>,
+}
+
+impl std::fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transfer").field("snapshot", &self.key()).field("done", &self.done_bytes()).finish_non_exhaustive()
+    }
+}
+
+/// Progress by file, in the order of the manifest.
+struct Files {
+    /// What was here before: bytes, and whether the whole was confirmed.
+    before: OnceLock<Vec<(u64, bool)>>,
+    flights: Vec<OnceLock<Arc<crate::BlobProgress>>>,
+}
+
+impl Files {
+    fn state(&self, at: usize) -> (u64, bool) {
+        let before = || self.before.get().map_or((0, false), |before| before[at]);
+        self.flights[at].get().map_or_else(before, |progress| (progress.present(), progress.is_verified()))
+    }
+
+    fn fetched(&self) -> u64 {
+        self.flights.iter().filter_map(OnceLock::get).map(|progress| progress.fetched()).sum()
+    }
+}
+
+impl Transfer {
+    pub(crate) fn start(inner: &Arc<Inner>, resolution: Resolution, layout: Layout, priority: i32) -> Self {
+        let resolved_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+        let manifest = Arc::new(SnapshotManifest::new(&resolution.snapshot, layout, resolved_at));
+        let flights = manifest.objects.iter().map(|_| OnceLock::new()).collect();
+        let files = Arc::new(Files { before: OnceLock::new(), flights });
+        let run = Run {
+            inner: Arc::clone(inner),
+            manifest: Arc::clone(&manifest),
+            files: Arc::clone(&files),
+            left_out: resolution.left_out.into_iter().map(|object| object.path).collect(),
+            priority,
+        };
+        let done = async move { run.to_the_end().await }.boxed().shared();
+        Self { manifest, priority, files, rate: AtomicU64::new(0), done }
+    }
+
+    /// The snapshot's key.
+    pub fn key(&self) -> SnapshotKey {
+        self.manifest.key()
+    }
+
+    /// What is being fetched.
+    pub fn manifest(&self) -> &Arc<SnapshotManifest> {
+        &self.manifest
+    }
+
+    /// Higher goes first.
+    pub fn priority(&self) -> i32 {
+        self.priority
+    }
+
+    /// Bytes of objects that are here.
+    pub fn done_bytes(&self) -> u64 {
+        (0..self.manifest.objects.len()).map(|at| self.files.state(at).0).sum()
+    }
+
+    /// Bytes a second over the last few seconds.
+    pub fn rate_bytes(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+
+    /// How far each file has come, in the order of the manifest.
+    pub fn progress(&self) -> Vec<FileProgress> {
+        let one = |(at, entry): (usize, &SnapshotEntry)| {
+            let (present, verified) = self.files.state(at);
+            FileProgress { path: entry.object.path.clone(), present, total: entry.object.size, verified }
+        };
+        self.manifest.objects.iter().enumerate().map(one).collect()
+    }
+
+    /// Waits for the end; this is what keeps it going.
+    ///
+    /// # Errors
+    /// [`FetchError`], the same one for everyone who waits.
+    pub async fn wait(&self) -> Result<Completed, FetchError> {
+        self.done.clone().await
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.done.peek().is_some()
+    }
+
+    /// Bytes that came from the origin.
+    pub(crate) fn fetched_bytes(&self) -> u64 {
+        self.files.fetched()
+    }
+
+    /// Takes in the rate of one interval; recent intervals count most.
+    pub(crate) fn observe_rate(&self, rate: u64) {
+        let before = self.rate.load(Ordering::Relaxed);
+        let next = if before == 0 { rate } else { (before * 3 + rate) / 4 };
+        self.rate.store(next, Ordering::Relaxed);
+    }
+}
+
+struct Run {
+    inner: Arc<Inner>,
+    manifest: Arc<SnapshotManifest>,
+    files: Arc<Files>,
+    left_out: Vec<ObjectPath>,
+    priority: i32,
+}
+
+impl Run {
+    async fn to_the_end(self) -> Result<Completed, FetchError> {
+        let outcome = self.run().await;
+        let metrics = &self.inner.line.metrics;
+        match &outcome {
+            Ok(_) => metrics.completed.inc(),
+            Err(error) => {
+                tracing::warn!(source = %self.manifest.source, kind = error.kind(), %error, "a prefetch failed");
+                metrics.failed.inc()
+            }
+        };
+        outcome
+    }
+
+    async fn run(&self) -> Result<Completed, FetchError> {
+        let (store, key, started) = (&self.inner.store, self.manifest.key(), Instant::now());
+        if store.is_complete(key).await? {
+            store.touch(key).await?;
+            return self.completed(0, self.manifest.size(), started);
+        }
+        let _hold = store.expect(self.manifest.as_ref().clone()).await?;
+        let before = store.presence(Arc::clone(&self.manifest)).await?;
+        let reused = before.iter().map(|(bytes, _)| bytes).sum();
+        self.files.before.get_or_init(|| before);
+        let reservation = Arc::new(store.reserve_for(&self.manifest).await?);
+        self.fetch_all(&reservation).await?;
+        store.publish(self.manifest.as_ref().clone()).await?;
+        self.completed(self.files.fetched(), reused, started)
+    }
+
+    fn completed(&self, fetched_bytes: u64, reused_bytes: u64, started: Instant) -> Result<Completed, FetchError> {
+        let key = self.manifest.key();
+        let not_found = || weightd_store::StoreError::NotFound { name: key.to_string() };
+        let snapshot = self.inner.store.snapshot(&key).ok_or_else(not_found)?;
+        Ok(Completed { snapshot, fetched_bytes, reused_bytes, elapsed: started.elapsed() })
+    }
+
+    async fn fetch_all(&self, reservation: &Arc<Reservation>) -> Result<(), FetchError> {
+        let source = self.inner.opener.open(&self.manifest.source).await?;
+        let route = |entry: &SnapshotEntry| Route {
+            source: Arc::clone(&source),
+            object: entry.object.clone(),
+            url: self.manifest.source.object_url(&entry.object.path),
+        };
+        let start = |at: usize| {
+            let entry = &self.manifest.objects[at];
+            let flight = self.inner.fly(route(entry), entry.blob, reservation, self.priority);
+            self.files.flights[at].get_or_init(|| Arc::clone(&flight.progress));
+            flight
+        };
+        let indices = self.positions(|path| path.is_safetensors_index());
+        for &at in &indices {
+            let flight = start(at);
+            flight.landed.await?;
+            self.check_index(at, &start, &route).await?;
+        }
+        let mut order = self.positions(|_| true);
+        // Small files first: readers want configuration and tokenizer before any tensor.
+        order.sort_by_key(|&at| self.manifest.objects[at].object.size > CHUNK_BYTES);
+        let landings = stream::iter(order).map(|at| start(at).landed);
+        landings.buffer_unordered(self.inner.line.config.open_blobs).try_collect::<()>().await
+    }
+
+    fn positions(&self, is_wanted: impl Fn(&ObjectPath) -> bool) -> Vec<usize> {
+        let objects = self.manifest.objects.iter().enumerate();
+        objects.filter(|(_, entry)| is_wanted(&entry.object.path)).map(|(at, _)| at).collect()
+    }
+
+    /// Checks an index that is here against the shards: all listed, each with the tensors it should have. Shards that
+    /// the selection leaves out are there, but not ours to check.
+    async fn check_index(
+        &self,
+        at: usize,
+        start: &impl Fn(usize) -> Flight,
+        route: &impl Fn(&SnapshotEntry) -> Route,
+    ) -> Result<(), FetchError> {
+        let entry = &self.manifest.objects[at];
+        let url = self.manifest.source.object_url(&entry.object.path);
+        let refuse = |source: WeightIndexError| FetchError::WeightIndex { url: url.clone(), source };
+        let index = WeightIndex::parse(&self.inner.store.read_blob(entry.blob).await?).map_err(refuse)?;
+        let directory = entry.object.path.directory();
+        let path_of = |shard: &str| if directory.is_empty() { shard.to_owned() } else { format!("{directory}/{shard}") };
+        let position = |shard: &str| {
+            let path = path_of(shard);
+            self.manifest.objects.binary_search_by(|entry| entry.object.path.as_str().cmp(&path)).ok()
+        };
+        let is_left_out = |shard: &str| self.left_out.iter().any(|left_out| left_out.as_str() == path_of(shard));
+        index.check_shards(|shard| position(shard).is_some() || is_left_out(shard)).map_err(refuse)?;
+        let mut checks = Vec::new();
+        for shard in index.shards() {
+            if let Some(at) = position(shard) {
+                let entry = &self.manifest.objects[at];
+                let check = self.check_shard(&index, shard, entry, start(at), route(entry));
+                checks.push(check.map(|checked| checked.and_then(|checked| checked.map_err(refuse))));
+            }
+        }
+        stream::iter(checks).buffer_unordered(HEADERS_AT_ONCE).try_collect::<()>().await
+    }
+
+    async fn check_shard(
+        &self,
+        index: &WeightIndex,
+        shard: &str,
+        entry: &SnapshotEntry,
+        flight: Flight,
+        route: Route,
+    ) -> Result<Result<(), WeightIndexError>, FetchError> {
+        // What is complete was checked when it was fetched.
+        if self.inner.store.has_blob(&entry.blob) {
+            return Ok(Ok(()));
+        }
+        let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare_owned(route, entry.blob)).await?;
+        let header = prepared.header.as_ref();
+        Ok(index.check_tensors(shard, |tensor| header.is_some_and(|header| header.has_tensor(tensor))))
+    }
+}
+
+/// Headers fetched at once while an index is checked.
+const HEADERS_AT_ONCE: usize = 16;

@@ -1,0 +1,249 @@
+//! Reads stored chunks again, and repairs those that rotted from the origin.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::{StreamExt, stream};
+use tokio::sync::mpsc;
+use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError, StoredBlob};
+use weightd_types::{BlobKey, ByteRange, SourceUri};
+
+use crate::{
+    FetchError, Fetcher,
+    fetcher::Inner,
+    flight::Route,
+    range_reader::RangeReader,
+};
+
+/// Chunks read at once.
+const AT_ONCE: usize = 4;
+/// Events that may wait for a slow listener.
+const QUEUE: usize = 64;
+
+/// What a verification has to say.
+#[derive(Debug, Clone)]
+pub enum VerifyEvent {
+    /// Bytes read so far, of so many.
+    Progress {
+        /// Read and compared.
+        done: u64,
+        /// All there is to read.
+        total: u64,
+    },
+    /// A chunk is not what was recorded.
+    Bad(BadChunk),
+    /// The end.
+    Summary(VerifySummary),
+}
+
+/// A chunk that is not what was recorded.
+#[derive(Debug, Clone)]
+pub struct BadChunk {
+    /// The file's name in its snapshot.
+    pub path: String,
+    /// The snapshot's source.
+    pub source: SourceUri,
+    /// The blob in the store.
+    pub blob: BlobKey,
+    /// Bytes of the blob.
+    pub range: ByteRange,
+    /// Whether right bytes are there now.
+    pub repaired: bool,
+    /// Why not, if someone tried.
+    pub failure: Option<String>,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifySummary {
+    /// Bytes read and compared.
+    pub checked_bytes: u64,
+    /// Blobs they belong to.
+    pub checked_blobs: u64,
+    /// Chunks that were not what was recorded.
+    pub bad_chunks: u64,
+    /// Those of them that are repaired.
+    pub repaired_chunks: u64,
+}
+
+type Events = mpsc::Sender<Result<VerifyEvent, FetchError>>;
+
+impl Fetcher {
+    /// Reads every chunk of some snapshots (of all, for `None`) and compares it with what was recorded; `repair` fetches
+    /// right bytes for bad ones. What cannot be repaired is no longer served as complete. Ends early when the receiver
+    /// is dropped.
+    ///
+    /// # Errors
+    /// [`FetchError::Store`] when no snapshot has that name.
+    pub fn verify(
+        &self,
+        name: Option<&str>,
+        repair: bool,
+    ) -> Result<mpsc::Receiver<Result<VerifyEvent, FetchError>>, FetchError> {
+        let records = match name {
+            Some(name) => vec![self.store().find(name)?],
+            None => self.store().snapshots(),
+        };
+        let (events, received) = mpsc::channel(QUEUE);
+        let inner = Arc::clone(&self.inner);
+        self.inner.tasks.spawn(async move {
+            let closing = inner.closing.clone();
+            let verification = Verification { inner, events: events.clone(), repair, summary: VerifySummary::default() };
+            tokio::select! {
+                () = closing.cancelled() => {}
+                () = events.closed() => {}
+                outcome = verification.run(records) => {
+                    // The listener may have left.
+                    let _ = events.send(outcome.map(VerifyEvent::Summary)).await;
+                }
+            }
+        });
+        Ok(received)
+    }
+}
+
+struct Verification {
+    inner: Arc<Inner>,
+    events: Events,
+    repair: bool,
+    summary: VerifySummary,
+}
+
+/// A blob to verify, and where it would come from.
+struct Subject {
+    source: SourceUri,
+    entry: SnapshotEntry,
+}
+
+impl Verification {
+    async fn run(mut self, records: Vec<SnapshotRecord>) -> Result<VerifySummary, FetchError> {
+        let store = self.inner.store.clone();
+        let holds: Vec<_> = records.iter().filter_map(|record| store.hold(record.key()).ok()).collect();
+        let mut subjects = BTreeMap::new();
+        for record in &records {
+            for entry in record.manifest.objects.iter().filter(|entry| store.has_blob(&entry.blob)) {
+                let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
+                subjects.entry(entry.blob).or_insert(subject);
+            }
+        }
+        let total = subjects.values().map(|subject| subject.entry.object.size).sum();
+        for subject in subjects.values() {
+            self.check_blob(subject, total).await?;
+            self.summary.checked_blobs += 1;
+        }
+        if self.repair {
+            for record in records.iter().filter(|record| record.complete) {
+                self.restore(&record.manifest).await?;
+            }
+        }
+        drop(holds);
+        Ok(self.summary)
+    }
+
+    async fn check_blob(&mut self, subject: &Subject, total: u64) -> Result<(), FetchError> {
+        let store = &self.inner.store;
+        let blob = match store.stored_blob(subject.entry.blob).await {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return Ok(()),
+            Err(StoreError::Manifest { why, .. }) => return self.unreadable(subject, why).await,
+            Err(error) => return Err(error.into()),
+        };
+        let check = |chunk| {
+            let blob = &blob;
+            async move { (chunk, blob.check_chunk(chunk, store.pool().acquire().await).await.map(|(_, good)| good)) }
+        };
+        let mut bad = Vec::new();
+        {
+            let mut checks = stream::iter(0..blob.placement().chunk_count()).map(check).buffered(AT_ONCE);
+            while let Some((chunk, good)) = checks.next().await {
+                self.summary.checked_bytes += blob.placement().chunk_range(chunk).len();
+                // A sector the disk cannot read is as bad as one that reads wrong.
+                if !good.unwrap_or(false) {
+                    bad.push(chunk);
+                }
+                let done = self.summary.checked_bytes.min(total);
+                let _ = self.events.send(Ok(VerifyEvent::Progress { done, total })).await;
+            }
+        }
+        self.mend(subject, &blob, &bad).await
+    }
+
+    /// Repairs bad chunks in place, where readers that have the file mapped get them too.
+    async fn mend(&mut self, subject: &Subject, blob: &StoredBlob, bad: &[u32]) -> Result<(), FetchError> {
+        let mut lacking = Vec::new();
+        for &chunk in bad {
+            let outcome = if self.repair { self.inner.repair(subject, blob, chunk).await.map_err(Some) } else { Err(None) };
+            let range = blob.placement().chunk_range(chunk);
+            self.report(subject, range, &outcome).await;
+            if outcome.is_err() {
+                lacking.push(chunk);
+            }
+        }
+        if !lacking.is_empty() {
+            blob.demote(&lacking).await?;
+        }
+        Ok(())
+    }
+
+    /// A blob whose manifest or file cannot be used is fetched anew, by way of [`Verification::restore`].
+    async fn unreadable(&mut self, subject: &Subject, why: String) -> Result<(), FetchError> {
+        tracing::warn!(blob = %subject.entry.blob, why, "a stored blob cannot be read");
+        self.inner.store.discard_blob(subject.entry.blob).await?;
+        let outcome = if self.repair { Ok(()) } else { Err(None) };
+        self.report(subject, ByteRange::new(0, subject.entry.object.size), &outcome).await;
+        Ok(())
+    }
+
+    async fn report(&mut self, subject: &Subject, range: ByteRange, outcome: &Result<(), Option<FetchError>>) {
+        self.summary.bad_chunks += 1;
+        self.summary.repaired_chunks += u64::from(outcome.is_ok());
+        let bad = BadChunk {
+            path: subject.entry.object.path.to_string(),
+            source: subject.source.clone(),
+            blob: subject.entry.blob,
+            range,
+            repaired: outcome.is_ok(),
+            failure: outcome.as_ref().err().and_then(Option::as_ref).map(ToString::to_string),
+        };
+        let _ = self.events.send(Ok(VerifyEvent::Bad(bad))).await;
+    }
+
+    /// Brings back what a snapshot lost, if it lost anything.
+    async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
+        let store = &self.inner.store;
+        let missing: Vec<_> = manifest.objects.iter().filter(|entry| !store.has_blob(&entry.blob)).collect();
+        if missing.is_empty() && store.is_complete(manifest.key()).await? {
+            return Ok(());
+        }
+        let reservation = Arc::new(store.reserve_for(manifest).await?);
+        let source = self.inner.opener.open(&manifest.source).await?;
+        for entry in missing {
+            let route = Route {
+                source: Arc::clone(&source),
+                object: entry.object.clone(),
+                url: manifest.source.object_url(&entry.object.path),
+            };
+            self.inner.fly(route, entry.blob, &reservation, 0).landed.await?;
+        }
+        store.publish(manifest.as_ref().clone()).await?;
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded.
+    async fn repair(&self, subject: &Subject, blob: &StoredBlob, chunk: u32) -> Result<(), FetchError> {
+        let source = self.opener.open(&subject.source).await?;
+        let object = &subject.entry.object;
+        let url = subject.source.object_url(&object.path);
+        let placement = blob.placement();
+        let mut bytes = placement.literal_of_chunk(chunk).to_vec();
+        for &piece in placement.pieces_of_chunk(chunk) {
+            let range = placement.pieces()[piece as usize].object;
+            let part = RangeReader::new(&self.line, source.as_ref(), object, &url, range).collect().await?;
+            bytes.extend_from_slice(&part);
+        }
+        let mut buffer = self.store.pool().acquire().await;
+        buffer.extend_from_slice(&bytes);
+        Ok(blob.repair_chunk(chunk, buffer).await?)
+    }
+}
