@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::SourceError;
 
 /// Most of an error's body that is read: enough for any message, and no way to fill memory.
-const BODY_BYTES: usize = 64 << 10;
+pub(crate) const BODY_BYTES: usize = 64 << 10;
 /// Most of a body that is no known error document that is shown.
 const SHOWN_CHARS: usize = 200;
 
@@ -117,6 +117,18 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The first error of that type among an error and its causes.
+pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// The error of a request that got no answer.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use weightd_types::SourceUri;
+
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What went wrong at an origin, sorted by what the caller can do about it. `what` always names the object or
@@ -135,6 +137,22 @@ impl SourceError {
             Self::Throttled { retry_after, .. } | Self::Unavailable { retry_after, .. } => *retry_after,
             _ => None,
         }
+    }
+
+    /// The error of a bucket that is there and a prefix without objects: often the prefix is an object itself.
+    pub(crate) fn nothing_below(uri: &SourceUri, is_object: bool) -> Self {
+        let remedy = if uri.prefix().is_empty() {
+            "it is there, and empty".to_owned()
+        } else if is_object {
+            let (directory, name) = uri.prefix().rsplit_once('/').unwrap_or(("", uri.prefix()));
+            let slash = if directory.is_empty() { "" } else { "/" };
+            let parent = format!("{}://{}{slash}{directory}", uri.scheme().as_str(), uri.authority());
+            format!("it is an object, not a directory: write {parent} --include '{name}'")
+        } else {
+            let root = format!("{}://{}", uri.scheme().as_str(), uri.authority());
+            format!("{root} is there and has no objects below this prefix: check the prefix")
+        };
+        Self::NotFound { what: uri.to_string(), remedy }
     }
 
     /// A stable word for metrics.

@@ -4,23 +4,34 @@
 //! does not retry, hedge or sum: that is the fetch room's work, so that all origins get it alike. An [`Opener`]
 //! makes the source for a URI; [`Origins`] is the one that reaches real origins. [`resolve`] turns a listing and a
 //! selection into a snapshot.
+//!
+//! Every client checks certificates against the system's authorities, or, where they are set, those in
+//! `SSL_CERT_FILE` and `SSL_CERT_DIR` alone.
 
 mod answer;
+mod cloud;
 mod config;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod error;
+mod file;
 mod gcs;
+mod hub;
 mod memory;
 mod origins;
 mod resolve;
 mod source;
 mod web;
+mod web_server;
 
+pub use cloud::ObjectStoreSource;
 pub use config::{AzureConfig, Config, Environment, GcsConfig, HubConfig, S3Config, Settings};
 pub use error::SourceError;
+pub use file::FileSource;
 pub use gcs::GcsSource;
+pub use hub::HubSource;
 pub use memory::{MemoryOrigin, MemorySource};
 pub use origins::Origins;
 pub use resolve::{Resolution, ResolveError, resolve};
 pub use source::{ByteStream, Listed, Opener, Source};
+pub use web_server::HttpSource;

@@ -13,7 +13,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const USER_AGENT: &str = concat!("weightd/", env!("CARGO_PKG_VERSION"));
 
 /// A client that follows no redirect by itself and speaks HTTP/1.1: one connection per request in flight is
-/// faster for bodies than sharing one. Certificates are checked against the system's authorities, or those in
+/// faster for bodies than sharing one. Nothing is decompressed, whatever features other crates switch on. Certificates are checked against the system's authorities, or those in
 /// the files that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
 pub(crate) fn client(connect_timeout: Duration, what: &str) -> Result<Client, SourceError> {
     let failed = |error: reqwest::Error| SourceError::Configuration {
@@ -29,6 +29,10 @@ pub(crate) fn client(connect_timeout: Duration, what: &str) -> Result<Client, So
         .connect_timeout(connect_timeout)
         .read_timeout(READ_TIMEOUT)
         .redirect(Policy::none())
+        .no_gzip()
+        .no_brotli()
+        .no_deflate()
+        .no_zstd()
         .build()
         .map_err(failed)
 }

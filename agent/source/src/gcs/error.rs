@@ -1,7 +1,5 @@
 //! What Cloud Storage says, as errors with a remedy.
 
-use std::error::Error;
-
 use google_cloud_auth::errors::CredentialsError;
 use google_cloud_storage::Error as StorageError;
 use http::{HeaderMap, StatusCode};
@@ -9,7 +7,7 @@ use weightd_types::{Object, SourceUri};
 
 use crate::{
     SourceError,
-    answer::{Answer, chain, no_answer},
+    answer::{Answer, chain, find, no_answer},
     config::GcsSettings,
 };
 
@@ -39,7 +37,8 @@ pub(super) fn of_credentials(error: &CredentialsError, what: &str) -> SourceErro
                       again";
         return SourceError::Unauthenticated { what: what.to_owned(), detail, remedy: remedy.to_owned() };
     }
-    no_credentials(what, &detail)
+    let nothing = "there are no application default credentials, and no metadata server of Google's cloud";
+    no_credentials(what, if nowhere { nothing } else { &detail })
 }
 
 /// A listing was refused.
@@ -118,17 +117,6 @@ fn answered(error: &StorageError) -> Option<Answer> {
         answer.message.clone_from(&status.message);
     }
     Some(answer)
-}
-
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        cause = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

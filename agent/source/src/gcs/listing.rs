@@ -116,24 +116,16 @@ fn objection(item: &Item, url: &str) -> Option<(String, String)> {
 
 /// The error of a prefix without objects: often it is an object itself.
 async fn nothing(client: &GcsClient, uri: &SourceUri) -> SourceError {
-    let what = uri.to_string();
     if uri.prefix().is_empty() {
-        return SourceError::NotFound { what, remedy: "the bucket is empty".to_owned() };
+        return SourceError::nothing_below(uri, false);
     }
     let url = api_url(client, &["b", uri.authority(), "o", uri.prefix()]);
-    let is_object = match get::<serde_json::Value>(client, url, &[("fields", "name")], &what).await {
+    let is_object = match get::<serde_json::Value>(client, url, &[("fields", "name")], &uri.to_string()).await
+    {
         Ok(answered) => answered.is_ok(),
         Err(error) => return error,
     };
-    let remedy = if is_object {
-        let (directory, name) = uri.prefix().rsplit_once('/').unwrap_or(("", uri.prefix()));
-        let slash = if directory.is_empty() { "" } else { "/" };
-        let parent = format!("gs://{}{slash}{directory}", uri.authority());
-        format!("it is an object, not a directory: write {parent} --include '{name}'")
-    } else {
-        "the bucket is there and has no objects below this prefix: check the prefix".to_owned()
-    };
-    SourceError::NotFound { what, remedy }
+    SourceError::nothing_below(uri, is_object)
 }
 
 /// `/storage/v1/` and parts, each escaped.
