@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weightd_types::CHUNK_BYTES;
 
@@ -208,8 +208,14 @@ impl Shared {
     }
 }
 
+/// Memory for one buffer, in huge pages where the kernel has them: a device takes a limited number of segments in a
+/// request, and with pages of 4 KiB that halved the measured speed of 8 MiB transfers.
 fn map() -> io::Result<MmapMut> {
-    MmapMut::map_anon(Buffer::CAPACITY)
+    let memory = MmapMut::map_anon(Buffer::CAPACITY)?;
+    if let Err(error) = memory.advise(Advice::HugePage) {
+        tracing::debug!(%error, "buffers get small pages");
+    }
+    Ok(memory)
 }
 
 #[cfg(test)]
