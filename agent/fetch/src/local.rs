@@ -46,7 +46,9 @@ impl Inner {
         // One at a time: two buffers held at once could leave every worker waiting for the second.
         let mut bytes = Vec::new();
         let replaced = ByteRange::new(0, twin.placement().replaced()).intersect(&piece.object);
-        bytes.extend_from_slice(&twin.header()[range(replaced)]);
+        if !replaced.is_empty() {
+            bytes.extend_from_slice(&twin.header()[range(replaced)]);
+        }
         let mut at = piece.object.start + replaced.len();
         let pieces = twin.placement().pieces();
         while at < piece.object.end {

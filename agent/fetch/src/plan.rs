@@ -162,7 +162,7 @@ impl Planner {
                 self.waiting.remove(&(rank, key));
                 continue;
             };
-            let share = self.missing_bytes / (2 * slots.max(1) as u64);
+            let share = if slots > 1 { self.missing_bytes / (2 * slots as u64) } else { self.range_bytes };
             let limit = share.clamp(CHUNK_BYTES.min(self.range_bytes), self.range_bytes);
             return Some(self.take(key, first, usize::MAX, limit));
         }
