@@ -1,1 +1,44 @@
-//! h
+//! Real servers, models and faults for tests and benchmarks.
+//!
+//! A server here is the real thing wherever one exists: fake-gcs-server, moto, Azurite and WsgiDAV run as processes
+//! on a free loopback port, in a directory of their own, and end with the value that started them (or with the test,
+//! however it ends). `cargo xtask tools` installs them into the checkout's `.tools`. Where one is missing, starting
+//! it says [`Unready::NotInstalled`], and [`require!`] turns that into a skip that the task runner counts.
+//!
+//! What does not exist as a package is served in process: [`StaticServer`], [`HubServer`], and [`FaultProxy`], which
+//! stands before any of them and spoils what passes.
+
+mod azure;
+mod binary;
+mod gcs;
+mod hub;
+mod model;
+mod name;
+mod net;
+mod process;
+mod proxy;
+mod s3;
+mod serve;
+mod skip;
+mod static_server;
+mod tls;
+mod tools;
+mod webdav;
+
+pub use azure::AzureServer;
+pub use binary::binary;
+pub use gcs::{FakeGcs, GcsOptions, Upload, Uploaded};
+pub use hub::{HubServer, Repository};
+pub use model::{
+    Dtype, Model, ModelShape, Pattern, Tensor, TensorDigest, assert_same_tensors, tensor_digests,
+    write_safetensors,
+};
+pub use net::unused_port;
+pub use process::Unready;
+pub use proxy::{Fault, FaultProxy};
+pub use s3::S3Server;
+pub use serve::{Recorded, RequestLog};
+pub use skip::{Outcome, skip};
+pub use static_server::{StaticFile, StaticServer};
+pub use tls::Tls;
+pub use webdav::WebDavServer;

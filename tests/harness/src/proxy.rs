@@ -1,0 +1,196 @@
+//! A proxy before any HTTP server that spoils what passes.
+
+mod body;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Result;
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, Response, StatusCode, header},
+};
+use tokio::time::sleep;
+
+use crate::serve::{self, RequestLog, Serving, plain};
+use body::Pace;
+
+/// What goes wrong with an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The server is not asked; the client gets this status, with `Retry-After` in seconds if given.
+    Status {
+        /// Such as 503.
+        code: u16,
+        /// What `Retry-After` says.
+        retry_after: Option<u64>,
+    },
+    /// The answer begins so much later.
+    Delay(Duration),
+    /// The connection breaks after so many bytes of the body, fewer than were announced.
+    ResetAfter(u64),
+    /// After so many bytes of the body nothing comes for so long; then the rest.
+    Stall {
+        /// Bytes that come at once.
+        after: u64,
+        /// How long nothing comes.
+        pause: Duration,
+    },
+    /// One bit of this byte of the object is wrong, whichever range it is in.
+    Flip(u64),
+}
+
+/// A fault, where it strikes and how often.
+#[derive(Debug)]
+struct Planned {
+    needle: String,
+    times: u32,
+    fault: Fault,
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct FaultProxy {
+    serving: Serving,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    upstream: String,
+    client: reqwest::Client,
+    planned: Mutex<Vec<Planned>>,
+    pace: Arc<Pace>,
+    log: RequestLog,
+}
+
+impl FaultProxy {
+    /// Starts one before the server at `upstream`: scheme, host and port.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start(upstream: &str) -> Result<Self> {
+        let client =
+            reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+        let shared = Arc::new(Shared {
+            upstream: upstream.trim_end_matches('/').to_owned(),
+            client,
+            planned: Mutex::default(),
+            pace: Arc::default(),
+            log: RequestLog::default(),
+        });
+        let handler = shared.clone();
+        let routes =
+            Router::new().fallback(move |request: Request| async move { handler.pass(request).await });
+        Ok(Self { serving: Serving::start(routes).await?, shared })
+    }
+
+    /// Its own scheme, host and port: what the client is given in place of the server's.
+    pub fn url(&self) -> String {
+        self.serving.url()
+    }
+
+    /// Lets `fault` strike the next `times` requests whose method, path and query contain `needle`, as in
+    /// `GET /b/o/model`. Of several that fit a request, the first that is left strikes.
+    pub fn inject(&self, needle: &str, times: u32, fault: Fault) {
+        self.planned().push(Planned { needle: needle.to_owned(), times, fault });
+    }
+
+    /// Forgets all faults.
+    pub fn clear(&self) {
+        self.planned().clear();
+    }
+
+    /// Lets all answers together pass at this rate; zero lifts the limit.
+    pub fn limit(&self, bytes_per_second: u64) {
+        self.shared.pace.set(bytes_per_second);
+    }
+
+    /// All requests so far, also those that were struck.
+    pub fn requests(&self) -> &RequestLog {
+        &self.shared.log
+    }
+
+    fn planned(&self) -> std::sync::MutexGuard<'_, Vec<Planned>> {
+        self.shared.planned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    async fn pass(&self, request: Request) -> Response<Body> {
+        self.log.record(&request);
+        let fault = self.strike(&request);
+        match fault {
+            Some(Fault::Status { code, retry_after }) => return refusal(code, retry_after),
+            Some(Fault::Delay(delay)) => sleep(delay).await,
+            _ => {}
+        }
+        let answer = match self.forward(request).await {
+            Ok(answer) => answer,
+            Err(error) => return plain(StatusCode::BAD_GATEWAY, &error.to_string()),
+        };
+        let mut passed = Response::new(());
+        *passed.status_mut() = answer.status();
+        *passed.headers_mut() = end_to_end(answer.headers());
+        let first = first_byte(answer.headers());
+        let body = body::spoiled(answer, first, fault, self.pace.clone());
+        passed.map(|()| body)
+    }
+
+    /// The fault for this request, counted.
+    fn strike(&self, request: &Request) -> Option<Fault> {
+        let line = format!("{} {}", request.method(), request.uri());
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = planned.iter_mut().find(|planned| planned.times > 0 && line.contains(&planned.needle))?;
+        fits.times -= 1;
+        Some(fits.fault)
+    }
+
+    async fn forward(&self, request: Request) -> reqwest::Result<reqwest::Response> {
+        let (parts, body) = request.into_parts();
+        let url = format!("{}{}", self.upstream, parts.uri);
+        let mut headers = end_to_end(&parts.headers);
+        headers.remove(header::HOST);
+        let body = reqwest::Body::wrap_stream(body.into_data_stream());
+        let mut forwarded = self.client.request(parts.method.clone(), url).headers(headers);
+        if parts.headers.contains_key(header::CONTENT_LENGTH)
+            || parts.headers.contains_key(header::TRANSFER_ENCODING)
+        {
+            forwarded = forwarded.body(body);
+        }
+        forwarded.send().await
+    }
+}
+
+/// Headers without those that speak of one connection only.
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = headers.clone();
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
+        kept.remove(name);
+    }
+    kept
+}
+
+/// Where in the object the body begins.
+fn first_byte(headers: &HeaderMap) -> u64 {
+    let range = headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let first = range.and_then(|range| range.strip_prefix("bytes ")?.split_once('-'));
+    first.and_then(|(first, _)| first.parse().ok()).unwrap_or(0)
+}
+
+fn refusal(code: u16, retry_after: Option<u64>) -> Response<Body> {
+    let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut answer = serve::plain(status, "a fault was asked for");
+    if let Some(seconds) = retry_after {
+        answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests;

