@@ -24,8 +24,9 @@ impl SmallDisk {
 }
 
 impl Drop for SmallDisk {
+    /// Lazily, because a test that fails still holds files there, and must not leave a mount behind.
     fn drop(&mut self) {
-        if let Err(error) = run(Command::new("umount").arg(&self.mounted_at)) {
+        if let Err(error) = run(Command::new("umount").arg("--lazy").arg(&self.mounted_at)) {
             eprintln!("{} stays mounted: {error}", self.mounted_at.display());
         }
     }
