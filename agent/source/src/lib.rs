@@ -14,6 +14,8 @@ mod config;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod error;
+#[cfg(feature = "testing")]
+mod faulty;
 mod file;
 mod gcs;
 mod hub;
@@ -27,6 +29,8 @@ mod web_server;
 pub use cloud::ObjectStoreSource;
 pub use config::{AzureConfig, Config, Environment, GcsConfig, HubConfig, S3Config, Settings};
 pub use error::SourceError;
+#[cfg(feature = "testing")]
+pub use faulty::{Fault, Faults, FaultyOpener, FaultySource, Rule};
 pub use file::FileSource;
 pub use gcs::GcsSource;
 pub use hub::HubSource;

@@ -36,15 +36,15 @@ struct Lfs {
 pub(super) async fn list(client: &HubClient, uri: &SourceUri) -> Result<Vec<Listed>, SourceError> {
     let commit = commit(client, uri).await?;
     let below = if uri.prefix().is_empty() { String::new() } else { format!("{}/", uri.prefix()) };
-    let directory = uri.prefix().split('/').filter(|part| !part.is_empty());
-    let mut url = api(client, uri, ["tree", &commit].into_iter().chain(directory));
+    let mut url = api(client, uri, ["tree", &commit].into_iter());
     url.set_query(Some("recursive=true"));
     let mut listing = Vec::new();
     let mut page = Some(url);
     while let Some(url) = page {
         let (entries, next) = get::<Vec<Entry>>(client, uri, url).await?;
-        for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
-            listing.push(listed(uri, &commit, &below, entry)?);
+        let files = entries.into_iter().filter(|entry| entry.kind == "file");
+        for entry in files.filter(|entry| entry.path.starts_with(&below)) {
+            listing.push(listed(uri, &commit, entry.path[below.len()..].to_owned(), entry)?);
         }
         page = next;
     }
@@ -66,10 +66,7 @@ async fn commit(client: &HubClient, uri: &SourceUri) -> Result<String, SourceErr
     Ok(sha)
 }
 
-fn listed(uri: &SourceUri, commit: &str, below: &str, entry: Entry) -> Result<Listed, SourceError> {
-    let Some(name) = entry.path.strip_prefix(below) else {
-        return Err(nonsense(uri, format!("{:?} was listed below {below:?}", entry.path)));
-    };
+fn listed(uri: &SourceUri, commit: &str, name: String, entry: Entry) -> Result<Listed, SourceError> {
     let mut checksums = Checksums::default();
     let size = match &entry.lfs {
         Some(lfs) => {
@@ -86,7 +83,7 @@ fn listed(uri: &SourceUri, commit: &str, below: &str, entry: Entry) -> Result<Li
         }
     };
     let version = Version::Git { commit: commit.to_owned(), oid: entry.oid };
-    Ok(Listed::new(uri, name.to_owned(), size, version, checksums))
+    Ok(Listed::new(uri, name, size, version, checksums))
 }
 
 /// `/api/models/ORG/NAME/` and parts.
