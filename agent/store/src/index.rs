@@ -10,7 +10,10 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::{Deserialize, Serialize};
 use weightd_types::{BlobKey, Crc32c, Object, Selection, SnapshotKey, SourceUri};
 
-use crate::{StoreError, io::IoEngine};
+use crate::{
+    StoreError,
+    io::{IndexBackend, IoEngine},
+};
 
 /// Blob to the object being fetched (JSON) and the object's own header.
 const PARTIALS: TableDefinition<&str, (&[u8], &[u8])> = TableDefinition::new("partials");
@@ -86,7 +89,7 @@ impl Index {
 
     fn try_open(engine: &dyn IoEngine, path: &PathBuf) -> Result<Database, StoreError> {
         let backend = engine.index_backend(path).map_err(StoreError::io("open", path))?;
-        let created = Database::builder().set_cache_size(16 << 20).create_with_backend(Backend(backend));
+        let created = Database::builder().set_cache_size(16 << 20).create_with_backend(IndexBackend(backend));
         created.map_err(|error| index_error(path)(redb::Error::from(error)))
     }
 
@@ -267,36 +270,6 @@ impl Index {
     /// Makes every earlier change durable.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
         self.write(Durability::Immediate, |_| Ok(()))
-    }
-}
-
-/// redb takes a type of its own, not a boxed one.
-#[derive(Debug)]
-struct Backend(Box<dyn redb::StorageBackend>);
-
-impl redb::StorageBackend for Backend {
-    fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write(offset, data)
-    }
-
-    fn close(&self) -> std::io::Result<()> {
-        self.0.close()
     }
 }
 
