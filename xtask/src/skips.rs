@@ -1,0 +1,19 @@
+//! Which skips CI lets pass. Any other is a failure there: a test that nobody runs proves nothing.
+
+/// A skip whose line contains this is let pass, for this reason.
+pub(crate) struct Allowed {
+    pub(crate) contains: &'static str,
+    pub(crate) because: &'static str,
+}
+
+/// All of them.
+pub(crate) const ALLOWED: &[Allowed] = &[Allowed {
+    contains: "azurite-blob is not installed",
+    because: "Azurite comes only from npm, which a machine that builds Rust need not have; the conformance suite \
+              runs the same object_store code against S3, and this case wherever npm is",
+}];
+
+/// Why this skip may pass, if it may.
+pub(crate) fn allowed(skip: &str) -> Option<&'static str> {
+    ALLOWED.iter().find(|allowed| skip.contains(allowed.contains)).map(|allowed| allowed.because)
+}

@@ -1,0 +1,102 @@
+//! What tests need beside Rust, installed into the checkout's `.tools`, which git ignores.
+//!
+//! Versions are pinned in `tests/requirements.txt` and `tests/package.json`. What is there already is left alone:
+//! a copy of each list is kept beside what it installed.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::command::{self, find, succeeds};
+
+/// Programs that tests start, and Debian's packages for them.
+const PROGRAMS: [(&str, &str); 3] =
+    [("setpriv", "util-linux"), ("mkfs.ext4", "e2fsprogs"), ("ip", "iproute2")];
+
+/// Installs everything. What cannot be installed without harm to the rest is said, not an error.
+pub(crate) fn install(root: &Path) -> Result<()> {
+    programs();
+    python(root)?;
+    node(root)
+}
+
+/// The Python environment: the GCS emulator, moto, WsgiDAV.
+pub(crate) fn python(root: &Path) -> Result<()> {
+    let wanted = root.join("tests/requirements.txt");
+    let environment = root.join(".tools/venv");
+    if installed(&wanted, &environment) {
+        return Ok(());
+    }
+    println!("Installing Python packages into .tools ...");
+    if !succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
+        debian(&["python3", "python3-venv"]).context("tests need Python with venv and ensurepip")?;
+    }
+    command::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    command::run(Command::new(environment.join("bin/python")).args(pip).arg(&wanted))?;
+    remember(&wanted, &environment)
+}
+
+/// The Node environment: Azurite. Debian's npm would bring hundreds of packages for one test, so where npm is
+/// missing that test is skipped.
+fn node(root: &Path) -> Result<()> {
+    let wanted = root.join("tests/package.json");
+    let environment = root.join(".tools/node");
+    if installed(&wanted, &environment) {
+        return Ok(());
+    }
+    if find("npm").is_none() {
+        eprintln!("warning: npm is not here, so Azurite cannot be installed and its tests will be skipped");
+        return Ok(());
+    }
+    println!("Installing Azurite into .tools ...");
+    fs::create_dir_all(&environment)?;
+    fs::copy(&wanted, environment.join("package.json"))?;
+    let npm = ["install", "--no-audit", "--no-fund", "--loglevel=error"];
+    command::run(Command::new("npm").args(npm).current_dir(&environment).stdout(Stdio::null()))?;
+    remember(&wanted, &environment)
+}
+
+/// Programs of Debian that tests start.
+fn programs() {
+    let missing = PROGRAMS.iter().filter(|(program, _)| find(program).is_none());
+    let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    if !packages.is_empty()
+        && let Err(error) = debian(&packages)
+    {
+        eprintln!("warning: {error:#}; tests that need them will be skipped");
+    }
+}
+
+/// Installs Debian packages, as root only.
+fn debian(packages: &[&str]) -> Result<()> {
+    let words = packages.join(" ");
+    let root = command::output(Command::new("id").arg("-u"))?.trim() == "0";
+    let possible = root && find("apt-get").is_some();
+    ensure!(possible, "{words} must be installed first: as root, `apt-get install {words}`");
+    println!("Installing {words} ...");
+    let apt = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet=2").stdout(Stdio::null());
+        apt
+    };
+    command::run(apt().arg("update"))?;
+    command::run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages))
+}
+
+/// Whether the environment was made from this very list.
+fn installed(wanted: &Path, environment: &Path) -> bool {
+    let read = |path: &Path| fs::read(path).ok();
+    read(&environment.join("installed")).is_some_and(|list| read(wanted) == Some(list))
+}
+
+/// Only after everything is in place: what was interrupted is done again.
+fn remember(wanted: &Path, environment: &Path) -> Result<()> {
+    fs::copy(wanted, environment.join("installed"))
+        .with_context(|| format!("writing {}", environment.display()))?;
+    Ok(())
+}
