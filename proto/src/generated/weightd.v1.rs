@@ -164,6 +164,7 @@ pub struct ObjectInfo {
     #[prost(bool, tag = "7")]
     pub verified: bool,
 }
+/// One snapshot in one layout. Where a store has it in both, `<id>.<layout>` names one of them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotInfo {
     #[prost(string, tag = "1")]
@@ -226,6 +227,9 @@ pub struct StatusResponse {
     pub store: ::core::option::Option<StoreStatus>,
     #[prost(string, tag = "3")]
     pub agent_version: ::prost::alloc::string::String,
+    /// Data requests in flight to origins, for all transfers together.
+    #[prost(uint32, tag = "4")]
+    pub requests_in_flight: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Transfer {
@@ -244,9 +248,6 @@ pub struct Transfer {
     pub eta_seconds: ::core::option::Option<f64>,
     #[prost(int32, tag = "7")]
     pub priority: i32,
-    /// Requests in flight to the origin for this transfer.
-    #[prost(uint32, tag = "8")]
-    pub requests: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StoreStatus {
@@ -361,9 +362,10 @@ pub struct BadChunk {
     pub path: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub source: ::prost::alloc::string::String,
-    /// File in the store.
+    /// Name of its blob in the store.
     #[prost(string, tag = "3")]
-    pub file: ::prost::alloc::string::String,
+    pub blob: ::prost::alloc::string::String,
+    /// Where in the blob.
     #[prost(uint64, tag = "4")]
     pub offset_bytes: u64,
     #[prost(uint64, tag = "5")]
