@@ -1,1 +1,18 @@
-//! Not built yet.
+//! `weightd`, the node agent: joins the rooms, and shows them to the outside.
+//!
+//! The agent is a library with a small binary around it, so that `weightctl --store DIR` and tests run the very
+//! same agent inside their own process: [`Agent::start`] opens the store and [`Agent::connect`] speaks gRPC to it
+//! over an in-memory pipe; [`Agent::listen`] adds the Unix socket and the HTTP port.
+
+mod agent;
+mod config;
+mod error;
+mod http;
+pub mod logging;
+mod metrics;
+mod serve;
+mod socket;
+
+pub use agent::Agent;
+pub use config::{Config, ConfigError, LogConfig, LogFormat, Mistake, Overrides};
+pub use error::StartError;

@@ -1,0 +1,134 @@
+//! The agent: rooms joined, served over pipes, a socket and HTTP.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{service::Routes, transport::Channel};
+use weightd_control::Control;
+use weightd_fetch::Fetcher;
+use weightd_proto::v1::weights_server::WeightsServer;
+use weightd_source::{Opener, Origins};
+use weightd_store::{Store, StoreError};
+
+use crate::{
+    Config, StartError, http, metrics, serve,
+    socket::{Socket, SocketFile},
+};
+
+/// How long calls in flight may take to end once the agent stops. kubelet kills after 30 seconds.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Time between two looks for what nothing needs any more.
+const TIDY: Duration = Duration::from_secs(3600);
+
+/// An agent at work on one store.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    fetcher: Fetcher,
+    control: Control,
+    routes: Routes,
+    registry: Arc<Registry>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    socket_file: Option<SocketFile>,
+}
+
+impl Agent {
+    /// Opens the store and joins the rooms. Nothing outside the process sees it until [`Agent::listen`].
+    ///
+    /// # Errors
+    /// [`StartError::Store`] when the store cannot be opened: in use, read-only, of a newer format, not a store.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let origins = Arc::new(Origins::new(config.source.clone()));
+        Self::start_on(config, origins).await
+    }
+
+    /// As [`Agent::start`], with sources of the caller's.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub async fn start_on(config: Config, opener: Arc<dyn Opener>) -> Result<Self, StartError> {
+        let store = open(config.store.clone()).await?;
+        let mut registry = Registry::default();
+        metrics::register(&mut registry);
+        store.metrics().register(&mut registry);
+        let fetcher = Fetcher::start(store, opener, config.fetch.clone());
+        fetcher.metrics().register(&mut registry);
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        let control = Control::new(fetcher.clone(), tasks.clone(), stopping.clone());
+        let routes = Routes::new(WeightsServer::new(control.clone()));
+        let registry = Arc::new(registry);
+        Ok(Self { config, fetcher, control, routes, registry, tasks, stopping, socket_file: None })
+    }
+
+    /// A client's connection to it within the process.
+    pub fn connect(&self) -> Channel {
+        let (channel, far) = serve::channel();
+        self.tasks.spawn(serve::pipe(far, self.routes.clone(), self.stopping.clone()));
+        channel
+    }
+
+    /// Listens on the socket and the HTTP port of its configuration, and goes on with the detached prefetches of an
+    /// earlier run.
+    ///
+    /// # Errors
+    /// When either cannot be had.
+    pub async fn listen(&mut self) -> Result<(), StartError> {
+        let Socket { listener, file } = Socket::bind(&self.config.socket).await?;
+        self.socket_file = Some(file);
+        if let Some(address) = self.config.metrics_address {
+            let (listener, store) = (http::bind(address).await?, self.fetcher.store().clone());
+            let registry = Arc::clone(&self.registry);
+            self.tasks.spawn(http::serve(listener, registry, store, self.stopping.clone()));
+        }
+        self.control.resume().await?;
+        self.tasks.spawn(serve::socket(listener, self.routes.clone(), self.stopping.clone()));
+        self.tasks.spawn(tidy(self.fetcher.store().clone(), self.stopping.clone()));
+        Ok(())
+    }
+
+    /// Stops taking calls, ends those in flight, writes down what there is, and closes the store.
+    pub async fn shutdown(self) {
+        drop(self.socket_file);
+        self.stopping.cancel();
+        self.fetcher.close().await;
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("calls were still in flight and were cut off");
+        }
+        if let Err(error) = self.fetcher.store().close().await {
+            tracing::error!(%error, "the last records were not written; the next run fetches their bytes again");
+        }
+    }
+}
+
+async fn open(config: weightd_store::Config) -> Result<Store, StoreError> {
+    match tokio::task::spawn_blocking(move || Store::open(config)).await {
+        Ok(opened) => opened,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(StoreError::Closed),
+    }
+}
+
+/// Removes partial blobs that nobody resumed, and evicts down to the quota.
+async fn tidy(store: Store, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(TIDY);
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match store.collect_garbage(false).await {
+            Ok(collected) if collected.removed_blobs == 0 && collected.evicted.is_empty() => {}
+            Ok(collected) => tracing::info!(
+                freed_bytes = collected.freed_bytes,
+                removed_blobs = collected.removed_blobs,
+                evicted = collected.evicted.len(),
+                "removed what nothing needs"
+            ),
+            Err(error) => tracing::warn!(%error, "could not look for what nothing needs"),
+        }
+    }
+}

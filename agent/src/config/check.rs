@@ -1,0 +1,153 @@
+//! From what is written to what is meant.
+
+use weightd_fetch::Config as FetchConfig;
+use weightd_source::Environment;
+use weightd_store::{Config as StoreConfig, io::EngineChoice};
+use weightd_types::CHUNK_BYTES;
+
+use super::{
+    Config, LogConfig, LogFormat, Mistake,
+    raw::{Raw, RawAgent, RawFetch, RawStore},
+    read::{self, Read, Reader},
+    source,
+};
+
+/// Checks everything, and gives all mistakes if there is one.
+pub(super) fn check(
+    raw: Raw,
+    unknown: Vec<Mistake>,
+    environment: &Environment,
+) -> Result<Config, Vec<Mistake>> {
+    let mut reader = Reader { mistakes: unknown };
+    let (socket, metrics_address, log) = agent(&mut reader, raw.agent);
+    let store = store(&mut reader, raw.store);
+    let fetch = fetch(&mut reader, raw.fetch);
+    match source::check(&mut reader, raw.source, environment) {
+        Some(source) if reader.mistakes.is_empty() => {
+            Ok(Config { socket, metrics_address, log, store, fetch, source })
+        }
+        _ => Err(reader.mistakes),
+    }
+}
+
+fn agent(
+    reader: &mut Reader,
+    raw: RawAgent,
+) -> (std::path::PathBuf, Option<std::net::SocketAddr>, LogConfig) {
+    let socket = reader.get("agent.socket", raw.socket, "/run/weightd/weightd.sock".into(), read::socket);
+    let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 9464));
+    let metrics_address =
+        reader.get("agent.metrics_address", raw.metrics_address, Some(loopback), read::address);
+    let format = reader.get("agent.log_format", raw.log_format, LogFormat::Text, read::log_format);
+    let filter = reader.get("agent.log", raw.log, "info".to_owned(), read::log_filter);
+    (socket, metrics_address, LogConfig { format, filter })
+}
+
+fn store(reader: &mut Reader, raw: RawStore) -> StoreConfig {
+    if raw.directory.is_none() {
+        reader.mistake(
+            "store.directory",
+            String::new(),
+            "is missing: write the store's directory, or use --store",
+        );
+    }
+    let directory = reader.get("store.directory", raw.directory, "/".into(), read::path);
+    let default = StoreConfig::new(directory);
+    let written = |setting: &super::raw::Setting| setting.as_ref().map_or(String::new(), ToString::to_string);
+    let low_written = written(&raw.low_watermark);
+    let high = reader.get("store.high_watermark", raw.high_watermark, default.high_watermark, read::share);
+    let low =
+        reader.get("store.low_watermark", raw.low_watermark, default.low_watermark.min(high), read::share);
+    if low > high {
+        reader.mistake(
+            "store.low_watermark",
+            low_written,
+            format!("must not be above the high watermark, {high}"),
+        );
+    }
+    StoreConfig {
+        quota_bytes: reader.get("store.quota", raw.quota, None, |value| read::bytes(value).map(Some)),
+        high_watermark: high,
+        low_watermark: low,
+        floor: reader.get("store.floor", raw.floor, default.floor, floor),
+        engine: reader.get("store.engine", raw.engine, default.engine, engine),
+        buffer_bytes: reader.get("store.buffers", raw.buffers, default.buffer_bytes, buffers),
+        partials_keep: reader.get(
+            "store.partials_keep",
+            raw.partials_keep,
+            default.partials_keep,
+            read::duration,
+        ),
+        checkpoint_interval: reader.get(
+            "store.checkpoint_interval",
+            raw.checkpoint_interval,
+            default.checkpoint_interval,
+            read::duration,
+        ),
+        ..default
+    }
+}
+
+fn fetch(reader: &mut Reader, raw: RawFetch) -> FetchConfig {
+    let default = FetchConfig::default();
+    let written = |setting: &super::raw::Setting| setting.as_ref().map_or(String::new(), ToString::to_string);
+    let (min_written, give_up_written) = (written(&raw.min_requests), written(&raw.give_up));
+    let max = reader.get("fetch.max_requests", raw.max_requests, default.max_requests, requests);
+    let min = reader.get("fetch.min_requests", raw.min_requests, default.min_requests.min(max), requests);
+    if min > max {
+        reader.mistake("fetch.min_requests", min_written, format!("must not be above max_requests, {max}"));
+    }
+    let stall = reader.get("fetch.stall", raw.stall, default.stall, read::duration);
+    let give_up = reader.get("fetch.give_up", raw.give_up, default.give_up.max(stall), read::duration);
+    if give_up < stall {
+        reader.mistake("fetch.give_up", give_up_written, format!("must not be less than stall, {stall:?}"));
+    }
+    FetchConfig {
+        min_requests: min,
+        max_requests: max,
+        stall,
+        give_up,
+        range_bytes: reader.get("fetch.range", raw.range, default.range_bytes, range),
+        bandwidth_bytes: reader
+            .get("fetch.bandwidth", raw.bandwidth, None, |value| read::rate(value).map(Some)),
+        attempts: reader.get("fetch.attempts", raw.attempts, default.attempts, read::count(1, 100)),
+        refetches: reader.get("fetch.refetches", raw.refetches, default.refetches, read::count(0, 100)),
+        ..default
+    }
+}
+
+fn requests(value: &toml::Value) -> Read<usize> {
+    read::count(1, 1024)(value).map(|count| count as usize)
+}
+
+fn engine(value: &toml::Value) -> Read<EngineChoice> {
+    match value.as_str() {
+        Some("auto") => Ok(EngineChoice::Auto),
+        Some("io_uring") => Ok(EngineChoice::Uring),
+        Some("pwrite") => Ok(EngineChoice::Pwrite),
+        _ => Err("write \"auto\", \"io_uring\" or \"pwrite\"".to_owned()),
+    }
+}
+
+fn floor(value: &toml::Value) -> Read<f64> {
+    match read::share(value)? {
+        floor if floor < 0.9 => Ok(floor),
+        _ => Err("would leave next to nothing for weights: write less than 0.9".to_owned()),
+    }
+}
+
+fn buffers(value: &toml::Value) -> Read<u64> {
+    // A chunk that is being filled and one that is being written.
+    let least = 2 * CHUNK_BYTES;
+    match read::bytes(value)? {
+        bytes if bytes >= least => Ok(bytes),
+        _ => Err("must hold two chunks: write \"16MiB\" or more".to_owned()),
+    }
+}
+
+fn range(value: &toml::Value) -> Read<u64> {
+    match read::bytes(value)? {
+        bytes if bytes.is_multiple_of(CHUNK_BYTES) => Ok(bytes),
+        _ => Err("must be a multiple of the 8 MiB chunk: write \"32MiB\" or \"64MiB\"".to_owned()),
+    }
+}
