@@ -1,0 +1,92 @@
+//! What each command does: ask the agent, show the answer.
+
+mod prefetch;
+mod snapshots;
+mod status;
+mod verify;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cli::{Arguments, Command, Target},
+    connection::Connection,
+    error::CommandError,
+    exit_codes::Exit,
+    output::Output,
+    shell,
+};
+
+/// Runs the command, until it is done or a signal ends it.
+pub(crate) async fn run(arguments: Arguments, output: &Output) -> Result<(), CommandError> {
+    let Arguments { target, command, .. } = arguments;
+    match command {
+        Command::Completions { shell } => shell::completions(shell, output),
+        Command::Man { directory } => shell::man(directory.as_deref(), output),
+        command => with_agent(&target, command, output).await,
+    }
+}
+
+async fn with_agent(target: &Target, command: Command, output: &Output) -> Result<(), CommandError> {
+    let mut interrupted = std::pin::pin!(interrupted());
+    let meaning = meaning_of_interruption(&command);
+    let connection = tokio::select! {
+        connection = Connection::open(target) => connection?,
+        exit = &mut interrupted => return Err(CommandError::Interrupted { message: "interrupted".into(), exit }),
+    };
+    let outcome = tokio::select! {
+        outcome = Box::pin(dispatch(&connection, command, output)) => outcome,
+        exit = &mut interrupted => Err(CommandError::Interrupted { message: meaning.to_owned(), exit }),
+    };
+    tokio::select! {
+        () = connection.close() => outcome,
+        // A second signal does not wait for what is being written down; the next run finds out what is there.
+        exit = self::interrupted() => Err(CommandError::Interrupted { message: meaning.to_owned(), exit }),
+    }
+}
+
+async fn dispatch(connection: &Connection, command: Command, output: &Output) -> Result<(), CommandError> {
+    let client = &connection.client;
+    match command {
+        Command::Prefetch(options) if options.detach && connection.is_embedded() => Err(CommandError::Usage(
+            "--detach needs an agent that goes on: start weightd, and leave out --store".to_owned(),
+        )),
+        Command::Prefetch(options) => prefetch::run(client, &options, output).await,
+        Command::Ls => snapshots::list(client, output).await,
+        Command::Get(which) => snapshots::get(client, which.snapshot, output).await,
+        Command::Status { watch } => status::run(client, watch, output).await,
+        Command::Pin(which) => snapshots::pin(client, which.snapshot, output).await,
+        Command::Unpin(which) => snapshots::unpin(client, which.snapshot, output).await,
+        Command::Rm { which, force } => snapshots::remove(client, which.snapshot, force, output).await,
+        Command::Gc { partials } => snapshots::collect_garbage(client, partials, output).await,
+        Command::Verify { snapshot, no_repair } => {
+            verify::run(client, snapshot.unwrap_or_default(), !no_repair, output).await
+        }
+        Command::Path(which) => snapshots::path(client, which.snapshot, output).await,
+        Command::Resolve(what) => snapshots::resolve(client, &what, output).await,
+        Command::Completions { shell } => shell::completions(shell, output),
+        Command::Man { directory } => shell::man(directory.as_deref(), output),
+    }
+}
+
+/// What a person should know who ends this command.
+fn meaning_of_interruption(command: &Command) -> &'static str {
+    match command {
+        Command::Prefetch(_) => "interrupted; what has arrived is kept, the same command resumes",
+        Command::Verify { .. } => "interrupted; what was repaired stays so",
+        _ => "interrupted",
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> Exit {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Without handlers, signals end the process as they always did.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => Exit::Interrupted,
+        _ = terminate.recv() => Exit::Terminated,
+    }
+}
