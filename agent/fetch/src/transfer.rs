@@ -199,22 +199,24 @@ impl Run {
             object: entry.object.clone(),
             url: self.manifest.source.object_url(&entry.object.path),
         };
-        let start = |at: usize| {
+        // Held until the end: a flight that nobody holds is over, and what it had prepared is gone.
+        let flights: Vec<OnceLock<Flight>> = self.manifest.objects.iter().map(|_| OnceLock::new()).collect();
+        let start = |at: usize| -> &Flight {
             let entry = &self.manifest.objects[at];
-            let flight = self.inner.fly(route(entry), entry.blob, reservation, self.priority);
+            let fly = || self.inner.fly(route(entry), entry.blob, reservation, self.priority);
+            let flight = flights[at].get_or_init(fly);
             self.files.flights[at].get_or_init(|| Arc::clone(&flight.progress));
             flight
         };
         let indices = self.positions(|path| path.is_safetensors_index());
         for &at in &indices {
-            let flight = start(at);
-            flight.landed.await?;
+            start(at).landed.clone().await?;
             self.check_index(at, &start, &route).await?;
         }
         let mut order = self.positions(|_| true);
         // Small files first: readers want configuration and tokenizer before any tensor.
         order.sort_by_key(|&at| self.manifest.objects[at].object.size > CHUNK_BYTES);
-        let landings = stream::iter(order).map(|at| start(at).landed);
+        let landings = stream::iter(order).map(|at| start(at).landed.clone());
         landings.buffer_unordered(self.inner.line.config.open_blobs).try_collect::<()>().await
     }
 
@@ -225,10 +227,10 @@ impl Run {
 
     /// Checks an index that is here against the shards: all listed, each with the tensors it should have. Shards that
     /// the selection leaves out are there, but not ours to check.
-    async fn check_index(
+    async fn check_index<'f>(
         &self,
         at: usize,
-        start: &impl Fn(usize) -> Flight,
+        start: &impl Fn(usize) -> &'f Flight,
         route: &impl Fn(&SnapshotEntry) -> Route,
     ) -> Result<(), FetchError> {
         let entry = &self.manifest.objects[at];
@@ -259,7 +261,7 @@ impl Run {
         index: &WeightIndex,
         shard: &str,
         entry: &SnapshotEntry,
-        flight: Flight,
+        flight: &Flight,
         route: Route,
     ) -> Result<Result<(), WeightIndexError>, FetchError> {
         // What is complete was checked when it was fetched.
