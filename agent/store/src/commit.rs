@@ -207,19 +207,25 @@ impl Store {
         written.map_err(|error| self.disk_error("write", path, bytes.len() as u64, error))
     }
 
-    /// Records what is written of every partial blob, after making it durable.
+    /// Records what is written of every partial blob, after making it durable. One that fails keeps no other from being
+    /// recorded.
     fn checkpoint_now(&self) -> Result<(), StoreError> {
-        let partials: Vec<_> = lock(&self.inner.active).values().cloned().collect();
-        let (mut recorded, mut updates) = (Vec::new(), Vec::new());
-        for partial in partials.iter().filter(|partial| is_recorded(partial)) {
+        let _recording = lock(&self.inner.recording);
+        let partials: Vec<_> = lock(&self.inner.active).values().filter(|partial| is_recorded(partial)).cloned().collect();
+        let (mut recorded, mut updates, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
+        for partial in &partials {
             // Taken before the sync: what is written during it waits for the next round.
             let Some(update) = partial.take_unrecorded() else { continue };
-            if let Err(error) = self.inner.engine.sync(partial.file()) {
-                partial.put_back(&update);
-                return Err(StoreError::io("sync", partial.file().path())(error));
+            match partial.make_durable(&self.inner.paths.blob_directory(&partial.key())) {
+                Ok(()) => {
+                    recorded.push(partial);
+                    updates.push(update);
+                }
+                Err(error) => {
+                    partial.put_back(&update);
+                    outcome = Err(error);
+                }
             }
-            recorded.push(partial);
-            updates.push(update);
         }
         if !updates.is_empty()
             && let Err(error) = self.inner.index.record_chunks(&updates)
@@ -227,14 +233,19 @@ impl Store {
             for (partial, update) in recorded.iter().zip(&updates) {
                 partial.put_back(update);
             }
-            return Err(error);
+            outcome = Err(error);
         }
         drop(recorded);
         drop(partials);
         // What nobody fetches any more needs no file open.
-        lock(&self.inner.active).retain(|_, partial| Arc::strong_count(partial) > 1);
-        Ok(())
+        lock(&self.inner.active).retain(|_, partial| Arc::strong_count(partial) > 1 || is_owed(partial));
+        outcome
     }
+}
+
+/// Whether a record is still to be made of it.
+fn is_owed(partial: &PartialBlob) -> bool {
+    is_recorded(partial) && partial.has_unrecorded()
 }
 
 /// Blobs of one chunk are fetched whole or not at all, so nothing is recorded of them.

@@ -41,6 +41,7 @@ impl Store {
     /// [`StoreError::Full`].
     pub async fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
         self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
             if bytes > 0 {
                 store.make_room(bytes)?;
             }
@@ -56,7 +57,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let (idle, idle_bytes) = self.idle_partials(Duration::ZERO)?;
-        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes));
+        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle);
         if idle_bytes + freed < shortage.required {
             let available = (needed + idle_bytes + freed).saturating_sub(shortage.required);
             let directory = self.paths().root().to_owned();
@@ -94,9 +95,12 @@ impl Store {
 
     /// The least recently used snapshots whose blobs, once nobody else needs them, free that much; all there are if
     /// that is not enough.
-    fn victims(&self, bytes: u64) -> (Vec<SnapshotKey>, u64) {
+    fn victims(&self, bytes: u64, idle: &[BlobKey]) -> (Vec<SnapshotKey>, u64) {
         let catalog = self.catalog();
         let mut references = catalog.references().clone();
+        // What arrives is not freed, what is idle is freed already.
+        let mut counted: HashSet<BlobKey> = lock(&self.inner.active).keys().copied().collect();
+        counted.extend(idle);
         let mut candidates: Vec<_> = catalog.iter().filter(|(_, entry)| may_evict(entry)).collect();
         candidates.sort_by_key(|(_, entry)| entry.last_used_at);
         let (mut victims, mut freed) = (Vec::new(), 0);
@@ -104,23 +108,32 @@ impl Store {
             if freed >= bytes {
                 break;
             }
-            freed += unreferenced_bytes(&mut references, entry);
-            victims.push(*key);
+            for blob in unreferenced(&mut references, entry) {
+                if counted.insert(blob) {
+                    freed += std::fs::metadata(self.paths().blob(&blob)).map_or(0, |found| found.len());
+                }
+            }
+            victims.push((key, entry));
         }
-        (victims, freed)
+        // One whose blobs are all needed by snapshots that stay would be evicted for nothing.
+        let is_of_use = |entry: &Entry| entry.manifest.objects.iter().any(|object| references.get(&object.blob) == Some(&0));
+        victims.retain(|(_, entry)| is_of_use(entry));
+        (victims.into_iter().map(|(key, _)| *key).collect(), freed)
     }
 
     /// Partial blobs that nobody fetches or waits for and that were not touched for so long: keys, and bytes they take.
     fn idle_partials(&self, idle: Duration) -> Result<(Vec<BlobKey>, u64), StoreError> {
         let held: HashSet<BlobKey> = {
             let catalog = self.catalog();
-            let held = catalog.iter().filter(|(_, entry)| entry.uses > 0);
+            let held = catalog.iter().filter(|(_, entry)| !may_evict(entry));
             held.flat_map(|(_, entry)| entry.manifest.objects.iter().map(|object| object.blob)).collect()
         };
         let active = lock(&self.inner.active);
         let before = now().saturating_sub(idle.as_secs());
         let recorded = self.inner.index.partials()?;
-        let is_idle = |key: &BlobKey| !active.contains_key(key) && !held.contains(key);
+        // A record may outlive the blob's completion.
+        let is_partial = |key: &BlobKey| !self.paths().blob_manifest(key).exists();
+        let is_idle = |key: &BlobKey| !active.contains_key(key) && !held.contains(key) && is_partial(key);
         let old = recorded.into_iter().filter(|(key, record)| record.updated_at <= before && is_idle(key));
         let keys: Vec<_> = old.map(|(key, _)| key).collect();
         let bytes = keys.iter().filter_map(|key| std::fs::metadata(self.paths().blob(key)).ok()).map(|found| found.len()).sum();
@@ -135,6 +148,7 @@ impl Store {
     pub async fn remove(&self, name: &str, force: bool) -> Result<Removed, StoreError> {
         let name = name.to_owned();
         self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
             let found = store.find_all(&name)?;
             if found.len() > 1 && name.parse::<weightd_types::SourceUri>().is_err() {
                 return Err(StoreError::Ambiguous { name, count: found.len() });
@@ -167,7 +181,7 @@ impl Store {
         let removed = self.catalog().remove(key);
         self.inner.index.forget_snapshot(key)?;
         let directory = paths.snapshot(key);
-        engine.remove_tree(&directory).map_err(StoreError::io("remove", &directory))?;
+        self.remove_directory(&directory)?;
         let Some(entry) = removed else { return Ok(0) };
         let orphans: Vec<BlobKey> = {
             let (catalog, active) = (self.catalog(), lock(&self.inner.active));
@@ -187,6 +201,7 @@ impl Store {
     /// [`StoreError::Io`], [`StoreError::Index`].
     pub async fn collect_garbage(&self, partials: bool) -> Result<Collected, StoreError> {
         self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
             let keep = if partials { Duration::ZERO } else { store.config().partials_keep };
             let mut collected = Collected::default();
             for key in store.expired_snapshots(keep) {
@@ -194,7 +209,7 @@ impl Store {
             }
             store.remove_orphans(keep, &mut collected)?;
             for directory in entries(&store.paths().temporary())? {
-                store.inner.engine.remove_tree(&directory).map_err(StoreError::io("remove", &directory))?;
+                store.remove_directory(&directory)?;
             }
             let before = store.usage_now()?.used;
             // An empty need still asks for the watermarks; what cannot be evicted is no error here.
@@ -264,18 +279,18 @@ fn may_evict(entry: &Entry) -> bool {
     !entry.pinned && entry.uses == 0
 }
 
-/// Bytes of an entry's blobs that nothing needs once it is gone; counts it as gone.
-fn unreferenced_bytes(references: &mut HashMap<BlobKey, usize>, entry: &Entry) -> u64 {
-    let mut bytes = 0;
+/// An entry's blobs that nothing needs once it is gone; counts it as gone.
+fn unreferenced(references: &mut HashMap<BlobKey, usize>, entry: &Entry) -> Vec<BlobKey> {
+    let mut unreferenced = Vec::new();
     for object in &entry.manifest.objects {
         if let Some(count) = references.get_mut(&object.blob) {
             *count -= 1;
-            if *count == 0 && entry.complete {
-                bytes += object.object.size;
+            if *count == 0 {
+                unreferenced.push(object.blob);
             }
         }
     }
-    bytes
+    unreferenced
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "watermarks need no exact bytes")]

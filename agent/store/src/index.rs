@@ -3,7 +3,13 @@
 //! Partial chunk maps, pins, recency and jobs live in an embedded database. Everything that is complete is described
 //! by manifests instead, so losing this file loses no complete blob.
 
-use std::{collections::BTreeMap, path::PathBuf, str::FromStr, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
 
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
@@ -25,6 +31,9 @@ const PINS: TableDefinition<&str, u64> = TableDefinition::new("pins");
 const RECENCY: TableDefinition<&str, u64> = TableDefinition::new("recency");
 /// Snapshot to the detached prefetch that asked for it (JSON).
 const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
+
+/// What the database may ask of the disk at once.
+const INDEX_GROWTH: u64 = 1 << 20;
 
 /// A blob that is still arriving, as recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +71,9 @@ pub(crate) struct ChunkUpdate {
 /// The database.
 #[derive(Debug)]
 pub(crate) struct Index {
-    database: Database,
+    /// `None` while it could not be opened again after the disk had failed.
+    database: RwLock<Option<Database>>,
+    engine: Arc<dyn IoEngine>,
     path: PathBuf,
     /// redb has one writer; waiting here instead keeps its own lock uncontended.
     writer: Mutex<()>,
@@ -71,70 +82,43 @@ pub(crate) struct Index {
 impl Index {
     /// Opens the index, making it when missing. One that is damaged beyond repair is put aside, because a store
     /// without its index is whole.
-    pub(crate) fn open(engine: &dyn IoEngine, path: PathBuf) -> Result<Self, StoreError> {
-        let database = match Self::try_open(engine, &path) {
-            Err(StoreError::Index { source, .. }) if is_damage(&source) => {
-                let aside = path.with_extension("redb.damaged");
-                tracing::warn!(index = %path.display(), aside = %aside.display(), error = %source, "the index is damaged; starting a new one");
-                engine.rename(&path, &aside).map_err(StoreError::io("put aside", &path))?;
-                Self::try_open(engine, &path)?
-            }
-            other => other?,
-        };
-        let index = Self { database, path, writer: Mutex::new(()) };
-        // Reading needs the tables to be there.
-        index.write(Durability::Immediate, |_| Ok(()))?;
-        Ok(index)
-    }
-
-    fn try_open(engine: &dyn IoEngine, path: &PathBuf) -> Result<Database, StoreError> {
-        let backend = engine.index_backend(path).map_err(StoreError::io("open", path))?;
-        let created = Database::builder().set_cache_size(16 << 20).create_with_backend(IndexBackend(backend));
-        created.map_err(|error| index_error(path)(redb::Error::from(error)))
+    pub(crate) fn open(engine: &Arc<dyn IoEngine>, path: PathBuf) -> Result<Self, StoreError> {
+        let database = RwLock::new(Some(open_database(engine.as_ref(), &path)?));
+        Ok(Self { database, engine: Arc::clone(engine), path, writer: Mutex::new(()) })
     }
 
     fn write(
         &self,
         durability: Durability,
-        change: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+        change: impl Fn(&mut Tables<'_>) -> Result<(), redb::Error>,
     ) -> Result<(), StoreError> {
-        let _writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let commit = || -> Result<(), redb::Error> {
-            let mut transaction = self.database.begin_write()?;
-            transaction.set_durability(durability)?;
-            {
-                let mut tables = Tables {
-                    partials: transaction.open_table(PARTIALS)?,
-                    chunks: transaction.open_table(CHUNKS)?,
-                    pins: transaction.open_table(PINS)?,
-                    recency: transaction.open_table(RECENCY)?,
-                    jobs: transaction.open_table(JOBS)?,
-                };
-                change(&mut tables)?;
-            }
-            transaction.commit()?;
-            Ok(())
-        };
-        commit().map_err(index_error(&self.path))
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|database| write_to(database, durability, &change))
     }
 
-    fn read<T>(&self, get: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
-        let transaction = self.database.begin_read().map_err(|e| index_error(&self.path)(e.into()))?;
-        get(&transaction).map_err(index_error(&self.path))
+    fn read<T>(&self, get: impl Fn(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.attempt(|database| get(&database.begin_read()?))
+    }
+
+    /// After one failure of the disk the database refuses everything until it is opened again, also when the disk is
+    /// well by then (someone made room on it).
+    fn attempt<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let outcome = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => work(database),
+            None => Err(redb::Error::PreviousIo),
+        };
+        let Err(redb::Error::PreviousIo) = outcome else { return outcome.map_err(index_error(&self.path)) };
+        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one lets go of the file first.
+        *guard = None;
+        let database = guard.insert(open_database(self.engine.as_ref(), &self.path)?);
+        work(database).map_err(index_error(&self.path))
     }
 
     /// Records chunks whose data is durable. Durable when it returns.
     pub(crate) fn record_chunks(&self, updates: &[ChunkUpdate]) -> Result<(), StoreError> {
         self.write(Durability::Immediate, |tables| {
-            for ChunkUpdate { key, record, header, chunks } in updates {
-                let key = key.to_string();
-                tables.partials.insert(key.as_str(), (json(record).as_slice(), header.as_ref()))?;
-                for (chunk, pieces) in chunks {
-                    let value: Vec<u8> = pieces.iter().flat_map(|crc| crc.0.to_le_bytes()).collect();
-                    tables.chunks.insert((key.as_str(), *chunk), value.as_slice())?;
-                }
-            }
-            Ok(())
+            updates.iter().try_for_each(|update| record(tables, update))
         })
     }
 
@@ -170,6 +154,14 @@ impl Index {
         })
     }
 
+    /// Records what is left of a blob that was complete, in place of whatever was recorded of it. Durable when it returns.
+    pub(crate) fn replace_partial(&self, update: &ChunkUpdate) -> Result<(), StoreError> {
+        self.write(Durability::Immediate, |tables| {
+            forget(tables, &update.key)?;
+            record(tables, update)
+        })
+    }
+
     /// Number of recorded chunks of a partial blob.
     pub(crate) fn recorded_chunks(&self, key: &BlobKey) -> Result<u64, StoreError> {
         let name = key.to_string();
@@ -184,12 +176,7 @@ impl Index {
     pub(crate) fn forget_partials(&self, keys: &[BlobKey], durable: bool) -> Result<(), StoreError> {
         let durability = if durable { Durability::Immediate } else { Durability::None };
         self.write(durability, |tables| {
-            for key in keys {
-                let name = key.to_string();
-                tables.partials.remove(name.as_str())?;
-                tables.chunks.retain_in((name.as_str(), 0)..=(name.as_str(), u32::MAX), |_, _| false)?;
-            }
-            Ok(())
+            keys.iter().try_for_each(|key| forget(tables, key))
         })
     }
 
@@ -273,6 +260,84 @@ impl Index {
     }
 }
 
+/// Opens the database and reads all of it once. Bad pages show themselves only when they are read, the library panics
+/// over some of them, and by then the store would be in use.
+fn open_database(engine: &dyn IoEngine, path: &Path) -> Result<Database, StoreError> {
+    let opened = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| try_open(engine, path))) {
+        Ok(Err(StoreError::Index { source, .. })) if is_damage(&source) => Err(source.to_string()),
+        Ok(other) => Ok(other?),
+        Err(_) => Err("the database library cannot make sense of it".to_owned()),
+    };
+    opened.or_else(|problem| {
+        let aside = path.with_extension("redb.damaged");
+        tracing::warn!(index = %path.display(), aside = %aside.display(), problem, "the index is damaged; starting a new one");
+        engine.rename(path, &aside).map_err(StoreError::io("put aside", path))?;
+        try_open(engine, path)
+    })
+}
+
+fn try_open(engine: &dyn IoEngine, path: &Path) -> Result<Database, StoreError> {
+    let is_new = !path.exists();
+    let backend = engine.index_backend(path).map_err(StoreError::io("open", path))?;
+    let created = Database::builder().set_cache_size(16 << 20).create_with_backend(IndexBackend(backend));
+    let database = created.map_err(|error| index_error(path)(redb::Error::from(error)))?;
+    // Reading needs the tables to be there.
+    write_to(&database, Durability::Immediate, &|_| Ok(())).and_then(|()| read_all(&database)).map_err(index_error(path))?;
+    if let Some(directory) = path.parent().filter(|_| is_new) {
+        // What is recorded in it is durable only if its name is.
+        engine.sync_directory(directory).map_err(StoreError::io("sync", directory))?;
+    }
+    Ok(database)
+}
+
+fn read_all(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_read()?;
+    for times in [PINS, RECENCY] {
+        transaction.open_table(times)?.iter()?.try_for_each(|entry| entry.map(drop))?;
+    }
+    transaction.open_table(PARTIALS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
+    transaction.open_table(CHUNKS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
+    transaction.open_table(JOBS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
+    Ok(())
+}
+
+fn write_to(
+    database: &Database,
+    durability: Durability,
+    change: &impl Fn(&mut Tables<'_>) -> Result<(), redb::Error>,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(durability)?;
+    {
+        let mut tables = Tables {
+            partials: transaction.open_table(PARTIALS)?,
+            chunks: transaction.open_table(CHUNKS)?,
+            pins: transaction.open_table(PINS)?,
+            recency: transaction.open_table(RECENCY)?,
+            jobs: transaction.open_table(JOBS)?,
+        };
+        change(&mut tables)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn record(tables: &mut Tables<'_>, update: &ChunkUpdate) -> Result<(), redb::Error> {
+    let key = update.key.to_string();
+    tables.partials.insert(key.as_str(), (json(&update.record).as_slice(), update.header.as_ref()))?;
+    for (chunk, pieces) in &update.chunks {
+        let value: Vec<u8> = pieces.iter().flat_map(|crc| crc.0.to_le_bytes()).collect();
+        tables.chunks.insert((key.as_str(), *chunk), value.as_slice())?;
+    }
+    Ok(())
+}
+
+fn forget(tables: &mut Tables<'_>, key: &BlobKey) -> Result<(), redb::Error> {
+    let name = key.to_string();
+    tables.partials.remove(name.as_str())?;
+    tables.chunks.retain_in((name.as_str(), 0)..=(name.as_str(), u32::MAX), |_, _| false)?;
+    Ok(())
+}
+
 struct Tables<'t> {
     partials: redb::Table<'t, &'static str, (&'static [u8], &'static [u8])>,
     chunks: redb::Table<'t, (&'static str, u32), &'static [u8]>,
@@ -289,16 +354,23 @@ fn words(bytes: &[u8]) -> Vec<Crc32c> {
     bytes.as_chunks().0.iter().map(|word| Crc32c(u32::from_le_bytes(*word))).collect()
 }
 
-fn index_error(path: &std::path::Path) -> impl Fn(redb::Error) -> StoreError {
+fn index_error(path: &Path) -> impl Fn(redb::Error) -> StoreError {
     let path = path.to_owned();
-    move |source| StoreError::Index { path: path.clone(), source: Box::new(source) }
+    move |source| match source {
+        redb::Error::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            let directory = path.parent().unwrap_or(&path).to_owned();
+            let limit = format!("the file system refused to let the index grow: {error}");
+            StoreError::Full { directory, needed: INDEX_GROWTH, available: 0, limit }
+        }
+        source => StoreError::Index { path: path.clone(), source: Box::new(source) },
+    }
 }
 
 /// Whether the file itself is bad, rather than the disk it is on or another process holding it.
 fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) => true,
-        redb::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        redb::Error::Io(error) => error.kind() == ErrorKind::InvalidData,
         _ => false,
     }
 }

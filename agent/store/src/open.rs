@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, Write},
     path::Path,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, atomic::AtomicBool, mpsc},
 };
 
 use weightd_types::SnapshotKey;
@@ -55,7 +55,7 @@ impl Store {
         if is_new {
             initialise(engine.as_ref(), &paths)?;
         }
-        let index = Arc::new(Index::open(engine.as_ref(), paths.index())?);
+        let index = Arc::new(Index::open(&engine, paths.index())?);
         let (orders, received) = mpsc::sync_channel(QUEUE);
         let inner = Arc::new(Inner {
             config,
@@ -66,6 +66,11 @@ impl Store {
             catalog: Mutex::default(),
             usage: Mutex::new(Usage::default()),
             active: Mutex::default(),
+            publishing: Mutex::default(),
+            changing: Mutex::default(),
+            beginning: Mutex::default(),
+            recording: Mutex::default(),
+            closed: AtomicBool::new(false),
             metrics: Metrics::default(),
             committer: Mutex::new(None),
             orders,
@@ -107,11 +112,22 @@ impl Store {
         for directory in directories {
             let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let known = name.parse::<SnapshotKey>().ok().and_then(|key| catalog.get(&key));
-            if known.is_none_or(|entry| !entry.complete) && directory.is_dir() {
+            // That of a snapshot which lost a blob may be mounted; publishing uses it again.
+            if known.is_none() && directory.is_dir() {
                 self.remove_directory(&directory)?;
             }
         }
+        self.forget_stale_partials()?;
         Ok(catalog)
+    }
+
+    /// Records of partial blobs that are complete by now, or whose file a crash took: forgetting them is not durable by
+    /// itself.
+    fn forget_stale_partials(&self) -> Result<(), StoreError> {
+        let mut stale = self.inner.index.partials()?;
+        stale.retain(|(key, _)| self.paths().blob_manifest(key).exists() || !self.paths().blob(key).exists());
+        let keys: Vec<_> = stale.into_iter().map(|(key, _)| key).collect();
+        if keys.is_empty() { Ok(()) } else { self.inner.index.forget_partials(&keys, true) }
     }
 
     /// A manifest that cannot be believed is removed: the blobs it spoke of have manifests of their own, so the next
@@ -143,11 +159,16 @@ fn buffers(config: &Config) -> usize {
 fn prepare(paths: &Paths) -> Result<bool, StoreError> {
     let root = paths.root();
     let directory = root.to_owned();
+    let missing: Vec<_> = root.ancestors().take_while(|above| !above.exists()).collect();
     if let Err(error) = std::fs::create_dir_all(root) {
         return Err(match error.kind() {
             io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { directory },
             _ => StoreError::io("create", root)(error),
         });
+    }
+    for parent in missing.iter().filter_map(|made| made.parent()) {
+        // A power cut must not take the whole store's name; a parent that cannot be opened is not ours to sync.
+        let _ = File::open(parent).and_then(|parent| parent.sync_all());
     }
     match std::fs::read_to_string(paths.format()) {
         Ok(text) => match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok()) {

@@ -4,12 +4,17 @@
 //! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
 
 use std::{
+    io::ErrorKind,
     ops::Range,
-    sync::{Arc, Mutex},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Object, Placement};
 
 use crate::{
@@ -17,6 +22,7 @@ use crate::{
     index::{ChunkMap, ChunkUpdate, PartialRecord},
     io::{Access, BLOCK_BYTES, Buffer, IoEngine, IoFile},
     paths::FORMAT_VERSION,
+    snapshots::set_mode,
     store::{lock, now},
     usage::Reservation,
 };
@@ -44,6 +50,10 @@ pub struct PartialBlob {
     engine: Arc<dyn IoEngine>,
     state: Mutex<State>,
     advanced: Notify,
+    /// Set once the literal is written.
+    literal: OnceCell<()>,
+    /// Whether the file's name is durable.
+    name_is_durable: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -143,7 +153,7 @@ impl PartialBlob {
     pub async fn write(&self, blob_offset: u64, buffer: Buffer, pieces: &[(usize, Crc32c)]) -> Result<(), StoreError> {
         let (buffer, outcome) = self.engine.write(&self.file, blob_offset, buffer).await;
         drop(buffer);
-        outcome.map_err(StoreError::io("write", self.file.path()))?;
+        outcome.map_err(|error| self.write_error(error))?;
         let mut state = lock(&self.state);
         for &(piece, crc) in pieces {
             state.mark(self.placement(), piece, crc);
@@ -151,6 +161,18 @@ impl PartialBlob {
         drop(state);
         self.advanced.notify_waiters();
         Ok(())
+    }
+
+    /// Blobs have their room beforehand, but not on every file system.
+    fn write_error(&self, error: std::io::Error) -> StoreError {
+        let path = self.file.path();
+        if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            return StoreError::io("write", path)(error);
+        }
+        // The store is three above: blobs, and one of its 256 directories.
+        let directory = path.ancestors().nth(3).unwrap_or(path).to_owned();
+        let limit = format!("the file system refused: {error}");
+        StoreError::Full { directory, needed: self.placement().blob_len(), available: 0, limit }
     }
 
     /// Reads a written piece back: a buffer, and where in it the piece lies.
@@ -199,6 +221,21 @@ impl PartialBlob {
         })
     }
 
+    /// Whether anything is written that no record speaks of.
+    pub(crate) fn has_unrecorded(&self) -> bool {
+        !lock(&self.state).unrecorded.is_empty()
+    }
+
+    /// Makes what is written durable, and the file's name with it.
+    pub(crate) fn make_durable(&self, directory: &Path) -> Result<(), StoreError> {
+        self.engine.sync(&self.file).map_err(StoreError::io("sync", self.file.path()))?;
+        if !self.name_is_durable.load(Ordering::Acquire) {
+            self.engine.sync_directory(directory).map_err(StoreError::io("sync", directory))?;
+            self.name_is_durable.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// Gives chunks back that could not be recorded.
     pub(crate) fn put_back(&self, update: &ChunkUpdate) {
         lock(&self.state).unrecorded.extend(update.chunks.iter().map(|(chunk, _)| *chunk));
@@ -227,6 +264,11 @@ impl PartialBlob {
             header_crc32c: Crc32c::of(&self.wanted.header),
             runs: placement.runs().to_vec(),
         })
+    }
+
+    /// Writes the literal, also over one that is there: no record says whether a chunk without pieces is sound.
+    async fn ensure_literal(&self, store: &Store) -> Result<(), StoreError> {
+        self.literal.get_or_try_init(|| self.write_literal(store)).await.map(drop)
     }
 
     async fn write_literal(&self, store: &Store) -> Result<(), StoreError> {
@@ -271,7 +313,7 @@ impl Store {
         let object = object.clone();
         self.blocking(move |store| {
             let found = store.inner.index.partial(&key)?;
-            Ok(found.filter(|(record, _, _)| record.object == object).map(|(_, header, _)| header))
+            Ok(found.filter(|(record, _, _)| record.object.size == object.size).map(|(_, header, _)| header))
         })
         .await
     }
@@ -282,29 +324,37 @@ impl Store {
     /// # Errors
     /// [`StoreError::Full`] when the disk has no room, [`StoreError::Io`].
     pub async fn begin(&self, wanted: WantedBlob, reservation: &Reservation) -> Result<Arc<PartialBlob>, StoreError> {
+        let blob_len = wanted.placement.blob_len();
+        let (partial, is_new) = self.blocking(move |store| store.take_up(wanted)).await?;
+        if is_new {
+            reservation.redeem(blob_len);
+        }
+        partial.ensure_literal(self).await?;
+        Ok(partial)
+    }
+
+    /// One at a time: a caller that went away while its file was made may come back before that has ended.
+    fn take_up(&self, wanted: WantedBlob) -> Result<(Arc<PartialBlob>, bool), StoreError> {
+        let _beginning = lock(&self.inner.beginning);
         if let Some(partial) = self.still_open(&wanted) {
-            return Ok(partial);
+            return Ok((partial, false));
         }
         let blob_len = wanted.placement.blob_len();
-        let opened = self.blocking(move |store| store.open_partial(wanted)).await?;
-        let (partial, is_new) = opened;
+        let (partial, is_new) = self.open_partial(wanted)?;
         if is_new {
-            reservation.allocate(blob_len);
+            lock(&self.inner.usage).allocate(blob_len);
         }
         let partial = Arc::new(partial);
-        let literal_chunks = (partial.placement().literal().len() as u64).div_ceil(CHUNK_BYTES);
-        if is_new || (0..literal_chunks).any(|chunk| !partial.has_chunk(count(to_usize(chunk)))) {
-            partial.write_literal(self).await?;
-        }
         lock(&self.inner.active).insert(partial.key(), Arc::clone(&partial));
-        Ok(partial)
+        Ok((partial, is_new))
     }
 
     /// A transfer that was just given up may be taken up again before its file is closed.
     fn still_open(&self, wanted: &WantedBlob) -> Option<Arc<PartialBlob>> {
         let active = lock(&self.inner.active);
         let partial = active.get(&wanted.key)?;
-        let same = partial.wanted.object == wanted.object && partial.wanted.header == wanted.header;
+        // The key stands for the object's content; the same content may have another name by now.
+        let same = partial.wanted.object.size == wanted.object.size && partial.wanted.header == wanted.header;
         same.then(|| Arc::clone(partial))
     }
 
@@ -313,8 +363,11 @@ impl Store {
         let path = inner.paths.blob(&wanted.key);
         let mut state = State::new(&wanted.placement);
         let recorded = inner.index.partial(&wanted.key)?;
-        let resumable = recorded.as_ref().filter(|(record, header, _)| record.object == wanted.object && *header == wanted.header);
+        let same = |record: &PartialRecord, header: &Bytes| record.object.size == wanted.object.size && *header == wanted.header;
+        let resumable = recorded.as_ref().filter(|(record, header, _)| same(record, header));
         if let Some((_, _, chunks)) = resumable
+            // A crash between sealing and its manifest leaves a file that only root may write to.
+            && set_mode(&path, 0o644).is_ok()
             && let Ok(file) = inner.engine.open(&path, Access::Write)
             && file.len() == wanted.placement.blob_len()
         {
@@ -323,7 +376,12 @@ impl Store {
         }
         self.discard(&[wanted.key], recorded.is_some())?;
         let directory = inner.paths.blob_directory(&wanted.key);
-        inner.engine.create_directories(&directory).map_err(StoreError::io("create", &directory))?;
+        if !directory.exists() {
+            // Once for each of the 256: a directory whose own name is lost takes its blobs with it.
+            let blobs = inner.paths.blobs();
+            let made = inner.engine.create_directories(&directory).and_then(|()| inner.engine.sync_directory(&blobs));
+            made.map_err(|error| self.disk_error("create", &directory, 0, error))?;
+        }
         let created = inner.engine.create(&path, wanted.placement.blob_len());
         let file = created.map_err(|error| self.disk_error("allocate", &path, wanted.placement.blob_len(), error))?;
         Ok((self.partial_of(wanted, file, state), true))
@@ -331,7 +389,15 @@ impl Store {
 
     fn partial_of(&self, wanted: WantedBlob, file: Arc<IoFile>, state: State) -> PartialBlob {
         let engine = Arc::clone(&self.inner.engine);
-        PartialBlob { wanted, file, engine, state: Mutex::new(state), advanced: Notify::new() }
+        PartialBlob {
+            wanted,
+            file,
+            engine,
+            state: Mutex::new(state),
+            advanced: Notify::new(),
+            literal: OnceCell::new(),
+            name_is_durable: AtomicBool::new(false),
+        }
     }
 
     /// Throws away what has arrived of a blob, because it turned out to be wrong.
@@ -347,13 +413,15 @@ impl Store {
     /// Removes blobs' files and records. What readers have open they keep.
     pub(crate) fn discard(&self, keys: &[BlobKey], recorded: bool) -> Result<(), StoreError> {
         let inner = &self.inner;
+        // What is being recorded of them comes first, to be forgotten with the rest.
+        let _recording = recorded.then(|| lock(&inner.recording));
         for key in keys {
+            let len = std::fs::metadata(inner.paths.blob(key)).map_or(0, |metadata| metadata.len());
             // The manifest goes first: a blob whose data is going must not look complete.
             for path in [inner.paths.blob_manifest(key), inner.paths.blob(key), inner.paths.blob_header(key)] {
-                let len = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
                 inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?;
-                lock(&inner.usage).release(len);
             }
+            lock(&inner.usage).release(len);
         }
         if recorded { inner.index.forget_partials(keys, true) } else { Ok(()) }
     }

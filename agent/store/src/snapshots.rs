@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -14,7 +14,7 @@ use crate::{
     Job, Reservation, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
     catalog::Entry,
     manifest::encode,
-    store::now,
+    store::{lock, now},
     usage::entries,
 };
 
@@ -31,6 +31,7 @@ impl Store {
     pub async fn expect(&self, manifest: SnapshotManifest) -> Result<SnapshotUse, StoreError> {
         self.blocking(move |store| {
             let key = manifest.key();
+            let _changing = lock(&store.inner.changing);
             let known = store.catalog().get(&key).is_some();
             if !known {
                 let path = store.paths().loading_manifest(&key);
@@ -72,7 +73,10 @@ impl Store {
             let Some(directory) = &record.directory else { return Ok(false) };
             let intact = record.manifest.objects.iter().all(|entry| {
                 let found = std::fs::metadata(directory.join(&entry.object.path));
-                let whole = |len: u64| entry.blob.layout == Layout::Aligned || len == entry.object.size;
+                let whole = |len: u64| match entry.blob.layout {
+                    Layout::Aligned => store.manifest_of(&entry.blob).is_ok_and(|manifest| manifest.blob_bytes == len),
+                    Layout::Original => len == entry.object.size,
+                };
                 found.is_ok_and(|found| whole(found.len()))
             });
             if !intact {
@@ -93,8 +97,11 @@ impl Store {
         self.blocking(move |store| {
             let key = manifest.key();
             let paths = store.paths();
+            let _alone = lock(&store.inner.publishing);
             if store.snapshot(&key).is_none_or(|record| !record.complete) {
-                store.link_snapshot(&manifest)?;
+                if !store.is_linked(&manifest) {
+                    store.link_snapshot(&manifest)?;
+                }
                 store.write_whole(&paths.snapshot_manifest(&key), &encode(&manifest), true)?;
                 let engine = &store.inner.engine;
                 engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
@@ -108,6 +115,18 @@ impl Store {
             store.snapshot(&key).ok_or_else(|| StoreError::NotFound { name: key.to_string() })
         })
         .await
+    }
+
+    /// Whether a snapshot's directory is there and holds its blobs: one that lost a blob and got it back in place may
+    /// be mounted, and is left as it is.
+    fn is_linked(&self, manifest: &SnapshotManifest) -> bool {
+        let directory = self.paths().snapshot(&manifest.key());
+        let same = |entry: &crate::SnapshotEntry| {
+            let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+            let linked = file(&directory.join(&entry.object.path));
+            linked.is_some() && linked == file(&self.paths().blob(&entry.blob))
+        };
+        directory.join(RESERVED_NAME).exists() && manifest.objects.iter().all(same)
     }
 
     /// Links a snapshot's blobs into a directory under a temporary name, and renames it.
@@ -241,7 +260,7 @@ impl Store {
     /// [`StoreError::Index`].
     pub async fn presence(&self, manifest: Arc<SnapshotManifest>) -> Result<Vec<(u64, bool)>, StoreError> {
         self.blocking(move |store| {
-            let active = crate::store::lock(&store.inner.active).clone();
+            let active = lock(&store.inner.active).clone();
             let one = |entry: &crate::SnapshotEntry| {
                 if store.paths().blob_manifest(&entry.blob).exists() {
                     return Ok((entry.object.size, true));

@@ -3,7 +3,11 @@
 use std::{
     collections::HashMap,
     fs::File,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -19,7 +23,7 @@ use crate::{
     usage::Usage,
 };
 
-/// An open store. Clones share it; the directory stays locked until [`Store::close`], or until the last clone is gone.
+/// An open store. Clones share it; the directory stays locked until the last clone is gone.
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
@@ -36,6 +40,16 @@ pub(crate) struct Inner {
     pub(crate) usage: Mutex<Usage>,
     /// Blobs that are arriving: recorded now and then, and left alone by eviction and garbage collection.
     pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
+    /// Held while a snapshot's directory is built: two transfers may end with the same one.
+    pub(crate) publishing: Mutex<()>,
+    /// Held while the set of snapshots changes against the set of blobs, so that a blob that is about to be removed is
+    /// not taken for present by a snapshot that begins to want it, and room is not promised twice.
+    pub(crate) changing: Mutex<()>,
+    /// Held while a blob's file is opened or made: a caller that went away may still be at it.
+    pub(crate) beginning: Mutex<()>,
+    /// Held while chunks are recorded, so that nothing is recorded of a blob that was discarded.
+    pub(crate) recording: Mutex<()>,
+    pub(crate) closed: AtomicBool,
     pub(crate) metrics: Metrics,
     pub(crate) committer: Mutex<Option<Committer>>,
     pub(crate) orders: mpsc::SyncSender<Order>,
@@ -70,14 +84,16 @@ impl Store {
     /// # Errors
     /// When the last records could not be made durable.
     pub async fn close(&self) -> Result<(), StoreError> {
-        self.blocking(|store| {
+        let work = |store: &Self| {
             let committer = lock(&store.inner.committer).take();
             if let Some(committer) = committer {
                 committer.stop(&store.inner.orders);
             }
             store.inner.index.flush()
-        })
-        .await
+        };
+        let closing = self.blocking(work);
+        self.inner.closed.store(true, Ordering::Release);
+        closing.await
     }
 
     pub(crate) fn paths(&self) -> &Paths {
@@ -93,6 +109,9 @@ impl Store {
         &self,
         work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
         let store = self.clone();
         match tokio::task::spawn_blocking(move || work(&store)).await {
             Ok(outcome) => outcome,

@@ -6,6 +6,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use weightd_types::BlobKey;
+
 use crate::{Store, StoreError, store::lock};
 
 /// Counters behind [`DiskUsage`].
@@ -55,13 +57,12 @@ impl Reservation {
         Self { store, remaining: AtomicU64::new(bytes) }
     }
 
-    /// Turns promised bytes into used ones. A blob may be somewhat longer than was promised for it.
-    pub(crate) fn allocate(&self, len: u64) {
+    /// Gives promised bytes up that were allocated. A blob may be somewhat longer than was promised for it.
+    pub(crate) fn redeem(&self, len: u64) {
         let take = |remaining: u64| Some(remaining.saturating_sub(len));
         let before = self.remaining.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).unwrap_or_default();
         let mut usage = lock(&self.store.inner.usage);
         usage.reserved = usage.reserved.saturating_sub(before.min(len));
-        usage.allocate(len);
     }
 }
 
@@ -101,7 +102,11 @@ impl Store {
         let mut usage = lock(&self.inner.usage);
         let mut used = 0;
         for (path, metadata) in blob_files(&self.paths().blobs())? {
-            used += metadata.map_err(StoreError::io("inspect", path))?.len();
+            // Blobs are `<key>`; manifests and headers beside them are too small to count.
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.parse::<BlobKey>().is_ok() {
+                used += metadata.map_err(StoreError::io("inspect", path))?.len();
+            }
         }
         usage.used = Some(used);
         Ok(used)

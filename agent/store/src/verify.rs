@@ -134,14 +134,10 @@ impl Store {
         self.blocking(move |store| {
             let path = store.paths().blob_manifest(&key);
             let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
-            let bytes = match std::fs::read(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                other => other.map_err(StoreError::io("read", &path))?,
-            };
-            let manifest = parse_blob_manifest(&bytes).map_err(|error| damaged(error.to_string()))?;
-            if manifest.key != key {
-                return Err(damaged("the manifest speaks of another blob".to_owned()));
+            if !path.exists() {
+                return Ok(None);
             }
+            let manifest = store.manifest_of(&key)?;
             let header = match manifest.header_bytes {
                 0 => Bytes::new(),
                 _ => std::fs::read(store.paths().blob_header(&key)).unwrap_or_default().into(),
@@ -154,14 +150,26 @@ impl Store {
                 }
                 other => other.map_err(StoreError::io("open", &blob))?,
             };
+            if file.len() > manifest.blob_bytes {
+                return Err(damaged("the blob's file is longer than it should be".to_owned()));
+            }
             Ok(Some(StoredBlob { store: store.clone(), manifest, placement, header, file }))
         })
         .await
     }
 
-    /// Whether a blob is complete.
+    /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
-        self.paths().blob_manifest(key).exists() && self.paths().blob(key).exists()
+        let found = std::fs::metadata(self.paths().blob(key));
+        found.is_ok_and(|found| self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len()))
+    }
+
+    pub(crate) fn manifest_of(&self, key: &BlobKey) -> Result<BlobManifest, StoreError> {
+        let path = self.paths().blob_manifest(key);
+        let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
+        let manifest = parse_blob_manifest(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if manifest.key == *key { Ok(manifest) } else { Err(damaged("the manifest speaks of another blob".to_owned())) }
     }
 
     /// Reads a complete blob whole, checked; for small ones such as indices.
@@ -202,10 +210,11 @@ impl Store {
 
     fn forget_manifest(&self, update: &ChunkUpdate) -> Result<(), StoreError> {
         self.mark_users_incomplete(&update.key)?;
-        self.inner.index.record_chunks(std::slice::from_ref(update))?;
+        self.inner.index.replace_partial(update)?;
         let (engine, manifest) = (&self.inner.engine, self.paths().blob_manifest(&update.key));
         engine.remove(&manifest).map_err(StoreError::io("remove", &manifest))?;
-        set_mode(&self.paths().blob(&update.key), 0o600)?;
+        // Readable as before: it may be mounted.
+        set_mode(&self.paths().blob(&update.key), 0o644)?;
         let directory = self.paths().blob_directory(&update.key);
         engine.sync_directory(&directory).map_err(StoreError::io("sync", &directory))
     }

@@ -1,0 +1,175 @@
+//! Who goes when room is needed, and who never does.
+
+use std::{sync::Arc, time::Duration};
+
+use weightd_store::{Config, Store, StoreError};
+
+use crate::common::{Thing, assert_whole, bring, config, in_memory, open, plain, snapshot};
+
+const MIB: usize = 1 << 20;
+
+fn limited(directory: &std::path::Path, quota: u64) -> Config {
+    Config { quota_bytes: Some(quota), ..config(directory) }
+}
+
+/// Snapshots of a mebibyte each, used in this order; a use is remembered to the second.
+async fn used_in_order(store: &Store, names: &[&str]) -> Vec<Arc<Thing>> {
+    let mut things = Vec::new();
+    for name in names {
+        let thing = plain(name, MIB);
+        bring(store, &[&thing]).await.unwrap();
+        things.push(thing);
+        tokio::time::sleep(Duration::from_millis(1050)).await;
+    }
+    things
+}
+
+fn is_there(store: &Store, thing: &Arc<Thing>) -> bool {
+    let known = store.snapshot(&snapshot(&[thing]).key()).is_some();
+    assert_eq!(known, store.has_blob(&thing.key()), "a snapshot and its blob go together");
+    known
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_recently_used_goes_first_down_to_the_low_watermark() {
+    let directory = in_memory();
+    let mut config = limited(directory.path(), 4 << 20);
+    (config.high_watermark, config.low_watermark) = (1.0, 0.75);
+    let store = open(&config);
+    let things = used_in_order(&store, &["a", "b", "c"]).await;
+    store.touch(snapshot(&[&things[0]]).key()).await.unwrap();
+    store.reserve(1 << 20).await.unwrap();
+    assert!(things.iter().all(|thing| is_there(&store, thing)), "up to the high watermark nothing goes");
+    // Recency is remembered by the next agent.
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&config);
+    let promise = store.reserve((1 << 20) + 1).await.unwrap();
+    let left: Vec<_> = things.iter().map(|thing| is_there(&store, thing)).collect();
+    assert_eq!(left, [true, false, false], "b and c are older than a, and 0.75 of the quota leaves room for one");
+    let usage = store.usage().await.unwrap();
+    assert_eq!((usage.used, usage.reserved), (1 << 20, (1 << 20) + 1));
+    drop(promise);
+    assert_eq!(store.usage().await.unwrap().reserved, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pinned_and_used_snapshots_stay_and_nothing_goes_in_vain() {
+    let directory = in_memory();
+    let store = open(&limited(directory.path(), 3 << 20));
+    let (pinned, used, idle) = (plain("p", MIB), plain("u", MIB), plain("i", MIB / 2));
+    let key = bring(&store, &[&pinned]).await.unwrap().key();
+    store.set_pinned(key, true).await.unwrap();
+    let hold = store.hold(bring(&store, &[&used]).await.unwrap().key()).unwrap();
+    bring(&store, &[&idle]).await.unwrap();
+    let error = store.reserve(2 << 20).await.unwrap_err();
+    let StoreError::Full { needed, available, ref limit, .. } = error else { panic!("{error}") };
+    assert_eq!((needed, available, limit.as_str()), (2 << 20, 1 << 20, "the store's quota"));
+    assert!(is_there(&store, &idle), "evicting it would not have helped");
+    store.reserve(1 << 20).await.unwrap();
+    assert!(!is_there(&store, &idle) && is_there(&store, &pinned) && is_there(&store, &used));
+    assert!(matches!(store.remove(&key.to_string(), false).await, Err(StoreError::Pinned { .. })));
+    let in_use = snapshot(&[&used]).key().to_string();
+    assert!(matches!(store.remove(&in_use, true).await, Err(StoreError::InUse { .. })));
+    drop(hold);
+    store.reserve(2 << 20).await.unwrap();
+    assert!(!is_there(&store, &used) && is_there(&store, &pinned));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_blobs_count_once_and_go_with_their_last_snapshot() {
+    let directory = in_memory();
+    let store = open(&limited(directory.path(), 4 << 20));
+    let (shared, own) = (plain("shared", 2 * MIB), plain("own", MIB));
+    bring(&store, &[&shared]).await.unwrap();
+    let both = bring(&store, &[&shared, &own]).await.unwrap();
+    assert_eq!(store.usage().await.unwrap().used, 3 << 20);
+    store.set_pinned(both.key(), true).await.unwrap();
+    assert!(matches!(store.reserve(2 << 20).await, Err(StoreError::Full { .. })));
+    assert!(store.snapshot(&snapshot(&[&shared]).key()).is_some(), "its only blob is needed by a pinned one");
+    store.set_pinned(both.key(), false).await.unwrap();
+    store.reserve(4 << 20).await.unwrap();
+    assert!(store.snapshots().is_empty() && !store.has_blob(&shared.key()));
+    assert_eq!(store.usage().await.unwrap().used, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_work_goes_before_whole_snapshots_unless_it_goes_on() {
+    let directory = in_memory();
+    let store = open(&limited(directory.path(), 40 << 20));
+    let whole = plain("whole", MIB);
+    bring(&store, &[&whole]).await.unwrap();
+    let (partial, other) = (plain("partial", 17 << 20), plain("other", 17 << 20));
+    let begin = async |thing: &Arc<Thing>| {
+        let hold = store.expect(snapshot(&[thing])).await.unwrap();
+        let opened = store.begin(thing.wanted.clone(), &store.reserve(17 << 20).await.unwrap()).await.unwrap();
+        thing.write(&store, &opened, 0).await.unwrap();
+        hold
+    };
+    drop(begin(&partial).await);
+    let going_on = begin(&other).await;
+    store.checkpoint().await.unwrap();
+    assert_eq!(store.usage().await.unwrap().used, 35 << 20);
+    store.reserve(10 << 20).await.unwrap();
+    assert!(is_there(&store, &whole));
+    let presence = |thing| store.presence(Arc::new(snapshot(&[thing])));
+    assert_eq!(presence(&partial).await.unwrap(), [(0, false)]);
+    assert_eq!(presence(&other).await.unwrap(), [(8 << 20, false)]);
+    drop(going_on);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_completed_blob_is_no_interrupted_work_whatever_the_index_says() {
+    let directory = in_memory();
+    let config = limited(directory.path(), 20 << 20);
+    let store = open(&config);
+    let thing = plain("pinned", 9 << 20);
+    let partial = store.begin(thing.wanted.clone(), &store.reserve(9 << 20).await.unwrap()).await.unwrap();
+    thing.write(&store, &partial, 0).await.unwrap();
+    store.checkpoint().await.unwrap();
+    // Forgetting a record is not durable: after a crash the index of before is there, and the blob is complete.
+    let index = std::fs::read(config.directory.join("index.redb")).unwrap();
+    drop(partial);
+    let key = bring(&store, &[&thing]).await.unwrap().key();
+    drop(store);
+    std::fs::write(config.directory.join("index.redb"), index).unwrap();
+    let store = open(&config);
+    store.set_pinned(key, true).await.unwrap();
+    assert!(store.reserve(15 << 20).await.is_err());
+    store.collect_garbage(true).await.unwrap();
+    assert_whole(&store, &[&thing], "pinned").await;
+    assert!(store.has_blob(&thing.key()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_floor_of_free_space_stays_free() {
+    let directory = in_memory();
+    let mut config = config(directory.path());
+    config.floor = 0.999_999;
+    let store = open(&config);
+    let error = store.reserve(1 << 40).await.unwrap_err();
+    assert!(error.to_string().contains("of the file system stays free"), "{error}");
+    assert!(error.to_string().contains("1.00 TiB needed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_what_nobody_wants_any_more() {
+    let directory = in_memory();
+    let store = open(&config(directory.path()));
+    let (kept, orphan, waiting) = (plain("kept", 10), plain("orphan", 20), plain("waiting", 17 << 20));
+    bring(&store, &[&kept]).await.unwrap();
+    orphan.store(&store).await.unwrap();
+    drop(store.expect(snapshot(&[&waiting])).await.unwrap());
+    let partial = store.begin(waiting.wanted.clone(), &store.reserve(0).await.unwrap()).await.unwrap();
+    waiting.write(&store, &partial, 1).await.unwrap();
+    drop(partial);
+    store.checkpoint().await.unwrap();
+    let collected = store.collect_garbage(false).await.unwrap();
+    assert_eq!(collected.removed_blobs, 1, "{collected:?}");
+    assert!(!store.has_blob(&orphan.key()) && store.has_blob(&kept.key()));
+    assert_eq!(store.presence(Arc::new(snapshot(&[&waiting]))).await.unwrap()[0].0, 8 << 20, "it may be resumed");
+    let collected = store.collect_garbage(true).await.unwrap();
+    assert!(collected.freed_bytes >= 17 << 20, "{collected:?}");
+    assert_eq!(store.snapshots().len(), 1);
+    assert_eq!(store.usage().await.unwrap().used, 10);
+}

@@ -1,0 +1,143 @@
+//! Whose directory it is, and what opening makes of damage.
+
+use weightd_store::{Store, StoreError};
+
+use crate::common::{
+    SmallDisk, aligned, assert_sound, assert_whole, bring, config, on_disk, open, plain, skip, snapshot,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_store_opens_again_with_what_it_held() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let things = [&plain("a", 100), &aligned("b.safetensors", 300)];
+    let store = open(&config);
+    let manifest = bring(&store, &things).await.unwrap();
+    store.set_pinned(manifest.key(), true).await.unwrap();
+    store.close().await.unwrap();
+    assert!(matches!(store.set_pinned(manifest.key(), false).await, Err(StoreError::Closed)));
+    drop(store);
+    let store = open(&config);
+    assert_whole(&store, &things, "reopened").await;
+    assert!(store.find("memory://m/model").unwrap().pinned);
+}
+
+#[test]
+fn other_directories_are_refused_and_left_alone() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    std::fs::create_dir(&config.directory).unwrap();
+    std::fs::write(config.directory.join("thesis.txt"), "mine").unwrap();
+    let error = Store::open(config.clone()).unwrap_err();
+    assert!(matches!(error, StoreError::NotAStore { .. }), "{error}");
+    assert!(error.to_string().contains("name an empty or new directory"), "{error}");
+    assert_eq!(std::fs::read_dir(&config.directory).unwrap().count(), 1);
+}
+
+#[test]
+fn newer_formats_are_refused_by_number() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    drop(open(&config));
+    std::fs::write(config.directory.join("format"), "weightd-store 2\n").unwrap();
+    let error = Store::open(config.clone()).unwrap_err();
+    assert!(matches!(error, StoreError::NewerFormat { found: 2, .. }), "{error}");
+    std::fs::write(config.directory.join("format"), "something else").unwrap();
+    assert!(matches!(Store::open(config).unwrap_err(), StoreError::NotAStore { .. }));
+}
+
+#[test]
+fn a_second_agent_is_told_who_has_it() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let store = open(&config);
+    let error = Store::open(config.clone()).unwrap_err();
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    drop(store);
+    open(&config);
+}
+
+#[test]
+fn a_read_only_disk_is_named() {
+    let directory = on_disk();
+    let disk = match SmallDisk::mount(directory.path(), 32 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip("a_read_only_disk_is_named", &reason),
+    };
+    let config = config(&disk.mounted_at);
+    drop(open(&config));
+    for _ in 0..100 {
+        // Whoever dropped the store may still be closing its files.
+        if disk.make_read_only().is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let error = Store::open(config).unwrap_err();
+    assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
+    let mut new = crate::common::config(&disk.mounted_at);
+    new.directory = disk.mounted_at.join("new");
+    assert!(matches!(Store::open(new).unwrap_err(), StoreError::ReadOnly { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_costs_no_complete_blob() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let things = [&plain("a", 100), &aligned("b.safetensors", 300)];
+    let store = open(&config);
+    bring(&store, &things).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let index = config.directory.join("index.redb");
+    let whole = std::fs::read(&index).unwrap();
+    let mut random = fastrand::Rng::with_seed(5);
+    for case in 0..24 {
+        let mut damaged = whole.clone();
+        match case {
+            0 => damaged.clear(),
+            1 => damaged.fill(0xa5),
+            2 => damaged.truncate(whole.len() / 2),
+            3 => damaged = b"not a database at all".to_vec(),
+            _ => (0..1 << (case % 8)).for_each(|_| damaged[random.usize(..whole.len().min(64 << 10))] ^= 1 << random.u8(..8)),
+        }
+        std::fs::write(&index, damaged).unwrap();
+        let store = open(&config);
+        assert_whole(&store, &things, &format!("case {case}")).await;
+        store.close().await.unwrap();
+    }
+    assert!(config.directory.join("index.redb.damaged").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_manifests_are_not_believed() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let thing = plain("a", 100);
+    let store = open(&config);
+    let manifest = bring(&store, &[&thing]).await.unwrap();
+    drop(store);
+    let snapshots = config.directory.join("snapshots");
+    let path = snapshots.join(format!("{}.json", manifest.key()));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let store = open(&config);
+    assert!(store.snapshot(&manifest.key()).is_none());
+    // Its blob is still there: nothing needs to be fetched to bring it back.
+    assert!(store.has_blob(&thing.key()));
+    bring(&store, &[&thing]).await.unwrap();
+    assert_whole(&store, &[&thing], "linked again").await;
+
+    let id = thing.key().id.to_string();
+    let path = config.directory.join("blobs").join(&id[..2]).join(format!("{}.json", thing.key()));
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(!store.has_blob(&thing.key()));
+    let error = store.stored_blob(thing.key()).await.unwrap_err();
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+    thing.store(&store).await.unwrap();
+    assert_sound(&store, &thing, "fetched again").await;
+    assert_eq!(snapshot(&[&thing]).key(), manifest.key());
+}

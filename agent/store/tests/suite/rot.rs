@@ -1,0 +1,94 @@
+//! Bytes that change on the disk: found, repaired in place, or taken back to what is missing.
+
+use std::os::unix::fs::MetadataExt;
+
+use weightd_store::StoreError;
+
+use crate::common::{aligned, assert_sound, assert_whole, bring, config, on_disk, open, snapshot};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_chunk_is_found_and_only_right_bytes_repair_it() {
+    let directory = on_disk();
+    let store = open(&config(directory.path()));
+    let thing = aligned("a.safetensors", 17 << 20);
+    bring(&store, &[&thing]).await.unwrap();
+    let path = store.stored_blob(thing.key()).await.unwrap().unwrap().path().to_owned();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    for at in [0, 70_000, (8 << 20) + 1, (16 << 20) + 5, thing.blob.len() - 1] {
+        let mut bytes = thing.blob.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let blob = store.stored_blob(thing.key()).await.unwrap().unwrap();
+        let chunk = u32::try_from(at >> 23).unwrap();
+        for other in 0..blob.placement().chunk_count() {
+            let (_, good) = blob.check_chunk(other, store.pool().acquire().await).await.unwrap();
+            assert_eq!(good, other != chunk, "byte {at}, chunk {other}");
+        }
+        assert!(store.read_blob(thing.key()).await.unwrap_err().to_string().contains(&format!("chunk {chunk} is damaged")));
+        let range = blob.placement().chunk_range(chunk);
+        let (start, end) = (usize::try_from(range.start).unwrap(), usize::try_from(range.end).unwrap());
+        let mut wrong = store.pool().acquire().await;
+        wrong.extend_from_slice(&bytes[start..end]);
+        assert!(matches!(blob.repair_chunk(chunk, wrong).await, Err(StoreError::Damaged { .. })));
+        let mut right = store.pool().acquire().await;
+        right.extend_from_slice(&thing.blob[start..end]);
+        blob.repair_chunk(chunk, right).await.unwrap();
+        assert_sound(&store, &thing, &format!("byte {at}")).await;
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "repaired where readers have it mapped");
+    assert_whole(&store, &[&thing], "repaired").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_repaired_is_missing_and_comes_back_in_place() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let store = open(&config);
+    let thing = aligned("a.safetensors", 17 << 20);
+    let key = bring(&store, &[&thing]).await.unwrap().key();
+    let mounted = std::fs::File::open(store.snapshot(&key).unwrap().directory.unwrap()).unwrap();
+    let blob = store.stored_blob(thing.key()).await.unwrap().unwrap();
+    blob.demote(&[2]).await.unwrap();
+    drop(blob);
+    assert!(!store.is_complete(key).await.unwrap() && !store.has_blob(&thing.key()));
+    // Across a restart too; the directory may be mounted, so it stays.
+    drop(store);
+    let store = open(&config);
+    assert!(!store.is_complete(key).await.unwrap());
+    let promise = store.reserve(0).await.unwrap();
+    let partial = store.begin(thing.wanted.clone(), &promise).await.unwrap();
+    assert!(partial.has_chunk(0) && partial.has_chunk(1) && !partial.has_chunk(2));
+    for at in 0..thing.pieces() {
+        if !partial.has_piece(at) {
+            thing.write(&store, &partial, at).await.unwrap();
+        }
+    }
+    store.finish(partial).await.unwrap();
+    store.publish(snapshot(&[&thing])).await.unwrap();
+    assert_whole(&store, &[&thing], "back").await;
+    let directory = store.snapshot(&key).unwrap().directory.unwrap();
+    assert_eq!(mounted.metadata().unwrap().ino(), std::fs::metadata(&directory).unwrap().ino(), "the same directory");
+    let mode = std::fs::metadata(directory.join("a.safetensors")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o444);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_another_length_are_not_complete() {
+    let directory = on_disk();
+    let store = open(&config(directory.path()));
+    let thing = aligned("a.safetensors", 17 << 20);
+    let key = bring(&store, &[&thing]).await.unwrap().key();
+    let path = store.stored_blob(thing.key()).await.unwrap().unwrap().path().to_owned();
+    for len in [thing.blob.len() as u64 - 1, 5, 0, thing.blob.len() as u64 + 1] {
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(len).unwrap();
+        assert!(!store.is_complete(key).await.unwrap(), "{len}");
+        assert!(!store.has_blob(&thing.key()), "{len}");
+        bring(&store, &[&thing]).await.unwrap();
+        assert_whole(&store, &[&thing], &format!("{len}")).await;
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(!store.has_blob(&thing.key()));
+    let error = store.stored_blob(thing.key()).await.unwrap_err();
+    assert!(error.to_string().contains("file is missing"), "{error}");
+}
