@@ -40,7 +40,7 @@ impl ModelShape {
 
     /// About 200 MB in four files.
     pub fn demo() -> Self {
-        Self { layers: 4, shards: 4, hidden: 1024, vocab: 26_000, ..Self::default() }
+        Self { layers: 7, shards: 4, hidden: 1024, vocab: 12_000, ..Self::default() }
     }
 
     /// A model of the default width with about this many bytes of tensors, for measuring at several sizes.

@@ -13,6 +13,9 @@ fn the_default_model_is_the_one_that_was_measured() {
     assert_eq!(shards.len(), 4);
     assert!(total(&ModelShape::tiny()) < 8 << 20);
     assert!((150..250).contains(&(total(&ModelShape::demo()) / 1_000_000)));
+    for shape in [ModelShape::tiny(), ModelShape::small(), ModelShape::demo()] {
+        assert_eq!(shape.shards().len() as u64, shape.shards);
+    }
     for bytes in [1_000_000_000, 8_000_000_000] {
         let got = total(&ModelShape::of_bytes(bytes));
         assert!(got.abs_diff(bytes) < bytes / 4, "{bytes} asked, {got} got");
