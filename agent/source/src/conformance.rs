@@ -48,8 +48,8 @@ pub trait Fixture: Send + Sync {
     /// Stores an object, or overwrites it. Keys begin with a prefix.
     async fn put(&self, key: &str, bytes: Bytes);
 
-    /// Removes an object.
-    async fn remove(&self, key: &str);
+    /// Removes an object; says whether it was there.
+    async fn remove(&self, key: &str) -> bool;
 
     /// Names out of [`ODD_NAMES`] that this origin can hold.
     fn odd_names(&self) -> Vec<&'static str> {
@@ -159,7 +159,7 @@ async fn an_overwritten_object_is_never_mixed(fixture: &dyn Fixture) {
     }
     let bytes = read(source.as_ref(), &after, ByteRange::new(0, 4096)).await;
     assert_eq!(bytes.expect("the new version is read"), new);
-    fixture.remove("change/a.bin").await;
+    assert!(fixture.remove("change/a.bin").await, "the fixture removes an object that is there");
     match read(source.as_ref(), &after, ByteRange::new(0, 4096)).await {
         Ok(bytes) => assert_eq!(bytes, new, "an origin that keeps removed objects gives their bytes"),
         Err(error) => {

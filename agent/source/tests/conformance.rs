@@ -31,8 +31,8 @@ impl Fixture for Memory {
         self.0.put(key, bytes);
     }
 
-    async fn remove(&self, key: &str) {
-        self.0.remove(key);
+    async fn remove(&self, key: &str) -> bool {
+        self.0.remove(key)
     }
 }
 
@@ -61,8 +61,8 @@ impl Fixture for Files {
         std::fs::write(path, bytes).unwrap();
     }
 
-    async fn remove(&self, key: &str) {
-        std::fs::remove_file(self.directory.path().join(key)).unwrap();
+    async fn remove(&self, key: &str) -> bool {
+        std::fs::remove_file(self.directory.path().join(key)).is_ok()
     }
 }
 

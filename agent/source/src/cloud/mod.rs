@@ -33,13 +33,13 @@ impl ObjectStoreSource {
     fn listed(&self, name: &str, meta: &ObjectMeta) -> Result<Listed, SourceError> {
         // Entity tags are versions only: an S3 tag is the MD5 of some objects and not of others, and nothing in
         // a listing tells which.
-        let Some(etag) = meta.e_tag.clone() else {
+        let Some(etag) = &meta.e_tag else {
             return Err(SourceError::Protocol {
                 what: format!("{}/{name}", self.uri.root()),
                 detail: "it was listed without an entity tag".to_owned(),
             });
         };
-        let version = Version::Etag(etag);
+        let version = Version::Etag(quoted(etag));
         Ok(Listed::new(&self.uri, name.to_owned(), meta.size, version, Checksums::default()))
     }
 
@@ -78,7 +78,7 @@ impl Source for ObjectStoreSource {
         let options = GetOptions::new().with_range(Some(range.start..range.end)).with_if_match(Some(etag));
         let result = self.store.get_opts(&path, options).await;
         let result = result.map_err(|error| error::of_read(&error, &self.uri, &what, object))?;
-        if result.meta.e_tag.as_deref() != Some(etag) {
+        if result.meta.e_tag.as_deref().map(quoted).as_deref() != Some(etag) {
             return Err(SourceError::Changed { what, expected: object.version.to_string() });
         }
         Ok(body(result, what))
@@ -103,6 +103,11 @@ pub(crate) fn etag<'a>(object: &'a Object, what: &str) -> Result<&'a str, Source
             detail: format!("{} is not a version of this origin", object.version),
         }),
     }
+}
+
+/// An entity tag as headers have it: Azure, and some web servers, leave the quotes out of their listings.
+pub(crate) fn quoted(tag: &str) -> String {
+    if tag.ends_with('"') { tag.to_owned() } else { format!("\"{tag}\"") }
 }
 
 pub(crate) fn body(result: GetResult, what: String) -> ByteStream {

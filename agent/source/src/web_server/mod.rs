@@ -17,7 +17,7 @@ use weightd_types::{ByteRange, Checksums, Object, SourceUri, Version};
 use crate::{
     ByteStream, Listed, Source, SourceError,
     answer::{Answer, find},
-    cloud::{self, etag},
+    cloud::{self, etag, quoted},
 };
 
 /// Begins a version that is a time: the server gives no entity tags.
@@ -157,11 +157,6 @@ fn version(meta: &ObjectMeta) -> Option<Version> {
 
 fn time(meta: &ObjectMeta) -> String {
     format!("{LAST_MODIFIED}{}", meta.last_modified.timestamp())
-}
-
-/// An entity tag as headers have it: some servers leave the quotes out of their listings.
-fn quoted(tag: &str) -> String {
-    if tag.ends_with('"') { tag.to_owned() } else { format!("\"{tag}\"") }
 }
 
 fn unversioned(what: String) -> SourceError {
