@@ -138,6 +138,16 @@ mod tests {
     }
 
     #[test]
+    fn no_name_leaves_its_directory() {
+        bolero::check!().with_type::<String>().for_each(|name| {
+            if let Ok(path) = ObjectPath::new(name.as_str()) {
+                let parts: Vec<_> = Path::new(path.as_str()).components().collect();
+                assert!(parts.iter().all(|part| matches!(part, std::path::Component::Normal(_))), "{name:?}");
+            }
+        });
+    }
+
+    #[test]
     fn names_that_could_escape_or_confuse_are_refused() {
         let long_part = "x".repeat(256);
         let long_name = "x/".repeat(513);

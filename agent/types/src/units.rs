@@ -123,6 +123,13 @@ mod tests {
     }
 
     #[test]
+    fn any_text_is_a_size_or_refused_without_a_panic() {
+        bolero::check!().with_type::<String>().for_each(|text| {
+            let _ = parse_bytes(text);
+        });
+    }
+
+    #[test]
     fn sizes_are_shown_with_three_digits() {
         assert_eq!(display_bytes(0), "0 B");
         assert_eq!(display_bytes(1023), "1023 B");

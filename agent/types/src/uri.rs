@@ -285,6 +285,18 @@ mod tests {
     }
 
     #[test]
+    fn any_text_is_refused_or_reads_back() {
+        bolero::check!().with_type::<(u8, String)>().for_each(|(scheme, rest)| {
+            let scheme = Scheme::ALL[usize::from(*scheme) % Scheme::ALL.len()].as_str();
+            for text in [rest.clone(), format!("{scheme}://{rest}"), format!("{scheme}://a/b{rest}")] {
+                if let Ok(uri) = text.parse::<SourceUri>() {
+                    assert_eq!(uri.to_string().parse(), Ok(uri), "{text:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
     fn what_is_no_source_says_what_to_write() {
         for (text, hint) in [
             ("models", "begin with one of gs://"),
