@@ -1,6 +1,6 @@
 //! The agent: rooms joined, served over pipes, a socket and HTTP.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +33,7 @@ pub struct Agent {
     tasks: TaskTracker,
     stopping: CancellationToken,
     socket_file: Option<SocketFile>,
+    http_address: Option<SocketAddr>,
 }
 
 impl Agent {
@@ -60,7 +61,17 @@ impl Agent {
         let control = Control::new(fetcher.clone(), tasks.clone(), stopping.clone());
         let routes = Routes::new(WeightsServer::new(control.clone()));
         let registry = Arc::new(registry);
-        Ok(Self { config, fetcher, control, routes, registry, tasks, stopping, socket_file: None })
+        Ok(Self {
+            config,
+            fetcher,
+            control,
+            routes,
+            registry,
+            tasks,
+            stopping,
+            socket_file: None,
+            http_address: None,
+        })
     }
 
     /// A client's connection to it within the process.
@@ -81,12 +92,18 @@ impl Agent {
         if let Some(address) = self.config.metrics_address {
             let (listener, store) = (http::bind(address).await?, self.fetcher.store().clone());
             let registry = Arc::clone(&self.registry);
+            self.http_address = listener.local_addr().ok();
             self.tasks.spawn(http::serve(listener, registry, store, self.stopping.clone()));
         }
         self.control.resume().await?;
         self.tasks.spawn(serve::socket(listener, self.routes.clone(), self.stopping.clone()));
         self.tasks.spawn(tidy(self.fetcher.store().clone(), self.stopping.clone()));
         Ok(())
+    }
+
+    /// Where metrics and health are served, once it listens: the port that was given for port 0.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
     }
 
     /// Stops taking calls, ends those in flight, writes down what there is, and closes the store.

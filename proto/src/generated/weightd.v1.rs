@@ -301,6 +301,7 @@ pub struct RemoveRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveResponse {
+    /// Each as `<id>.<layout>`.
     #[prost(string, repeated, tag = "1")]
     pub snapshot_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint64, tag = "2")]
@@ -318,6 +319,7 @@ pub struct CollectGarbageResponse {
     pub freed_bytes: u64,
     #[prost(uint64, tag = "2")]
     pub removed_blobs: u64,
+    /// Each as `<id>.<layout>`.
     #[prost(string, repeated, tag = "3")]
     pub evicted_snapshot_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }

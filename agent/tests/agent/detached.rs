@@ -1,0 +1,105 @@
+//! Prefetches that nobody waits for, and those that somebody no longer waits for.
+
+use weightd_proto::v1::{PrefetchRequest, RemoveRequest, SnapshotState, prefetch_event::Event};
+
+use crate::harness::{client, config, model, next, prefetch, request, start, state, until};
+
+const MODEL: &str = "memory://m/model";
+const BYTES: usize = 24 << 20;
+
+/// So slow that a transfer is still under way when a test looks.
+const SLOW: &str = "[fetch]\nbandwidth = \"1MiB/s\"";
+
+fn detached() -> PrefetchRequest {
+    PrefetchRequest { detach: true, pin: true, ..request(MODEL) }
+}
+
+#[tokio::test]
+async fn a_detached_prefetch_goes_on_without_its_client_and_pins_what_it_brought() {
+    let directory = tempfile::tempdir().unwrap();
+    let agent = start(config(directory.path(), ""), &model(BYTES)).await;
+    let client = client(&agent);
+    let mut events = client.prefetch(detached()).await.unwrap();
+    assert!(matches!(next(&mut events).await, Ok(Event::Resolved(_))));
+    assert!(matches!(next(&mut events).await, Ok(Event::Detached(_))));
+    assert!(events.next().await.unwrap().is_none());
+    until(&client, Some(SnapshotState::Complete)).await;
+    let waited = tokio::time::timeout(crate::harness::PATIENCE, async {
+        while !client.list().await.unwrap()[0].pinned {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.expect("it is pinned once it is complete");
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_detached_prefetch_goes_on_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = model(BYTES);
+    let agent = start(config(directory.path(), SLOW), &origin).await;
+    let mut events = client(&agent).prefetch(detached()).await.unwrap();
+    assert!(matches!(next(&mut events).await, Ok(Event::Resolved(_))));
+    assert!(matches!(next(&mut events).await, Ok(Event::Detached(_))));
+    until(&client(&agent), Some(SnapshotState::Loading)).await;
+    agent.shutdown().await;
+
+    let mut agent = start(config(directory.path(), ""), &origin).await;
+    assert_eq!(state(&client(&agent)).await, Some(SnapshotState::Interrupted));
+    agent.listen().await.unwrap();
+    until(&client(&agent), Some(SnapshotState::Complete)).await;
+    agent.shutdown().await;
+
+    // What is done is not done again.
+    let reads = origin.read_calls();
+    let mut agent = start(config(directory.path(), ""), &origin).await;
+    agent.listen().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!(origin.read_calls(), reads);
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn removing_gives_up_a_detached_prefetch() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = model(BYTES);
+    let agent = start(config(directory.path(), SLOW), &origin).await;
+    let client = client(&agent);
+    let mut events = client.prefetch(detached()).await.unwrap();
+    assert!(matches!(next(&mut events).await, Ok(Event::Resolved(_))));
+    assert!(matches!(next(&mut events).await, Ok(Event::Detached(_))));
+    until(&client, Some(SnapshotState::Loading)).await;
+    client.remove(RemoveRequest { snapshot: MODEL.to_owned(), force: false }).await.unwrap();
+    assert_eq!(state(&client).await, None);
+    assert!(client.status().await.unwrap().transfers.is_empty());
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_transfer_ends_with_the_last_who_waits_and_resumes_with_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = model(BYTES);
+    let agent = start(config(directory.path(), "[fetch]\nbandwidth = \"3MiB/s\""), &origin).await;
+    let client = client(&agent);
+    let mut events = client.prefetch(request(MODEL)).await.unwrap();
+    loop {
+        match next(&mut events).await.unwrap() {
+            Event::Progress(progress) if progress.done_bytes > 8 << 20 => break,
+            Event::Completed(_) => panic!("too fast for this test"),
+            _ => {}
+        }
+    }
+    let status = client.status().await.unwrap();
+    assert_eq!(status.transfers.len(), 1);
+    assert!(status.transfers[0].done_bytes > 0);
+    drop(events);
+    until(&client, Some(SnapshotState::Interrupted)).await;
+    agent.shutdown().await;
+
+    let agent = start(config(directory.path(), ""), &origin).await;
+    let client = crate::harness::client(&agent);
+    let completed = prefetch(&client, request(MODEL)).await.unwrap();
+    assert!(completed.reused_bytes >= 8 << 20, "{completed:?}");
+    assert!(completed.fetched_bytes < 17 << 20, "{completed:?}");
+    agent.shutdown().await;
+}
