@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weightd_source::{Opener, Resolution, resolve};
+use weightd_source::{Opener, Resolution, ResolveError, resolve};
 use weightd_store::Store;
 use weightd_types::{BlobKey, ByteRange, Layout, Selection, SnapshotKey, SourceUri};
 
@@ -23,7 +23,7 @@ use crate::{
     Concurrency, Config, FetchError, Metrics, Planner, Request, Transfer,
     flight::{Flights, Flying, Route},
     prepare::Prepared,
-    range_reader::Line,
+    range_reader::{LONGEST_WAIT, Line},
     throttle::Throttle,
     worker,
 };
@@ -124,7 +124,8 @@ impl Fetcher {
             match resolve(source.as_ref(), uri, selection).await {
                 Err(error) if error.is_retryable() && attempt < config.attempts.min(4) => {
                     self.inner.line.metrics.retries.inc();
-                    tokio::time::sleep(config.backoff.saturating_mul(1 << attempt).min(config.backoff_limit)).await;
+                    let backoff = config.backoff.saturating_mul(1 << attempt).min(config.backoff_limit);
+                    tokio::time::sleep(backoff.max(asked_wait(&error))).await;
                 }
                 other => return Ok(other?),
             }
@@ -195,17 +196,33 @@ impl Inner {
 
     async fn serve(self: Arc<Self>, request: Request) {
         let flying = self.airborne().get(&request.key).cloned();
-        if let Some(flying) = flying {
+        let _ended = Ended { inner: &self, flying: flying.as_deref(), request: &request };
+        if let Some(flying) = &flying {
             tokio::select! {
                 () = flying.cancelled.cancelled() => {}
-                outcome = worker::run(&self, &flying, &request) => {
+                outcome = worker::run(&self, flying, &request) => {
                     if let Err(error) = outcome {
                         flying.fail(error);
                     }
                 }
             }
         }
-        self.planner().ended(&request);
+    }
+}
+
+/// Tells the planner that a request ended, however it did: pieces that stay in flight would be waited for for ever.
+struct Ended<'a> {
+    inner: &'a Inner,
+    flying: Option<&'a Flying>,
+    request: &'a Request,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Some(flying) = self.flying.filter(|_| std::thread::panicking()) {
+            flying.fail(FetchError::Closed);
+        }
+        self.inner.planner().ended(self.request);
     }
 }
 
@@ -235,6 +252,14 @@ async fn schedule(inner: Arc<Inner>) {
         }
     }
     workers.shutdown().await;
+}
+
+/// How long an origin asks to wait, within reason.
+fn asked_wait(error: &ResolveError) -> Duration {
+    match error {
+        ResolveError::Source(error) => error.retry_after().unwrap_or_default().min(LONGEST_WAIT),
+        ResolveError::Selection(_) | ResolveError::Snapshot(_) => Duration::ZERO,
+    }
 }
 
 /// What the last interval began with.

@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI32, Ordering},
+    },
 };
 
 use futures::{
@@ -58,6 +61,7 @@ pub(crate) struct Flight {
     pub(crate) progress: Arc<BlobProgress>,
     /// What had to be known first; filled in by whoever needs it first.
     pub(crate) prepared: Arc<OnceCell<Prepared>>,
+    priority: Arc<AtomicI32>,
 }
 
 /// A flight that goes on only as long as someone waits for it.
@@ -65,6 +69,7 @@ struct WeakFlight {
     landed: WeakShared<Future>,
     progress: Arc<BlobProgress>,
     prepared: Arc<OnceCell<Prepared>>,
+    priority: Arc<AtomicI32>,
 }
 
 /// The flights there are.
@@ -85,9 +90,12 @@ impl Flights {
 
     fn get(&self, key: &BlobKey) -> Option<Flight> {
         let flight = self.by_key.get(key)?;
-        // One that failed is not joined: the next caller may have better luck.
-        let landed = flight.landed.upgrade().filter(|landed| !matches!(landed.peek(), Some(Err(_))))?;
-        Some(Flight { landed, progress: Arc::clone(&flight.progress), prepared: Arc::clone(&flight.prepared) })
+        // One that is over is not joined: after a failure the next caller may have better luck, and what arrived may be
+        // gone again.
+        let landed = flight.landed.upgrade().filter(|landed| landed.peek().is_none())?;
+        let WeakFlight { progress, prepared, priority, .. } = flight;
+        let (progress, prepared, priority) = (Arc::clone(progress), Arc::clone(prepared), Arc::clone(priority));
+        Some(Flight { landed, progress, prepared, priority })
     }
 }
 
@@ -102,12 +110,15 @@ impl Inner {
     ) -> Flight {
         let mut flights = self.flights.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(flight) = flights.get(&key) {
+            // Whether it has taken off yet or not.
+            flight.priority.fetch_max(priority, Ordering::AcqRel);
             self.planner().raise(&key, priority);
             return flight;
         }
         flights.sweep();
         let progress = Arc::new(BlobProgress::new(route.object.size));
         let prepared = Arc::new(OnceCell::new());
+        let priority = Arc::new(AtomicI32::new(priority));
         let leg = Leg {
             inner: Arc::clone(self),
             route,
@@ -115,14 +126,14 @@ impl Inner {
             progress: Arc::clone(&progress),
             prepared: Arc::clone(&prepared),
             reservation: Arc::clone(reservation),
-            priority,
+            priority: Arc::clone(&priority),
         };
         let landed = async move { leg.run().await }.boxed().shared();
         if let Some(weak) = landed.downgrade() {
-            let (progress, prepared) = (Arc::clone(&progress), Arc::clone(&prepared));
-            flights.by_key.insert(key, WeakFlight { landed: weak, progress, prepared });
+            let (progress, prepared, priority) = (Arc::clone(&progress), Arc::clone(&prepared), Arc::clone(&priority));
+            flights.by_key.insert(key, WeakFlight { landed: weak, progress, prepared, priority });
         }
-        Flight { landed, progress, prepared }
+        Flight { landed, progress, prepared, priority }
     }
 }
 
@@ -134,7 +145,7 @@ struct Leg {
     progress: Arc<BlobProgress>,
     prepared: Arc<OnceCell<Prepared>>,
     reservation: Arc<Reservation>,
-    priority: i32,
+    priority: Arc<AtomicI32>,
 }
 
 impl Leg {
@@ -188,7 +199,7 @@ impl Leg {
             cancelled: CancellationToken::new(),
             failed: Mutex::new(Some(fail)),
         });
-        let _airborne = Airborne::take_off(&self.inner, &flying, self.priority);
+        let _airborne = Airborne::take_off(&self.inner, &flying, self.priority.load(Ordering::Acquire));
         tokio::select! {
             outcome = confirm(&self.inner.store, partial) => outcome,
             error = failed => Err(error.unwrap_or(FetchError::Closed)),
@@ -205,13 +216,15 @@ struct Airborne {
 impl Airborne {
     fn take_off(inner: &Arc<Inner>, flying: &Arc<Flying>, priority: i32) -> Self {
         let partial = &flying.partial;
-        inner.airborne().insert(partial.key(), Arc::clone(flying));
-        inner.planner().add(
-            partial.key(),
-            Arc::clone(partial.placement()),
-            |piece| partial.has_piece(piece),
-            priority,
-        );
+        let (key, placement) = (partial.key(), Arc::clone(partial.placement()));
+        {
+            let mut airborne = inner.airborne();
+            let mut planner = inner.planner();
+            // A flight that was given up may still be on its way out of the sky; what it asked for ends with it.
+            planner.remove(&key);
+            planner.add(key, placement, |piece| partial.has_piece(piece), priority);
+            airborne.insert(key, Arc::clone(flying));
+        }
         inner.wake.notify_one();
         Self { inner: Arc::clone(inner), flying: Arc::clone(flying) }
     }
@@ -221,7 +234,11 @@ impl Drop for Airborne {
     fn drop(&mut self) {
         let key = self.flying.partial.key();
         self.flying.cancelled.cancel();
-        self.inner.planner().remove(&key);
-        self.inner.airborne().remove(&key);
+        let mut airborne = self.inner.airborne();
+        // The next flight of the same blob may have taken off already.
+        if airborne.get(&key).is_some_and(|flying| Arc::ptr_eq(flying, &self.flying)) {
+            airborne.remove(&key);
+            self.inner.planner().remove(&key);
+        }
     }
 }

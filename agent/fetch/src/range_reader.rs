@@ -12,7 +12,7 @@ use weightd_types::{ByteRange, Object};
 use crate::{Config, FetchError, Metrics, throttle::Throttle};
 
 /// Longest wait an origin can ask for.
-const LONGEST_WAIT: Duration = Duration::from_mins(1);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// What all readers share.
 #[derive(Debug)]

@@ -157,7 +157,11 @@ struct Run {
 
 impl Run {
     async fn to_the_end(self) -> Result<Completed, FetchError> {
-        let outcome = self.run().await;
+        let outcome = tokio::select! {
+            outcome = self.run() => outcome,
+            // No worker would ever bring what is missing.
+            () = self.inner.closing.cancelled() => Err(FetchError::Closed),
+        };
         let metrics = &self.inner.line.metrics;
         match &outcome {
             Ok(_) => metrics.completed.inc(),

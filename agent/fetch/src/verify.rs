@@ -120,7 +120,8 @@ impl Verification {
         let holds: Vec<_> = records.iter().filter_map(|record| store.hold(record.key()).ok()).collect();
         let mut subjects = BTreeMap::new();
         for record in &records {
-            for entry in record.manifest.objects.iter().filter(|entry| store.has_blob(&entry.blob)) {
+            // Of a complete snapshot, what is missing is bad too.
+            for entry in record.manifest.objects.iter().filter(|entry| record.complete || store.has_blob(&entry.blob)) {
                 let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
                 subjects.entry(entry.blob).or_insert(subject);
             }
@@ -143,7 +144,7 @@ impl Verification {
         let store = &self.inner.store;
         let blob = match store.stored_blob(subject.entry.blob).await {
             Ok(Some(blob)) => blob,
-            Ok(None) => return Ok(()),
+            Ok(None) => return self.unreadable(subject, "its manifest is missing".to_owned()).await,
             Err(StoreError::Manifest { why, .. }) => return self.unreadable(subject, why).await,
             Err(error) => return Err(error.into()),
         };
@@ -184,11 +185,11 @@ impl Verification {
         Ok(())
     }
 
-    /// A blob whose manifest or file cannot be used is fetched anew, by way of [`Verification::restore`].
+    /// A blob whose manifest or file cannot be used is fetched anew.
     async fn unreadable(&mut self, subject: &Subject, why: String) -> Result<(), FetchError> {
         tracing::warn!(blob = %subject.entry.blob, why, "a stored blob cannot be read");
         self.inner.store.discard_blob(subject.entry.blob).await?;
-        let outcome = if self.repair { Ok(()) } else { Err(None) };
+        let outcome = if self.repair { self.inner.refetch(subject).await.map_err(Some) } else { Err(None) };
         self.report(subject, ByteRange::new(0, subject.entry.object.size), &outcome).await;
         Ok(())
     }
@@ -207,29 +208,27 @@ impl Verification {
         let _ = self.events.send(Ok(VerifyEvent::Bad(bad))).await;
     }
 
-    /// Brings back what a snapshot lost, if it lost anything.
+    /// Makes a snapshot whole again whose blobs are all here. What could not be brought back was reported.
     async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
         let store = &self.inner.store;
-        let missing: Vec<_> = manifest.objects.iter().filter(|entry| !store.has_blob(&entry.blob)).collect();
-        if missing.is_empty() && store.is_complete(manifest.key()).await? {
-            return Ok(());
+        let has_all = manifest.objects.iter().all(|entry| store.has_blob(&entry.blob));
+        if has_all && !store.is_complete(manifest.key()).await? {
+            store.publish(manifest.as_ref().clone()).await?;
         }
-        let reservation = Arc::new(store.reserve_for(manifest).await?);
-        let source = self.inner.opener.open(&manifest.source).await?;
-        for entry in missing {
-            let route = Route {
-                source: Arc::clone(&source),
-                object: entry.object.clone(),
-                url: manifest.source.object_url(&entry.object.path),
-            };
-            self.inner.fly(route, entry.blob, &reservation, 0).landed.await?;
-        }
-        store.publish(manifest.as_ref().clone()).await?;
         Ok(())
     }
 }
 
 impl Inner {
+    /// Brings a whole blob back.
+    async fn refetch(self: &Arc<Self>, subject: &Subject) -> Result<(), FetchError> {
+        let Subject { source: uri, entry } = subject;
+        let reservation = Arc::new(self.store.reserve(entry.object.size).await?);
+        let source = self.opener.open(uri).await?;
+        let (object, url) = (entry.object.clone(), uri.object_url(&entry.object.path));
+        self.fly(Route { source, object, url }, entry.blob, &reservation, 0).landed.await
+    }
+
     /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded.
     async fn repair(&self, subject: &Subject, blob: &StoredBlob, chunk: u32) -> Result<(), FetchError> {
         let source = self.opener.open(&subject.source).await?;

@@ -91,9 +91,12 @@ impl Store {
             }
             store.inner.index.flush()
         };
-        let closing = self.blocking(work);
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let outcome = self.blocking(work).await;
         self.inner.closed.store(true, Ordering::Release);
-        closing.await
+        outcome
     }
 
     pub(crate) fn paths(&self) -> &Paths {

@@ -107,9 +107,14 @@ impl Run {
 
     async fn checkpoint(&mut self) -> Result<(), StoreError> {
         self.store.checkpoint().await?;
-        // Blobs of one chunk are fetched again.
-        let recorded = self.known.written.iter().filter(|(blob, _)| self.things[*blob].wanted.placement.chunk_count() > 1);
-        self.known.recorded.extend(recorded);
+        let written = &self.known.written;
+        let is_recorded = |(blob, piece): &&(usize, usize)| {
+            let placement = &self.things[*blob].wanted.placement;
+            let chunk = placement.pieces_of_chunk(placement.pieces()[*piece].chunk);
+            // Blobs of one chunk are fetched again.
+            placement.chunk_count() > 1 && chunk.iter().all(|&piece| written.contains(&(*blob, piece as usize)))
+        };
+        self.known.recorded.extend(written.iter().filter(is_recorded));
         Ok(())
     }
 

@@ -9,35 +9,35 @@ use weightd_store::Store;
 use weightd_types::{Layout, Selection, SourceUri};
 
 /// The source every test fetches.
-pub const MODEL: &str = "memory://origin/model";
+pub(crate) const MODEL: &str = "memory://origin/model";
 
 /// A store, an origin, a fetcher.
-pub struct Fixture {
-    pub origin: MemoryOrigin,
-    pub fetcher: Fetcher,
-    pub directory: tempfile::TempDir,
+pub(crate) struct Fixture {
+    pub(crate) origin: MemoryOrigin,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Fixture {
     /// Everything empty.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let origin = MemoryOrigin::new("origin");
         let opener: Arc<dyn Opener> = Arc::new(origin.clone());
         Self::over(origin, opener, Config::default()).await
     }
 
     /// With an opener of the test's own over the origin.
-    pub async fn over(origin: MemoryOrigin, opener: Arc<dyn Opener>, config: Config) -> Self {
+    pub(crate) async fn over(origin: MemoryOrigin, opener: Arc<dyn Opener>, config: Config) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = open(directory.path()).await;
         Self { origin, fetcher: Fetcher::start(store, opener, config), directory }
     }
 
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         self.fetcher.store()
     }
 
-    pub async fn prefetch(&self, layout: Layout) -> Result<Completed, FetchError> {
+    pub(crate) async fn prefetch(&self, layout: Layout) -> Result<Completed, FetchError> {
         let uri: SourceUri = MODEL.parse().unwrap();
         let resolution = self.fetcher.resolve(&uri, &Selection::default()).await?;
         self.fetcher.prefetch(resolution, layout, 0).wait().await
@@ -45,7 +45,7 @@ impl Fixture {
 }
 
 /// A store with few buffers, on a directory.
-pub async fn open(directory: &Path) -> Store {
+pub(crate) async fn open(directory: &Path) -> Store {
     let mut config = weightd_store::Config::new(directory.join("store"));
     config.buffer_bytes = 64 << 20;
     config.floor = 0.0;
@@ -53,7 +53,7 @@ pub async fn open(directory: &Path) -> Store {
 }
 
 /// A safetensors file with tensors of these lengths, filled by a pattern of `seed`.
-pub fn safetensors(tensors: &[(&str, usize)], seed: usize) -> Bytes {
+pub(crate) fn safetensors(tensors: &[(&str, usize)], seed: usize) -> Bytes {
     let mut json = String::from("{");
     let mut offset = 0;
     for (at, (name, len)) in tensors.iter().enumerate() {
@@ -70,7 +70,7 @@ pub fn safetensors(tensors: &[(&str, usize)], seed: usize) -> Bytes {
 }
 
 /// Puts a model of two shards and its companions: 40 MiB, with odd-sized tensors between large ones.
-pub fn put_model(origin: &MemoryOrigin) -> Vec<(&'static str, Bytes)> {
+pub(crate) fn put_model(origin: &MemoryOrigin) -> Vec<(&'static str, Bytes)> {
     let mib = 1 << 20;
     let first = safetensors(&[("scale.a", 4), ("a", 11 * mib), ("scale.b", 4), ("b", 9 * mib)], 1);
     let second = safetensors(&[("c", 16 * mib), ("d", 4 * mib + 10)], 2);
@@ -91,7 +91,7 @@ pub fn put_model(origin: &MemoryOrigin) -> Vec<(&'static str, Bytes)> {
 }
 
 /// Checks that a snapshot's directory holds the objects: other files byte for byte, safetensors tensor for tensor.
-pub fn assert_holds(directory: &Path, objects: &[(&str, Bytes)]) {
+pub(crate) fn assert_holds(directory: &Path, objects: &[(&str, Bytes)]) {
     for (name, bytes) in objects {
         let stored = std::fs::read(directory.join(name)).unwrap();
         if !name.ends_with(".safetensors") {

@@ -1,8 +1,7 @@
 //! From an origin in memory into a real store: what a prefetch brings, and what it does not ask for twice.
 
-mod common;
 
-use common::{Fixture, assert_holds, put_model};
+use crate::common::{Fixture, assert_holds, put_model};
 use weightd_types::Layout;
 
 #[tokio::test(flavor = "multi_thread")]
