@@ -35,7 +35,15 @@ impl Concurrency {
     /// Begins with eight requests, or as near as the bounds let it.
     pub fn new(min: usize, max: usize) -> Self {
         let max = max.max(min);
-        Self { limit: 8.clamp(min, max), min, max, trial: Trial::None, reference: 0.0, rest: 1, last_up: false }
+        Self {
+            limit: 8.clamp(min, max),
+            min,
+            max,
+            trial: Trial::None,
+            reference: 0.0,
+            rest: 1,
+            last_up: false,
+        }
     }
 
     /// Requests to have in flight now.

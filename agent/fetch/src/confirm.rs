@@ -26,7 +26,10 @@ pub(crate) struct Mismatch {
 
 /// Compares a blob that is arriving with what its origin says. Sums in order while it arrives where that is needed;
 /// ends when every piece was there. An origin that publishes nothing is confirmed by size and version alone.
-pub(crate) async fn confirm(store: &Store, partial: &Arc<PartialBlob>) -> Result<Option<Mismatch>, FetchError> {
+pub(crate) async fn confirm(
+    store: &Store,
+    partial: &Arc<PartialBlob>,
+) -> Result<Option<Mismatch>, FetchError> {
     let object = &partial.wanted().object;
     if let Some(mut sum) = Ordered::of(object) {
         sum.update(&partial.wanted().header);

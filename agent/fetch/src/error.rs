@@ -50,7 +50,9 @@ pub enum FetchError {
         source: WeightIndexError,
     },
     /// The bytes are not those the origin vouches for, however often they are fetched.
-    #[error("{url}: the bytes received have {found}, the origin says {expected}; fetched {attempts} times; the object or the way to it is damaged, and nothing of it was kept")]
+    #[error(
+        "{url}: the bytes received have {found}, the origin says {expected}; fetched {attempts} times; the object or the way to it is damaged, and nothing of it was kept"
+    )]
     Corrupt {
         /// The object.
         url: String,

@@ -83,7 +83,8 @@ impl Inner {
 impl Fetcher {
     /// Starts fetching into a store from the sources an opener makes. Needs a tokio runtime.
     pub fn start(store: Store, opener: Arc<dyn Opener>, config: Config) -> Self {
-        let line = Line { throttle: Throttle::new(config.bandwidth_bytes), metrics: Metrics::default(), config };
+        let line =
+            Line { throttle: Throttle::new(config.bandwidth_bytes), metrics: Metrics::default(), config };
         let inner = Arc::new(Inner {
             planner: Mutex::new(Planner::new(line.config.range_bytes)),
             store,
@@ -229,7 +230,8 @@ impl Drop for Ended<'_> {
 async fn schedule(inner: Arc<Inner>) {
     let config = &inner.line.config;
     let buffers = inner.store.pool().count().saturating_sub(SPARE_BUFFERS).max(1);
-    let mut concurrency = Concurrency::new(config.min_requests.min(buffers), config.max_requests.min(buffers));
+    let mut concurrency =
+        Concurrency::new(config.min_requests.min(buffers), config.max_requests.min(buffers));
     let mut workers = JoinSet::new();
     let mut gauge = Gauge::new();
     let mut ticks = interval(INTERVAL);
@@ -273,7 +275,13 @@ struct Gauge {
 
 impl Gauge {
     fn new() -> Self {
-        Self { since: Instant::now(), fetched: 0, throttled: 0, was_reached: false, by_transfer: HashMap::new() }
+        Self {
+            since: Instant::now(),
+            fetched: 0,
+            throttled: 0,
+            was_reached: false,
+            by_transfer: HashMap::new(),
+        }
     }
 
     fn observe(&mut self, inner: &Inner, concurrency: &mut Concurrency) {
@@ -290,7 +298,11 @@ impl Gauge {
         for transfer in inner.live_transfers() {
             let bytes = transfer.fetched_bytes();
             let before = self.by_transfer.get(&transfer.key()).copied().unwrap_or(bytes);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a rate is positive"
+            )]
             transfer.observe_rate(rate(bytes.saturating_sub(before)) as u64);
             by_transfer.insert(transfer.key(), bytes);
         }

@@ -94,7 +94,8 @@ impl Flights {
         // gone again.
         let landed = flight.landed.upgrade().filter(|landed| landed.peek().is_none())?;
         let WeakFlight { progress, prepared, priority, .. } = flight;
-        let (progress, prepared, priority) = (Arc::clone(progress), Arc::clone(prepared), Arc::clone(priority));
+        let (progress, prepared, priority) =
+            (Arc::clone(progress), Arc::clone(prepared), Arc::clone(priority));
         Some(Flight { landed, progress, prepared, priority })
     }
 }
@@ -130,7 +131,8 @@ impl Inner {
         };
         let landed = async move { leg.run().await }.boxed().shared();
         if let Some(weak) = landed.downgrade() {
-            let (progress, prepared, priority) = (Arc::clone(&progress), Arc::clone(&prepared), Arc::clone(&priority));
+            let (progress, prepared, priority) =
+                (Arc::clone(&progress), Arc::clone(&prepared), Arc::clone(&priority));
             flights.by_key.insert(key, WeakFlight { landed: weak, progress, prepared, priority });
         }
         Flight { landed, progress, prepared, priority }

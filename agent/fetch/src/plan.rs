@@ -82,7 +82,13 @@ impl Planner {
     }
 
     /// Wants a blob. `is_here` says which of its pieces are written already. One that is wanted already stays as it is.
-    pub fn add(&mut self, key: BlobKey, placement: Arc<Placement>, is_here: impl Fn(usize) -> bool, priority: i32) {
+    pub fn add(
+        &mut self,
+        key: BlobKey,
+        placement: Arc<Placement>,
+        is_here: impl Fn(usize) -> bool,
+        priority: i32,
+    ) {
         if self.blobs.contains_key(&key) {
             return;
         }
@@ -117,7 +123,8 @@ impl Planner {
         let last = range.end.min(placement.blob_len()).div_ceil(CHUNK_BYTES);
         let chunks = range.start / CHUNK_BYTES..last;
         #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
-        let pieces = chunks.flat_map(|chunk| placement.pieces_of_chunk(chunk as u32)).map(|&piece| piece as usize);
+        let pieces =
+            chunks.flat_map(|chunk| placement.pieces_of_chunk(chunk as u32)).map(|&piece| piece as usize);
         let pieces: VecDeque<_> = pieces.filter(|&piece| blob.pieces[piece] == Piece::Missing).collect();
         if !pieces.is_empty() {
             self.demands.push_back(Demand { key, pieces });
@@ -180,7 +187,12 @@ impl Planner {
             end += 1;
         }
         self.missing_bytes -= len;
-        Request { key, pieces: first..end, object: ByteRange::at(pieces[first].object.start, len), arrival: blob.rank.arrival }
+        Request {
+            key,
+            pieces: first..end,
+            object: ByteRange::at(pieces[first].object.start, len),
+            arrival: blob.rank.arrival,
+        }
     }
 
     /// Says that pieces of a request are written.
@@ -217,7 +229,11 @@ impl Planner {
     /// Wants a blob no longer.
     pub fn remove(&mut self, key: &BlobKey) {
         if let Some(blob) = self.blobs.remove(key) {
-            let missing = blob.pieces.iter().zip(blob.placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
+            let missing = blob
+                .pieces
+                .iter()
+                .zip(blob.placement.pieces())
+                .filter(|(state, _)| **state == Piece::Missing);
             self.missing_bytes -= missing.map(|(_, piece)| piece.object.len()).sum::<u64>();
             self.waiting.remove(&(blob.rank, *key));
             self.demands.retain(|demand| demand.key != *key);

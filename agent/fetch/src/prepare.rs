@@ -29,7 +29,8 @@ impl Inner {
         let original = || Arc::new(Placement::original(object.size));
         let (raw, placement) = match (&header, key.layout) {
             (Some(header), Layout::Aligned) => {
-                let aligned = header.aligned().map_err(|source| FetchError::Header { url: url.clone(), source })?;
+                let aligned =
+                    header.aligned().map_err(|source| FetchError::Header { url: url.clone(), source })?;
                 (header.raw().clone(), Arc::new(aligned))
             }
             _ => (Bytes::new(), original()),
@@ -56,7 +57,10 @@ impl Inner {
         }
     }
 
-    async fn fetch_header(&self, route: &Route) -> Result<Result<SafetensorsHeader, HeaderError>, FetchError> {
+    async fn fetch_header(
+        &self,
+        route: &Route,
+    ) -> Result<Result<SafetensorsHeader, HeaderError>, FetchError> {
         let Route { object, url, source } = route;
         if object.size == 0 {
             return Ok(Err(HeaderError::TooShort(0)));

@@ -28,7 +28,12 @@ pub struct FileProgress {
 
 impl BlobProgress {
     pub(crate) fn new(total: u64) -> Self {
-        Self { total, present: AtomicU64::new(0), fetched: AtomicU64::new(0), verified: AtomicBool::new(false) }
+        Self {
+            total,
+            present: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+            verified: AtomicBool::new(false),
+        }
     }
 
     /// Bytes of the object that are written.

@@ -50,7 +50,10 @@ mod tests {
             throttle.pass(100).await;
         }
         let elapsed = start.elapsed();
-        assert!(elapsed >= Duration::from_millis(4850) && elapsed < Duration::from_millis(5100), "{elapsed:?}");
+        assert!(
+            elapsed >= Duration::from_millis(4850) && elapsed < Duration::from_millis(5100),
+            "{elapsed:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -49,7 +49,10 @@ pub struct Transfer {
 
 impl std::fmt::Debug for Transfer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Transfer").field("snapshot", &self.key()).field("done", &self.done_bytes()).finish_non_exhaustive()
+        f.debug_struct("Transfer")
+            .field("snapshot", &self.key())
+            .field("done", &self.done_bytes())
+            .finish_non_exhaustive()
     }
 }
 
@@ -189,7 +192,12 @@ impl Run {
         self.completed(self.files.fetched(), reused, started)
     }
 
-    fn completed(&self, fetched_bytes: u64, reused_bytes: u64, started: Instant) -> Result<Completed, FetchError> {
+    fn completed(
+        &self,
+        fetched_bytes: u64,
+        reused_bytes: u64,
+        started: Instant,
+    ) -> Result<Completed, FetchError> {
         let key = self.manifest.key();
         let not_found = || weightd_store::StoreError::NotFound { name: key.to_string() };
         let snapshot = self.inner.store.snapshot(&key).ok_or_else(not_found)?;
@@ -242,12 +250,15 @@ impl Run {
         let refuse = |source: WeightIndexError| FetchError::WeightIndex { url: url.clone(), source };
         let index = WeightIndex::parse(&self.inner.store.read_blob(entry.blob).await?).map_err(refuse)?;
         let directory = entry.object.path.directory();
-        let path_of = |shard: &str| if directory.is_empty() { shard.to_owned() } else { format!("{directory}/{shard}") };
+        let path_of = |shard: &str| {
+            if directory.is_empty() { shard.to_owned() } else { format!("{directory}/{shard}") }
+        };
         let position = |shard: &str| {
             let path = path_of(shard);
             self.manifest.objects.binary_search_by(|entry| entry.object.path.as_str().cmp(&path)).ok()
         };
-        let is_left_out = |shard: &str| self.left_out.iter().any(|left_out| left_out.as_str() == path_of(shard));
+        let is_left_out =
+            |shard: &str| self.left_out.iter().any(|left_out| left_out.as_str() == path_of(shard));
         index.check_shards(|shard| position(shard).is_some() || is_left_out(shard)).map_err(refuse)?;
         let mut checks = Vec::new();
         for shard in index.shards() {
@@ -272,7 +283,8 @@ impl Run {
         if self.inner.store.has_blob(&entry.blob) {
             return Ok(Ok(()));
         }
-        let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare_owned(route, entry.blob)).await?;
+        let prepared =
+            flight.prepared.get_or_try_init(|| self.inner.prepare_owned(route, entry.blob)).await?;
         let header = prepared.header.as_ref();
         Ok(index.check_tensors(shard, |tensor| header.is_some_and(|header| header.has_tensor(tensor))))
     }

@@ -7,12 +7,7 @@ use tokio::sync::mpsc;
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError, StoredBlob};
 use weightd_types::{BlobKey, ByteRange, SourceUri};
 
-use crate::{
-    FetchError, Fetcher,
-    fetcher::Inner,
-    flight::Route,
-    range_reader::RangeReader,
-};
+use crate::{FetchError, Fetcher, fetcher::Inner, flight::Route, range_reader::RangeReader};
 
 /// Chunks read at once.
 const AT_ONCE: usize = 4;
@@ -87,7 +82,8 @@ impl Fetcher {
         let inner = Arc::clone(&self.inner);
         self.inner.tasks.spawn(async move {
             let closing = inner.closing.clone();
-            let verification = Verification { inner, events: events.clone(), repair, summary: VerifySummary::default() };
+            let verification =
+                Verification { inner, events: events.clone(), repair, summary: VerifySummary::default() };
             tokio::select! {
                 () = closing.cancelled() => {}
                 () = events.closed() => {}
@@ -121,7 +117,9 @@ impl Verification {
         let mut subjects = BTreeMap::new();
         for record in &records {
             // Of a complete snapshot, what is missing is bad too.
-            for entry in record.manifest.objects.iter().filter(|entry| record.complete || store.has_blob(&entry.blob)) {
+            for entry in
+                record.manifest.objects.iter().filter(|entry| record.complete || store.has_blob(&entry.blob))
+            {
                 let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
                 subjects.entry(entry.blob).or_insert(subject);
             }
@@ -150,7 +148,9 @@ impl Verification {
         };
         let check = |chunk| {
             let blob = &blob;
-            async move { (chunk, blob.check_chunk(chunk, store.pool().acquire().await).await.map(|(_, good)| good)) }
+            async move {
+                (chunk, blob.check_chunk(chunk, store.pool().acquire().await).await.map(|(_, good)| good))
+            }
         };
         let mut bad = Vec::new();
         {
@@ -172,7 +172,11 @@ impl Verification {
     async fn mend(&mut self, subject: &Subject, blob: &StoredBlob, bad: &[u32]) -> Result<(), FetchError> {
         let mut lacking = Vec::new();
         for &chunk in bad {
-            let outcome = if self.repair { self.inner.repair(subject, blob, chunk).await.map_err(Some) } else { Err(None) };
+            let outcome = if self.repair {
+                self.inner.repair(subject, blob, chunk).await.map_err(Some)
+            } else {
+                Err(None)
+            };
             let range = blob.placement().chunk_range(chunk);
             self.report(subject, range, &outcome).await;
             if outcome.is_err() {
@@ -194,7 +198,12 @@ impl Verification {
         Ok(())
     }
 
-    async fn report(&mut self, subject: &Subject, range: ByteRange, outcome: &Result<(), Option<FetchError>>) {
+    async fn report(
+        &mut self,
+        subject: &Subject,
+        range: ByteRange,
+        outcome: &Result<(), Option<FetchError>>,
+    ) {
         self.summary.bad_chunks += 1;
         self.summary.repaired_chunks += u64::from(outcome.is_ok());
         let bad = BadChunk {

@@ -24,7 +24,11 @@ struct Span {
 }
 
 /// Streams a request's pieces into the store.
-pub(crate) async fn run(inner: &Arc<Inner>, flying: &Arc<Flying>, request: &Request) -> Result<(), FetchError> {
+pub(crate) async fn run(
+    inner: &Arc<Inner>,
+    flying: &Arc<Flying>,
+    request: &Request,
+) -> Result<(), FetchError> {
     let mut writes = JoinSet::new();
     let streamed = stream(inner, flying, request, &mut writes).await;
     // Also after a failure: what arrived whole is kept.
@@ -58,7 +62,13 @@ async fn stream(
             Some(open) => open,
             empty => {
                 let buffer = inner.store.pool().acquire().await;
-                empty.insert(Span { chunk: piece.chunk, blob: piece.blob, buffer, pieces: Vec::new(), whole: 0 })
+                empty.insert(Span {
+                    chunk: piece.chunk,
+                    blob: piece.blob,
+                    buffer,
+                    pieces: Vec::new(),
+                    whole: 0,
+                })
             }
         };
         let filled = fill(&mut reader, &mut arrived, open, piece.object.len(), flying).await;

@@ -111,7 +111,10 @@ impl Catalog {
 /// Whether a snapshot is what a URI names: the same source, under the same revision or the commit that was resolved.
 fn is_of(manifest: &SnapshotManifest, uri: &SourceUri) -> bool {
     let is_commit = |revision: &str| {
-        manifest.objects.iter().any(|entry| matches!(&entry.object.version, Version::Git { commit, .. } if commit == revision))
+        manifest
+            .objects
+            .iter()
+            .any(|entry| matches!(&entry.object.version, Version::Git { commit, .. } if commit == revision))
     };
     manifest.source == *uri || (manifest.source.root() == uri.root() && uri.revision().is_some_and(is_commit))
 }
@@ -174,8 +177,12 @@ impl Store {
     /// [`StoreError::NotFound`] when there is none.
     pub fn find_all(&self, name: &str) -> Result<Vec<SnapshotRecord>, StoreError> {
         let catalog = self.catalog();
-        let found: Vec<_> =
-            catalog.find(name).iter().filter_map(|key| catalog.get(key)).map(|entry| self.record_of(entry)).collect();
+        let found: Vec<_> = catalog
+            .find(name)
+            .iter()
+            .filter_map(|key| catalog.get(key))
+            .map(|entry| self.record_of(entry))
+            .collect();
         if found.is_empty() { Err(StoreError::NotFound { name: name.to_owned() }) } else { Ok(found) }
     }
 

@@ -47,7 +47,9 @@ pub(crate) struct Committer {
 
 impl Committer {
     pub(crate) fn start(inner: Weak<Inner>, orders: mpsc::Receiver<Order>) -> io::Result<Self> {
-        let thread = std::thread::Builder::new().name("weightd-commit".to_owned()).spawn(move || run(&inner, &orders))?;
+        let thread = std::thread::Builder::new()
+            .name("weightd-commit".to_owned())
+            .spawn(move || run(&inner, &orders))?;
         Ok(Self { thread })
     }
 
@@ -91,7 +93,11 @@ fn run(inner: &Weak<Inner>, orders: &mpsc::Receiver<Order>) {
 }
 
 /// Everyone who asked gets an answer; errors do not clone, so the others ask for themselves.
-fn answer(store: &Store, asking: Vec<oneshot::Sender<Result<(), StoreError>>>, outcome: Result<(), StoreError>) {
+fn answer(
+    store: &Store,
+    asking: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    outcome: Result<(), StoreError>,
+) {
     let mut outcome = Some(outcome);
     for done in asking {
         let own = outcome.take().unwrap_or_else(|| store.checkpoint_now());
@@ -145,7 +151,8 @@ impl Store {
             Ok(()) => Ok(()),
             Err(mpsc::TrySendError::Disconnected(_)) => Err(StoreError::Closed),
             Err(mpsc::TrySendError::Full(order)) => {
-                self.blocking(move |store| store.inner.orders.send(order).map_err(|_| StoreError::Closed)).await
+                self.blocking(move |store| store.inner.orders.send(order).map_err(|_| StoreError::Closed))
+                    .await
             }
         }
     }
@@ -161,7 +168,9 @@ impl Store {
             if few {
                 engine.sync(partial.file()).map_err(StoreError::io("sync", &path))?;
             }
-            let manifest = partial.manifest().ok_or_else(|| StoreError::Incomplete { name: partial.wanted().url.clone() })?;
+            let manifest = partial
+                .manifest()
+                .ok_or_else(|| StoreError::Incomplete { name: partial.wanted().url.clone() })?;
             manifests.push(Arc::new(manifest));
         }
         let sync_all = || engine.sync_all(paths.root()).map_err(StoreError::io("sync", paths.root()));
@@ -191,7 +200,8 @@ impl Store {
 
     /// Complete blobs need no records.
     fn retire(&self, partials: &[Arc<PartialBlob>]) -> Result<(), StoreError> {
-        let recorded: Vec<BlobKey> = partials.iter().filter(|partial| is_recorded(partial)).map(|partial| partial.key()).collect();
+        let recorded: Vec<BlobKey> =
+            partials.iter().filter(|partial| is_recorded(partial)).map(|partial| partial.key()).collect();
         if !recorded.is_empty() {
             self.inner.index.forget_partials(&recorded, false)?;
         }
@@ -211,7 +221,8 @@ impl Store {
     /// recorded.
     fn checkpoint_now(&self) -> Result<(), StoreError> {
         let _recording = lock(&self.inner.recording);
-        let partials: Vec<_> = lock(&self.inner.active).values().filter(|partial| is_recorded(partial)).cloned().collect();
+        let partials: Vec<_> =
+            lock(&self.inner.active).values().filter(|partial| is_recorded(partial)).cloned().collect();
         let (mut recorded, mut updates, mut outcome) = (Vec::new(), Vec::new(), Ok(()));
         for partial in &partials {
             // Taken before the sync: what is written during it waits for the next round.
@@ -255,5 +266,6 @@ fn is_recorded(partial: &PartialBlob) -> bool {
 
 /// Complete blobs are read-only for everyone.
 fn seal(path: &Path) -> Result<(), StoreError> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444)).map_err(StoreError::io("seal", path))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))
+        .map_err(StoreError::io("seal", path))
 }

@@ -68,7 +68,9 @@ pub enum StoreError {
         source: Box<redb::Error>,
     },
     /// No such snapshot.
-    #[error("{name}: no such snapshot in the store; `weightctl ls` shows what is there, `weightctl prefetch` brings more")]
+    #[error(
+        "{name}: no such snapshot in the store; `weightctl ls` shows what is there, `weightctl prefetch` brings more"
+    )]
     NotFound {
         /// URI or id as asked for.
         name: String,

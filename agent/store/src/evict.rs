@@ -116,7 +116,9 @@ impl Store {
             victims.push((key, entry));
         }
         // One whose blobs are all needed by snapshots that stay would be evicted for nothing.
-        let is_of_use = |entry: &Entry| entry.manifest.objects.iter().any(|object| references.get(&object.blob) == Some(&0));
+        let is_of_use = |entry: &Entry| {
+            entry.manifest.objects.iter().any(|object| references.get(&object.blob) == Some(&0))
+        };
         victims.retain(|(_, entry)| is_of_use(entry));
         (victims.into_iter().map(|(key, _)| *key).collect(), freed)
     }
@@ -136,7 +138,11 @@ impl Store {
         let is_idle = |key: &BlobKey| !active.contains_key(key) && !held.contains(key) && is_partial(key);
         let old = recorded.into_iter().filter(|(key, record)| record.updated_at <= before && is_idle(key));
         let keys: Vec<_> = old.map(|(key, _)| key).collect();
-        let bytes = keys.iter().filter_map(|key| std::fs::metadata(self.paths().blob(key)).ok()).map(|found| found.len()).sum();
+        let bytes = keys
+            .iter()
+            .filter_map(|key| std::fs::metadata(self.paths().blob(key)).ok())
+            .map(|found| found.len())
+            .sum();
         Ok((keys, bytes))
     }
 
@@ -185,10 +191,15 @@ impl Store {
         let Some(entry) = removed else { return Ok(0) };
         let orphans: Vec<BlobKey> = {
             let (catalog, active) = (self.catalog(), lock(&self.inner.active));
-            let needed = |blob: &BlobKey| catalog.references().contains_key(blob) || active.contains_key(blob);
+            let needed =
+                |blob: &BlobKey| catalog.references().contains_key(blob) || active.contains_key(blob);
             entry.manifest.objects.iter().map(|object| object.blob).filter(|blob| !needed(blob)).collect()
         };
-        let bytes = orphans.iter().filter_map(|blob| std::fs::metadata(paths.blob(blob)).ok()).map(|found| found.len()).sum();
+        let bytes = orphans
+            .iter()
+            .filter_map(|blob| std::fs::metadata(paths.blob(blob)).ok())
+            .map(|found| found.len())
+            .sum();
         let recorded = !entry.complete;
         self.discard(&orphans, recorded)?;
         Ok(bytes)
@@ -226,11 +237,16 @@ impl Store {
 
     /// Snapshots whose transfer was interrupted long ago, and that no detached job wants.
     fn expired_snapshots(&self, keep: Duration) -> Vec<SnapshotKey> {
-        let jobs: Vec<_> = self.inner.index.jobs().unwrap_or_default().into_iter().map(|(key, _)| key).collect();
+        let jobs: Vec<_> =
+            self.inner.index.jobs().unwrap_or_default().into_iter().map(|(key, _)| key).collect();
         let before = now().saturating_sub(keep.as_secs());
         let catalog = self.catalog();
         let expired = catalog.iter().filter(|(key, entry)| {
-            !entry.complete && entry.uses == 0 && !entry.pinned && entry.last_used_at <= before && !jobs.contains(key)
+            !entry.complete
+                && entry.uses == 0
+                && !entry.pinned
+                && entry.last_used_at <= before
+                && !jobs.contains(key)
         });
         expired.map(|(key, _)| *key).collect()
     }
@@ -293,7 +309,12 @@ fn unreferenced(references: &mut HashMap<BlobKey, usize>, entry: &Entry) -> Vec<
     unreferenced
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "watermarks need no exact bytes")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "watermarks need no exact bytes"
+)]
 fn share(bytes: u64, part: f64) -> u64 {
     (bytes as f64 * part) as u64
 }

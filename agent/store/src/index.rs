@@ -96,7 +96,10 @@ impl Index {
         self.attempt(|database| write_to(database, durability, &change))
     }
 
-    fn read<T>(&self, get: impl Fn(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    fn read<T>(
+        &self,
+        get: impl Fn(&redb::ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
         self.attempt(|database| get(&database.begin_read()?))
     }
 
@@ -123,7 +126,10 @@ impl Index {
     }
 
     /// What is recorded of a partial blob: object, its own header, chunks.
-    pub(crate) fn partial(&self, key: &BlobKey) -> Result<Option<(PartialRecord, Bytes, ChunkMap)>, StoreError> {
+    pub(crate) fn partial(
+        &self,
+        key: &BlobKey,
+    ) -> Result<Option<(PartialRecord, Bytes, ChunkMap)>, StoreError> {
         let name = key.to_string();
         self.read(|transaction| {
             let partials = transaction.open_table(PARTIALS)?;
@@ -132,7 +138,9 @@ impl Index {
             let Ok(record) = serde_json::from_slice(record) else { return Ok(None) };
             let header = Bytes::copy_from_slice(header);
             let mut chunks = ChunkMap::new();
-            for entry in transaction.open_table(CHUNKS)?.range((name.as_str(), 0)..=(name.as_str(), u32::MAX))? {
+            for entry in
+                transaction.open_table(CHUNKS)?.range((name.as_str(), 0)..=(name.as_str(), u32::MAX))?
+            {
                 let (at, pieces) = entry?;
                 chunks.insert(at.value().1, words(pieces.value()));
             }
@@ -146,7 +154,9 @@ impl Index {
             let mut found = Vec::new();
             for entry in transaction.open_table(PARTIALS)?.iter()? {
                 let (key, value) = entry?;
-                if let (Ok(key), Ok(record)) = (BlobKey::from_str(key.value()), serde_json::from_slice(value.value().0)) {
+                if let (Ok(key), Ok(record)) =
+                    (BlobKey::from_str(key.value()), serde_json::from_slice(value.value().0))
+                {
                     found.push((key, record));
                 }
             }
@@ -175,9 +185,7 @@ impl Index {
     /// Forgets partial blobs. Not durable by itself: recovery drops what a manifest or a missing file contradicts.
     pub(crate) fn forget_partials(&self, keys: &[BlobKey], durable: bool) -> Result<(), StoreError> {
         let durability = if durable { Durability::Immediate } else { Durability::None };
-        self.write(durability, |tables| {
-            keys.iter().try_for_each(|key| forget(tables, key))
-        })
+        self.write(durability, |tables| keys.iter().try_for_each(|key| forget(tables, key)))
     }
 
     pub(crate) fn set_pin(&self, key: &SnapshotKey, pinned_at: Option<u64>) -> Result<(), StoreError> {
@@ -194,7 +202,9 @@ impl Index {
     /// Remembers a use. Not durable by itself: the next durable change carries it along.
     pub(crate) fn touch(&self, key: &SnapshotKey, used_at: u64) -> Result<(), StoreError> {
         let name = key.to_string();
-        self.write(Durability::None, |tables| tables.recency.insert(name.as_str(), used_at).map(drop).map_err(Into::into))
+        self.write(Durability::None, |tables| {
+            tables.recency.insert(name.as_str(), used_at).map(drop).map_err(Into::into)
+        })
     }
 
     /// Forgets pin, recency and job of a snapshot.
@@ -282,7 +292,9 @@ fn try_open(engine: &dyn IoEngine, path: &Path) -> Result<Database, StoreError> 
     let created = Database::builder().set_cache_size(16 << 20).create_with_backend(IndexBackend(backend));
     let database = created.map_err(|error| index_error(path)(redb::Error::from(error)))?;
     // Reading needs the tables to be there.
-    write_to(&database, Durability::Immediate, &|_| Ok(())).and_then(|()| read_all(&database)).map_err(index_error(path))?;
+    write_to(&database, Durability::Immediate, &|_| Ok(()))
+        .and_then(|()| read_all(&database))
+        .map_err(index_error(path))?;
     if let Some(directory) = path.parent().filter(|_| is_new) {
         // What is recorded in it is durable only if its name is.
         engine.sync_directory(directory).map_err(StoreError::io("sync", directory))?;
@@ -357,7 +369,9 @@ fn words(bytes: &[u8]) -> Vec<Crc32c> {
 fn index_error(path: &Path) -> impl Fn(redb::Error) -> StoreError {
     let path = path.to_owned();
     move |source| match source {
-        redb::Error::Io(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+        redb::Error::Io(error)
+            if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
             let directory = path.parent().unwrap_or(&path).to_owned();
             let limit = format!("the file system refused to let the index grow: {error}");
             StoreError::Full { directory, needed: INDEX_GROWTH, available: 0, limit }
@@ -369,8 +383,9 @@ fn index_error(path: &Path) -> impl Fn(redb::Error) -> StoreError {
 /// Whether the file itself is bad, rather than the disk it is on or another process holding it.
 fn is_damage(error: &redb::Error) -> bool {
     match error {
-        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) => true,
-        redb::Error::Io(error) => error.kind() == ErrorKind::InvalidData,
-        _ => false,
+        redb::Error::Io(error) => matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof),
+        redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo => false,
+        // Nothing but damage makes our own tables unreadable: a flipped bit can show as another type, or as no table.
+        _ => true,
     }
 }

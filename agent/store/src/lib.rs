@@ -28,7 +28,10 @@ pub use config::Config;
 pub use error::StoreError;
 pub use evict::{Collected, Removed};
 pub use index::Job;
-pub use manifest::{BlobManifest, ManifestError, SnapshotEntry, SnapshotManifest, parse_blob_manifest, parse_snapshot_manifest};
+pub use manifest::{
+    BlobManifest, ManifestError, SnapshotEntry, SnapshotManifest, parse_blob_manifest,
+    parse_snapshot_manifest,
+};
 pub use metrics::Metrics;
 pub use partial::{PartialBlob, WantedBlob};
 pub use paths::FORMAT_VERSION;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use weightd_types::{
-    BlobKey, CHUNK_BYTES, Crc32c, Layout, Object, Placement, Run, SafetensorsHeader, Snapshot, SnapshotError, SnapshotId,
-    SnapshotKey, SourceUri,
+    BlobKey, CHUNK_BYTES, Crc32c, Layout, Object, Placement, Run, SafetensorsHeader, Snapshot, SnapshotError,
+    SnapshotId, SnapshotKey, SourceUri,
 };
 
 use crate::paths::FORMAT_VERSION;

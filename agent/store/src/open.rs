@@ -29,7 +29,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`] says whether it is locked, read-only, of a newer format, or not a store at all.
     pub fn open(config: Config) -> Result<Self, StoreError> {
-        let pool = BufferPool::new(buffers(&config)).map_err(StoreError::io("map buffers for", &config.directory))?;
+        let pool = BufferPool::new(buffers(&config))
+            .map_err(StoreError::io("map buffers for", &config.directory))?;
         let choice = config.engine;
         let directory = config.directory.clone();
         Self::open_with(config, pool.clone(), move || open_engine(&directory, &pool, choice))
@@ -79,7 +80,8 @@ impl Store {
         let store = Self { inner };
         *store.catalog() = store.recover()?;
         let committer = Committer::start(Arc::downgrade(&store.inner), received);
-        *lock(&store.inner.committer) = Some(committer.map_err(StoreError::io("start a thread for", store.paths().root()))?);
+        *lock(&store.inner.committer) =
+            Some(committer.map_err(StoreError::io("start a thread for", store.paths().root()))?);
         Ok(store)
     }
 
@@ -136,7 +138,9 @@ impl Store {
         let bytes = std::fs::read(path).map_err(StoreError::io("read", path))?;
         let problem = match parse_snapshot_manifest(&bytes) {
             Ok(manifest) if manifest.key().to_string() != stem => "it speaks of another snapshot".to_owned(),
-            Ok(manifest) if complete && !self.paths().snapshot(&manifest.key()).is_dir() => "its directory is missing".to_owned(),
+            Ok(manifest) if complete && !self.paths().snapshot(&manifest.key()).is_dir() => {
+                "its directory is missing".to_owned()
+            }
             Ok(manifest) => {
                 let last_used_at = manifest.resolved_at;
                 let manifest = Arc::new(manifest);
@@ -171,15 +175,20 @@ fn prepare(paths: &Paths) -> Result<bool, StoreError> {
         let _ = File::open(parent).and_then(|parent| parent.sync_all());
     }
     match std::fs::read_to_string(paths.format()) {
-        Ok(text) => match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok()) {
-            Some(found) if found > FORMAT_VERSION => Err(StoreError::NewerFormat { directory, found }),
-            Some(_) => Ok(false),
-            None => Err(StoreError::NotAStore { directory }),
-        },
+        Ok(text) => {
+            match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok())
+            {
+                Some(found) if found > FORMAT_VERSION => Err(StoreError::NewerFormat { directory, found }),
+                Some(_) => Ok(false),
+                None => Err(StoreError::NotAStore { directory }),
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // A crash between lock and format leaves the lock alone; a fresh file system has lost+found.
-            let ours = [paths.lock(), paths.blobs(), paths.snapshots(), paths.temporary(), root.join("lost+found")];
-            let strangers = entries(root)?.into_iter().any(|path| !ours.contains(&path) && !is_temporary(&path));
+            let ours =
+                [paths.lock(), paths.blobs(), paths.snapshots(), paths.temporary(), root.join("lost+found")];
+            let strangers =
+                entries(root)?.into_iter().any(|path| !ours.contains(&path) && !is_temporary(&path));
             if strangers { Err(StoreError::NotAStore { directory }) } else { Ok(true) }
         }
         Err(error) => Err(StoreError::io("read", paths.format())(error)),
@@ -188,7 +197,9 @@ fn prepare(paths: &Paths) -> Result<bool, StoreError> {
 
 /// Whether it may be what a crash left of writing `format`.
 fn is_temporary(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".format") || name.starts_with("format"))
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.starts_with(".format") || name.starts_with("format"))
 }
 
 fn initialise(engine: &dyn IoEngine, paths: &Paths) -> Result<(), StoreError> {
@@ -196,7 +207,9 @@ fn initialise(engine: &dyn IoEngine, paths: &Paths) -> Result<(), StoreError> {
         engine.create_directories(&directory).map_err(StoreError::io("create", directory))?;
     }
     let line = format!("{FORMAT_WORD} {FORMAT_VERSION}\n");
-    engine.write_whole(&paths.format(), line.as_bytes(), true).map_err(StoreError::io("write", paths.format()))?;
+    engine
+        .write_whole(&paths.format(), line.as_bytes(), true)
+        .map_err(StoreError::io("write", paths.format()))?;
     engine.sync_directory(paths.root()).map_err(StoreError::io("sync", paths.root()))
 }
 
@@ -218,8 +231,8 @@ fn take_lock(paths: &Paths) -> Result<File, StoreError> {
         }
         Err(std::fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &path)(error)),
     }
-    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    let written =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(StoreError::io("write", &path))?;
     Ok(file)
 }
-

@@ -138,7 +138,8 @@ impl PartialBlob {
     pub fn present_bytes(&self) -> u64 {
         let state = lock(&self.state);
         let pieces = self.placement().pieces().iter().zip(&state.pieces);
-        self.placement().replaced() + pieces.filter(|(_, crc)| crc.is_some()).map(|(piece, _)| piece.object.len()).sum::<u64>()
+        self.placement().replaced()
+            + pieces.filter(|(_, crc)| crc.is_some()).map(|(piece, _)| piece.object.len()).sum::<u64>()
     }
 
     /// Waits until more is written than when the future was made.
@@ -150,7 +151,12 @@ impl PartialBlob {
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub async fn write(&self, blob_offset: u64, buffer: Buffer, pieces: &[(usize, Crc32c)]) -> Result<(), StoreError> {
+    pub async fn write(
+        &self,
+        blob_offset: u64,
+        buffer: Buffer,
+        pieces: &[(usize, Crc32c)],
+    ) -> Result<(), StoreError> {
         let (buffer, outcome) = self.engine.write(&self.file, blob_offset, buffer).await;
         drop(buffer);
         outcome.map_err(|error| self.write_error(error))?;
@@ -179,7 +185,11 @@ impl PartialBlob {
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub async fn read_piece(&self, piece: usize, buffer: Buffer) -> Result<(Buffer, Range<usize>), StoreError> {
+    pub async fn read_piece(
+        &self,
+        piece: usize,
+        buffer: Buffer,
+    ) -> Result<(Buffer, Range<usize>), StoreError> {
         let range = self.placement().pieces()[piece].blob_range();
         read_span(self.engine.as_ref(), &self.file, range, buffer).await
     }
@@ -323,7 +333,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Full`] when the disk has no room, [`StoreError::Io`].
-    pub async fn begin(&self, wanted: WantedBlob, reservation: &Reservation) -> Result<Arc<PartialBlob>, StoreError> {
+    pub async fn begin(
+        &self,
+        wanted: WantedBlob,
+        reservation: &Reservation,
+    ) -> Result<Arc<PartialBlob>, StoreError> {
         let blob_len = wanted.placement.blob_len();
         let (partial, is_new) = self.blocking(move |store| store.take_up(wanted)).await?;
         if is_new {
@@ -363,7 +377,9 @@ impl Store {
         let path = inner.paths.blob(&wanted.key);
         let mut state = State::new(&wanted.placement);
         let recorded = inner.index.partial(&wanted.key)?;
-        let same = |record: &PartialRecord, header: &Bytes| record.object.size == wanted.object.size && *header == wanted.header;
+        let same = |record: &PartialRecord, header: &Bytes| {
+            record.object.size == wanted.object.size && *header == wanted.header
+        };
         let resumable = recorded.as_ref().filter(|(record, header, _)| same(record, header));
         if let Some((_, _, chunks)) = resumable
             // A crash between sealing and its manifest leaves a file that only root may write to.
@@ -379,11 +395,15 @@ impl Store {
         if !directory.exists() {
             // Once for each of the 256: a directory whose own name is lost takes its blobs with it.
             let blobs = inner.paths.blobs();
-            let made = inner.engine.create_directories(&directory).and_then(|()| inner.engine.sync_directory(&blobs));
+            let made = inner
+                .engine
+                .create_directories(&directory)
+                .and_then(|()| inner.engine.sync_directory(&blobs));
             made.map_err(|error| self.disk_error("create", &directory, 0, error))?;
         }
         let created = inner.engine.create(&path, wanted.placement.blob_len());
-        let file = created.map_err(|error| self.disk_error("allocate", &path, wanted.placement.blob_len(), error))?;
+        let file = created
+            .map_err(|error| self.disk_error("allocate", &path, wanted.placement.blob_len(), error))?;
         Ok((self.partial_of(wanted, file, state), true))
     }
 
@@ -418,7 +438,8 @@ impl Store {
         for key in keys {
             let len = std::fs::metadata(inner.paths.blob(key)).map_or(0, |metadata| metadata.len());
             // The manifest goes first: a blob whose data is going must not look complete.
-            for path in [inner.paths.blob_manifest(key), inner.paths.blob(key), inner.paths.blob_header(key)] {
+            for path in [inner.paths.blob_manifest(key), inner.paths.blob(key), inner.paths.blob_header(key)]
+            {
                 inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?;
             }
             lock(&inner.usage).release(len);

@@ -36,8 +36,13 @@ impl Store {
             if !known {
                 let path = store.paths().loading_manifest(&key);
                 store.write_whole(&path, &encode(&manifest), true)?;
-                let entry =
-                    Entry { manifest: Arc::new(manifest), complete: false, pinned: false, last_used_at: now(), uses: 0 };
+                let entry = Entry {
+                    manifest: Arc::new(manifest),
+                    complete: false,
+                    pinned: false,
+                    last_used_at: now(),
+                    uses: 0,
+                };
                 store.catalog().insert(entry);
             }
             store.hold(key)
@@ -104,11 +109,19 @@ impl Store {
                 }
                 store.write_whole(&paths.snapshot_manifest(&key), &encode(&manifest), true)?;
                 let engine = &store.inner.engine;
-                engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
+                engine
+                    .sync_directory(&paths.snapshots())
+                    .map_err(StoreError::io("sync", paths.snapshots()))?;
                 let loading = paths.loading_manifest(&key);
                 engine.remove(&loading).map_err(StoreError::io("remove", loading))?;
                 let manifest = Arc::new(manifest);
-                store.catalog().insert(Entry { manifest, complete: true, pinned: false, last_used_at: now(), uses: 0 });
+                store.catalog().insert(Entry {
+                    manifest,
+                    complete: true,
+                    pinned: false,
+                    last_used_at: now(),
+                    uses: 0,
+                });
                 store.inner.metrics.published_snapshots.inc();
             }
             store.inner.index.touch(&key, now())?;
@@ -169,7 +182,8 @@ impl Store {
             let root = self.paths().root();
             return engine.sync_all(root).map_err(StoreError::io("sync", root));
         }
-        let sync = |directory: &PathBuf| engine.sync_directory(directory).map_err(StoreError::io("sync", directory));
+        let sync =
+            |directory: &PathBuf| engine.sync_directory(directory).map_err(StoreError::io("sync", directory));
         directories.iter().try_for_each(sync)
     }
 
@@ -278,7 +292,8 @@ impl Store {
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(StoreError::io("change the mode of", path))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(StoreError::io("change the mode of", path))
 }
 
 fn unseal(directory: &Path) -> Result<(), StoreError> {
@@ -291,4 +306,3 @@ fn unseal(directory: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
-

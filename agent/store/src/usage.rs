@@ -60,7 +60,8 @@ impl Reservation {
     /// Gives promised bytes up that were allocated. A blob may be somewhat longer than was promised for it.
     pub(crate) fn redeem(&self, len: u64) {
         let take = |remaining: u64| Some(remaining.saturating_sub(len));
-        let before = self.remaining.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).unwrap_or_default();
+        let before =
+            self.remaining.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).unwrap_or_default();
         let mut usage = lock(&self.store.inner.usage);
         usage.reserved = usage.reserved.saturating_sub(before.min(len));
     }
@@ -89,9 +90,15 @@ impl Store {
             None => self.walk()?,
         };
         let root = self.paths().root();
-        let found = rustix::fs::statvfs(root).map_err(|error| StoreError::io("inspect", root)(error.into()))?;
+        let found =
+            rustix::fs::statvfs(root).map_err(|error| StoreError::io("inspect", root)(error.into()))?;
         let total = found.f_blocks * found.f_frsize;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a share of a disk needs no exact bytes")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share of a disk needs no exact bytes"
+        )]
         let floor = (total as f64 * self.config().floor) as u64;
         let reserved = lock(&self.inner.usage).reserved;
         Ok(DiskUsage { used, reserved, free: found.f_bavail * found.f_frsize, total, floor })
@@ -113,7 +120,13 @@ impl Store {
     }
 
     /// Names the disk's state in an error that is about space or permission.
-    pub(crate) fn disk_error(&self, action: &'static str, path: &Path, needed: u64, source: io::Error) -> StoreError {
+    pub(crate) fn disk_error(
+        &self,
+        action: &'static str,
+        path: &Path,
+        needed: u64,
+        source: io::Error,
+    ) -> StoreError {
         let directory = self.paths().root().to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -144,8 +157,12 @@ pub(crate) fn blob_files(blobs: &Path) -> Result<Vec<Found>, StoreError> {
 /// Paths in a directory; none when it is not there.
 pub(crate) fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, StoreError> {
     let listed = match std::fs::read_dir(directory) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
-        other => other.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        other => {
+            other.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>())
+        }
     };
     listed.map_err(StoreError::io("list", directory))
 }

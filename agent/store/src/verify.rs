@@ -83,7 +83,8 @@ impl StoredBlob {
         }
         let path = self.path().to_owned();
         let file = self.store.blocking(move |store| store.open_sealed(&path)).await?;
-        let (_, outcome) = self.store.engine().write(&file, self.placement.chunk_range(chunk).start, buffer).await;
+        let (_, outcome) =
+            self.store.engine().write(&file, self.placement.chunk_range(chunk).start, buffer).await;
         outcome.map_err(StoreError::io("write", self.path()))?;
         let path = self.path().to_owned();
         self.store
@@ -161,7 +162,8 @@ impl Store {
     /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
         let found = std::fs::metadata(self.paths().blob(key));
-        found.is_ok_and(|found| self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len()))
+        found
+            .is_ok_and(|found| self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len()))
     }
 
     pub(crate) fn manifest_of(&self, key: &BlobKey) -> Result<BlobManifest, StoreError> {
@@ -169,7 +171,11 @@ impl Store {
         let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
         let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
         let manifest = parse_blob_manifest(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if manifest.key == *key { Ok(manifest) } else { Err(damaged("the manifest speaks of another blob".to_owned())) }
+        if manifest.key == *key {
+            Ok(manifest)
+        } else {
+            Err(damaged("the manifest speaks of another blob".to_owned()))
+        }
     }
 
     /// Reads a complete blob whole, checked; for small ones such as indices.

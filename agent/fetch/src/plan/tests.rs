@@ -46,7 +46,8 @@ fn the_last_ranges_are_short() {
     add(&mut planner, "a", 16, 0);
     let first = planner.next(4).unwrap();
     assert_eq!(first.pieces, 0..2, "16 chunks over 4 connections, twice each");
-    let lengths: Vec<_> = std::iter::from_fn(|| planner.next(4)).map(|request| request.pieces.len()).collect();
+    let lengths: Vec<_> =
+        std::iter::from_fn(|| planner.next(4)).map(|request| request.pieces.len()).collect();
     assert_eq!(*lengths.last().unwrap(), 1);
 }
 
@@ -143,7 +144,10 @@ fn random_work_is_done_once_whatever_fails() {
                 let request = flying.swap_remove(random.random_range(0..flying.len()));
                 for piece in request.pieces.clone() {
                     if random.random_bool(0.7) {
-                        assert!(landed.entry(request.key).or_default().insert(piece), "piece {piece} landed twice");
+                        assert!(
+                            landed.entry(request.key).or_default().insert(piece),
+                            "piece {piece} landed twice"
+                        );
                         planner.landed(&request, [piece]);
                     }
                 }

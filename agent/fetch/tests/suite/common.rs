@@ -1,11 +1,11 @@
 //! A store in a temporary directory, an origin in memory, a fetcher between them.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use weightd_fetch::{Completed, Config, FetchError, Fetcher};
-use weightd_source::{MemoryOrigin, Opener};
-use weightd_store::Store;
+use weightd_fetch::{Completed, Config, FetchError, Fetcher, Transfer};
+use weightd_source::{Faults, FaultyOpener, MemoryOrigin, Opener};
+use weightd_store::{Store, StoreError};
 use weightd_types::{Layout, Selection, SourceUri};
 
 /// The source every test fetches.
@@ -44,12 +44,23 @@ impl Fixture {
     }
 }
 
-/// A store with few buffers, on a directory.
+/// A store with few buffers, on a directory; waits for one that was dropped a moment ago to let go.
 pub(crate) async fn open(directory: &Path) -> Store {
+    open_with(directory, 64 << 20).await
+}
+
+pub(crate) async fn open_with(directory: &Path, buffer_bytes: u64) -> Store {
     let mut config = weightd_store::Config::new(directory.join("store"));
-    config.buffer_bytes = 64 << 20;
-    config.floor = 0.0;
-    tokio::task::spawn_blocking(move || Store::open(config)).await.unwrap().unwrap()
+    (config.buffer_bytes, config.floor) = (buffer_bytes, 0.0);
+    config.checkpoint_interval = Duration::from_millis(100);
+    for _ in 0..500 {
+        let config = config.clone();
+        match tokio::task::spawn_blocking(move || Store::open(config)).await.unwrap() {
+            Err(StoreError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            other => return other.unwrap(),
+        }
+    }
+    panic!("someone keeps the store locked");
 }
 
 /// A safetensors file with tensors of these lengths, filled by a pattern of `seed`.
@@ -59,7 +70,8 @@ pub(crate) fn safetensors(tensors: &[(&str, usize)], seed: usize) -> Bytes {
     for (at, (name, len)) in tensors.iter().enumerate() {
         let comma = if at > 0 { "," } else { "" };
         let end = offset + len;
-        json += &format!(r#"{comma}"{name}":{{"dtype":"U8","shape":[{len}],"data_offsets":[{offset},{end}]}}"#);
+        json +=
+            &format!(r#"{comma}"{name}":{{"dtype":"U8","shape":[{len}],"data_offsets":[{offset},{end}]}}"#);
         offset = end;
     }
     json.push('}');
@@ -98,11 +110,62 @@ pub(crate) fn assert_holds(directory: &Path, objects: &[(&str, Bytes)]) {
             assert_eq!(stored, bytes.as_ref(), "{name}");
             continue;
         }
-        let (before, after) =
-            (safetensors::SafeTensors::deserialize(bytes).unwrap(), safetensors::SafeTensors::deserialize(&stored).unwrap());
+        let (before, after) = (
+            safetensors::SafeTensors::deserialize(bytes).unwrap(),
+            safetensors::SafeTensors::deserialize(&stored).unwrap(),
+        );
         assert_eq!(before.len(), after.len());
         for (tensor, view) in before.iter() {
             assert!(after.tensor(tensor).unwrap().data() == view.data(), "{name}: {tensor} differs");
         }
     }
+}
+
+/// Short waits, so that tests of them are short too.
+pub(crate) fn hasty() -> Config {
+    let mut config = Config::default();
+    (config.stall, config.give_up) = (Duration::from_millis(300), Duration::from_millis(700));
+    (config.backoff, config.backoff_limit) = (Duration::from_millis(5), Duration::from_millis(20));
+    config.attempts = 3;
+    config
+}
+
+impl Fixture {
+    /// With faults on purpose.
+    pub(crate) async fn faulty(faults: &Faults, config: Config) -> Self {
+        let origin = MemoryOrigin::new("origin");
+        let opener = Arc::new(FaultyOpener::new(Arc::new(origin.clone()), faults.clone()));
+        Self::over(origin, opener, config).await
+    }
+
+    pub(crate) async fn start(&self, uri: &str, priority: i32) -> Arc<Transfer> {
+        let resolution = self.fetcher.resolve(&uri.parse().unwrap(), &Selection::default()).await.unwrap();
+        self.fetcher.prefetch(resolution, Layout::Aligned, priority)
+    }
+
+    /// Closes everything and opens it again, on the same directory and origin.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { origin, fetcher, directory } = self;
+        fetcher.close().await;
+        fetcher.store().close().await.unwrap();
+        drop(fetcher);
+        let store = open(directory.path()).await;
+        let fetcher = Fetcher::start(store, Arc::new(origin.clone()), Config::default());
+        Self { origin, fetcher, directory }
+    }
+}
+
+/// Waits until something is so, and not for ever.
+pub(crate) async fn until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("it never was so");
+}
+
+/// Ends a test that hangs.
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(40), work).await.expect("it hangs")
 }

@@ -1,6 +1,5 @@
 //! From an origin in memory into a real store: what a prefetch brings, and what it does not ask for twice.
 
-
 use crate::common::{Fixture, assert_holds, put_model};
 use weightd_types::Layout;
 

@@ -13,7 +13,8 @@ use weightd_store::{
     io::{BufferPool, IoEngine, PowerLossEngine},
 };
 use weightd_types::{
-    BlobKey, Checksums, Crc32c, Layout, Object, ObjectPath, Placement, SafetensorsHeader, Snapshot, SourceUri, Version,
+    BlobKey, Checksums, Crc32c, Layout, Object, ObjectPath, Placement, SafetensorsHeader, Snapshot,
+    SourceUri, Version,
 };
 
 /// A chunk and a bit, so that there are two.
@@ -41,10 +42,17 @@ impl Thing {
         &self.bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
     }
 
-    pub(crate) async fn write(&self, store: &Store, partial: &PartialBlob, at: usize) -> Result<(), StoreError> {
+    pub(crate) async fn write(
+        &self,
+        store: &Store,
+        partial: &PartialBlob,
+        at: usize,
+    ) -> Result<(), StoreError> {
         let mut buffer = store.pool().acquire().await;
         buffer.extend_from_slice(self.piece(at));
-        partial.write(self.wanted.placement.pieces()[at].blob, buffer, &[(at, Crc32c::of(self.piece(at)))]).await
+        partial
+            .write(self.wanted.placement.pieces()[at].blob, buffer, &[(at, Crc32c::of(self.piece(at)))])
+            .await
     }
 
     /// Brings all of it in.
@@ -53,7 +61,11 @@ impl Thing {
         self.store_within(store, &reservation).await
     }
 
-    pub(crate) async fn store_within(&self, store: &Store, reservation: &Reservation) -> Result<(), StoreError> {
+    pub(crate) async fn store_within(
+        &self,
+        store: &Store,
+        reservation: &Reservation,
+    ) -> Result<(), StoreError> {
         if store.has_blob(&self.key()) {
             return Ok(());
         }
@@ -149,13 +161,15 @@ pub(crate) async fn assert_whole(store: &Store, things: &[&Arc<Thing>], context:
 /// Checks every chunk of a complete blob.
 pub(crate) async fn assert_sound(store: &Store, thing: &Thing, context: &str) {
     let name = &thing.wanted.url;
-    let blob = store.stored_blob(thing.key()).await.unwrap().unwrap_or_else(|| panic!("{context}: {name} is gone"));
+    let blob =
+        store.stored_blob(thing.key()).await.unwrap().unwrap_or_else(|| panic!("{context}: {name} is gone"));
     assert_eq!(blob.header(), &thing.wanted.header, "{context}");
     for chunk in 0..blob.placement().chunk_count() {
         let (buffer, good) = blob.check_chunk(chunk, store.pool().acquire().await).await.unwrap();
         assert!(good, "{context}: chunk {chunk} of {name} is damaged");
         let range = blob.placement().chunk_range(chunk);
-        let expected = &thing.blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+        let expected =
+            &thing.blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
         assert!(buffer[..expected.len()] == *expected, "{context}: chunk {chunk} of {name} has other bytes");
     }
 }
@@ -223,7 +237,9 @@ impl SmallDisk {
     /// Needs root and loop devices; says why otherwise.
     pub(crate) fn mount(under: &Path, bytes: u64) -> Result<Self, String> {
         let (image, mounted_at) = (under.join("small.img"), under.join("small"));
-        std::fs::File::create(&image).and_then(|file| file.set_len(bytes)).map_err(|error| error.to_string())?;
+        std::fs::File::create(&image)
+            .and_then(|file| file.set_len(bytes))
+            .map_err(|error| error.to_string())?;
         std::fs::create_dir(&mounted_at).map_err(|error| error.to_string())?;
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted_at))?;

@@ -46,7 +46,11 @@ async fn the_least_recently_used_goes_first_down_to_the_low_watermark() {
     let store = open(&config);
     let promise = store.reserve((1 << 20) + 1).await.unwrap();
     let left: Vec<_> = things.iter().map(|thing| is_there(&store, thing)).collect();
-    assert_eq!(left, [true, false, false], "b and c are older than a, and 0.75 of the quota leaves room for one");
+    assert_eq!(
+        left,
+        [true, false, false],
+        "b and c are older than a, and 0.75 of the quota leaves room for one"
+    );
     let usage = store.usage().await.unwrap();
     assert_eq!((usage.used, usage.reserved), (1 << 20, (1 << 20) + 1));
     drop(promise);
@@ -102,7 +106,8 @@ async fn interrupted_work_goes_before_whole_snapshots_unless_it_goes_on() {
     let (partial, other) = (plain("partial", 17 << 20), plain("other", 17 << 20));
     let begin = async |thing: &Arc<Thing>| {
         let hold = store.expect(snapshot(&[thing])).await.unwrap();
-        let opened = store.begin(thing.wanted.clone(), &store.reserve(17 << 20).await.unwrap()).await.unwrap();
+        let opened =
+            store.begin(thing.wanted.clone(), &store.reserve(17 << 20).await.unwrap()).await.unwrap();
         thing.write(&store, &opened, 0).await.unwrap();
         hold
     };
@@ -167,7 +172,11 @@ async fn garbage_is_what_nobody_wants_any_more() {
     let collected = store.collect_garbage(false).await.unwrap();
     assert_eq!(collected.removed_blobs, 1, "{collected:?}");
     assert!(!store.has_blob(&orphan.key()) && store.has_blob(&kept.key()));
-    assert_eq!(store.presence(Arc::new(snapshot(&[&waiting]))).await.unwrap()[0].0, 8 << 20, "it may be resumed");
+    assert_eq!(
+        store.presence(Arc::new(snapshot(&[&waiting]))).await.unwrap()[0].0,
+        8 << 20,
+        "it may be resumed"
+    );
     let collected = store.collect_garbage(true).await.unwrap();
     assert!(collected.freed_bytes >= 17 << 20, "{collected:?}");
     assert_eq!(store.snapshots().len(), 1);

@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 
 use weightd_store::StoreError;
 
-use crate::common::{SmallDisk, assert_whole, bring, config, in_memory, on_disk, open, open_losing, plain, skip, snapshot};
+use crate::common::{
+    SmallDisk, assert_whole, bring, config, in_memory, on_disk, open, open_losing, plain, skip, snapshot,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_costs_nothing_whole_and_the_next_run_completes() {

@@ -8,7 +8,8 @@ use std::{
 use weightd_store::{Config, PartialBlob, SnapshotUse, Store, StoreError, io::PowerLossEngine};
 
 use crate::common::{
-    TWO_CHUNKS, Thing, aligned, assert_sound, assert_whole, config, in_memory, on_disk, open, open_losing, plain, snapshot,
+    TWO_CHUNKS, Thing, aligned, assert_sound, assert_whole, config, in_memory, on_disk, open, open_losing,
+    plain, snapshot,
 };
 
 /// Which blobs each snapshot consists of.
@@ -112,7 +113,8 @@ impl Run {
             let placement = &self.things[*blob].wanted.placement;
             let chunk = placement.pieces_of_chunk(placement.pieces()[*piece].chunk);
             // Blobs of one chunk are fetched again.
-            placement.chunk_count() > 1 && chunk.iter().all(|&piece| written.contains(&(*blob, piece as usize)))
+            placement.chunk_count() > 1
+                && chunk.iter().all(|&piece| written.contains(&(*blob, piece as usize)))
         };
         self.known.recorded.extend(written.iter().filter(is_recorded));
         Ok(())
@@ -160,7 +162,8 @@ impl Run {
 
     /// Strikes out what an operation may take that spares what is held or, unless forced, pinned.
     fn may_lose(&mut self, which: impl Fn(usize) -> bool) {
-        let going: Vec<_> = (0..SNAPSHOTS.len()).filter(|at| which(*at) && !self.holds.contains_key(at)).collect();
+        let going: Vec<_> =
+            (0..SNAPSHOTS.len()).filter(|at| which(*at) && !self.holds.contains_key(at)).collect();
         for at in &going {
             self.known.published.remove(at);
             self.known.pinned.remove(at);
@@ -216,7 +219,8 @@ impl Run {
 
     /// What is pinned or held is where it was.
     async fn after_eviction(&self, pinned: &BTreeSet<usize>) {
-        for at in self.known.published.iter().filter(|at| pinned.contains(at) || self.holds.contains_key(at)) {
+        for at in self.known.published.iter().filter(|at| pinned.contains(at) || self.holds.contains_key(at))
+        {
             assert_whole(&self.store, &self.of(*at), &self.context).await;
         }
     }
@@ -247,11 +251,19 @@ impl Run {
         let partial = self.store.begin(thing.wanted.clone(), &promise).await.unwrap();
         for at in 0..thing.pieces() {
             if !partial.has_piece(at) {
-                assert!(!self.known.recorded.contains(&(blob, at)), "{}: piece {at} of {blob} was recorded", self.context);
+                assert!(
+                    !self.known.recorded.contains(&(blob, at)),
+                    "{}: piece {at} of {blob} was recorded",
+                    self.context
+                );
                 continue;
             }
             let (buffer, within) = partial.read_piece(at, self.store.pool().acquire().await).await.unwrap();
-            assert!(buffer[within] == *thing.piece(at), "{}: piece {at} of {blob} has other bytes", self.context);
+            assert!(
+                buffer[within] == *thing.piece(at),
+                "{}: piece {at} of {blob} has other bytes",
+                self.context
+            );
         }
     }
 }
@@ -268,7 +280,8 @@ async fn case(seed: u64, config: &Config, things: &[Arc<Thing>], loses: bool) {
             None => (None, open(config)),
         };
         let (holds, open) = (BTreeMap::new(), BTreeMap::new());
-        let mut run = Run { things: things.to_vec(), store, random: random.fork(), open, holds, known, context };
+        let mut run =
+            Run { things: things.to_vec(), store, random: random.fork(), open, holds, known, context };
         if round == 1 {
             run.check().await;
             // Checking took up what was begun; pieces that were only written are as good as missing.
@@ -292,7 +305,15 @@ async fn case(seed: u64, config: &Config, things: &[Arc<Thing>], loses: bool) {
     }
     let store = if loses { open_losing(config).1.unwrap() } else { open(config) };
     let (holds, open) = (BTreeMap::new(), BTreeMap::new());
-    let mut last = Run { things: things.to_vec(), store, random, open, holds, known, context: format!("seed {seed}, end") };
+    let mut last = Run {
+        things: things.to_vec(),
+        store,
+        random,
+        open,
+        holds,
+        known,
+        context: format!("seed {seed}, end"),
+    };
     last.check().await;
 }
 

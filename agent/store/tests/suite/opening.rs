@@ -99,7 +99,8 @@ async fn a_damaged_index_costs_no_complete_blob() {
             1 => damaged.fill(0xa5),
             2 => damaged.truncate(whole.len() / 2),
             3 => damaged = b"not a database at all".to_vec(),
-            _ => (0..1 << (case % 8)).for_each(|_| damaged[random.usize(..whole.len().min(64 << 10))] ^= 1 << random.u8(..8)),
+            _ => (0..1 << (case % 8))
+                .for_each(|_| damaged[random.usize(..whole.len().min(64 << 10))] ^= 1 << random.u8(..8)),
         }
         std::fs::write(&index, damaged).unwrap();
         let store = open(&config);

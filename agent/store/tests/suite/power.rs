@@ -1,6 +1,8 @@
 //! One blob's whole way in, with the power cut after each operation of it.
 
-use crate::common::{TWO_CHUNKS, assert_sound, assert_whole, bring, config, in_memory, open_losing, plain, snapshot};
+use crate::common::{
+    TWO_CHUNKS, assert_sound, assert_whole, bring, config, in_memory, open_losing, plain, snapshot,
+};
 
 /// How far the script came before the power went.
 #[derive(Debug, Default)]
@@ -11,7 +13,10 @@ struct Reached {
     pinned: bool,
 }
 
-async fn script(store: &weightd_store::Store, reached: &mut Reached) -> Result<(), weightd_store::StoreError> {
+async fn script(
+    store: &weightd_store::Store,
+    reached: &mut Reached,
+) -> Result<(), weightd_store::StoreError> {
     let (small, large) = (plain("small", 3000), plain("large", TWO_CHUNKS));
     let manifest = snapshot(&[&small, &large]);
     let _hold = store.expect(manifest.clone()).await?;

@@ -24,7 +24,14 @@ async fn a_bad_chunk_is_found_and_only_right_bytes_repair_it() {
             let (_, good) = blob.check_chunk(other, store.pool().acquire().await).await.unwrap();
             assert_eq!(good, other != chunk, "byte {at}, chunk {other}");
         }
-        assert!(store.read_blob(thing.key()).await.unwrap_err().to_string().contains(&format!("chunk {chunk} is damaged")));
+        assert!(
+            store
+                .read_blob(thing.key())
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains(&format!("chunk {chunk} is damaged"))
+        );
         let range = blob.placement().chunk_range(chunk);
         let (start, end) = (usize::try_from(range.start).unwrap(), usize::try_from(range.end).unwrap());
         let mut wrong = store.pool().acquire().await;
@@ -67,7 +74,11 @@ async fn what_cannot_be_repaired_is_missing_and_comes_back_in_place() {
     store.publish(snapshot(&[&thing])).await.unwrap();
     assert_whole(&store, &[&thing], "back").await;
     let directory = store.snapshot(&key).unwrap().directory.unwrap();
-    assert_eq!(mounted.metadata().unwrap().ino(), std::fs::metadata(&directory).unwrap().ino(), "the same directory");
+    assert_eq!(
+        mounted.metadata().unwrap().ino(),
+        std::fs::metadata(&directory).unwrap().ino(),
+        "the same directory"
+    );
     let mode = std::fs::metadata(directory.join("a.safetensors")).unwrap().mode();
     assert_eq!(mode & 0o777, 0o444);
 }
