@@ -1,7 +1,7 @@
 //! How fast is a prefetch? Bucket to verified, durable files, beside the floor and beside the tool people use today.
 //!
 //! Everything runs in turn against one emulated bucket on loopback, five rounds, so that the ratios hold although the
-//! machine's disk does not keep its speed. `cargo xtask bench prefetch` runs it and rewrites `docs/BENCHMARKS.md`.
+//! machine's disk does not keep its speed. `cargo xtask bench prefetch --report docs/BENCHMARKS.md` runs it and rewrites that page.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports to its terminal")]
 
 use std::{
@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
 
 fn report(text: &str) -> String {
     format!(
-        "# Benchmarks\n\nThe last run of `cargo xtask bench`. Medians of the rounds; ratios are medians of run-by-run \
+        "# Benchmarks\n\nThe last run of `cargo xtask bench prefetch --report docs/BENCHMARKS.md`. Medians of the rounds; ratios are medians of run-by-run \
          ratios, because the\ndisk's speed drifts between runs and not within a pair. The bucket is a fake-gcs-server on \
          loopback whose files are\nin the page cache, so client, server and disk share the machine's cores.\n\n{text}"
     )
@@ -133,8 +133,9 @@ impl Bench {
 
     fn against_the_floor(&self, options: &Options) -> Result<String> {
         let (mut floor, mut prefetch, mut peer) = (Sample::default(), Sample::default(), Sample::default());
-        let with_peer = self.gcs.ca_file().is_none() && !options.quick;
         let gcloud = is_there("gcloud");
+        let has_peer = gcloud || is_there("rclone");
+        let with_peer = has_peer && self.gcs.ca_file().is_none() && !options.quick;
         for round in 1..=options.rounds {
             eprintln!("round {round} of {}", options.rounds);
             floor.costs.push(self.floor()?);

@@ -1,16 +1,22 @@
-//! `cargo xtask bench`: the benchmarks, optimised.
+//! `cargo xtask bench NAME`: one benchmark, optimised, beside its peers.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{command, tools};
 
-/// Runs them with these arguments.
+/// Builds the benchmarks and what they measure, and runs the one that is named (`prefetch` if none is).
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
+    let (name, rest) = match arguments.split_first() {
+        Some((name, rest)) if !name.starts_with('-') => (name.as_str(), rest),
+        _ => ("prefetch", arguments),
+    };
     tools::python(root)?;
-    command::run(command::cargo(root).args(["build", "--release", "-p", "weightd", "-p", "weightctl"]))?;
-    command::run(
-        command::cargo(root).args(["run", "--release", "-p", "weightd-benches", "--"]).args(arguments),
-    )
+    tools::peer();
+    let build = ["build", "--release", "-p", "weightctl", "-p", "weightd-benches"];
+    command::run(command::cargo(root).args(build))?;
+    let program = root.join("target/release").join(name);
+    let program = program.canonicalize().with_context(|| format!("no benchmark is called {name}"))?;
+    command::run(Command::new(program).args(rest).current_dir(root))
 }

@@ -25,7 +25,7 @@ Usage: cargo xtask TASK
   demo                make a model, serve it from a GCS emulator, prefetch it, read a tensor back
   test [ARG...]       install what tests need, then run all tests; arguments go to `cargo test`
   lint                format, clippy, dependencies, generated code, length of files
-  bench [ARG...]      run the benchmarks; arguments go to them
+  bench [NAME ARG...] run a benchmark (prefetch if none is named); arguments go to it
   generate [--check]  compile the protocols to the Rust that is committed, or say whether it is up to date
   tools               install what tests need into .tools
 ";

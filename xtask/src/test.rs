@@ -11,13 +11,14 @@ use anyhow::{Context, Result};
 
 use crate::{command, skips, summary::Summary, tools};
 
-/// Installs what tests need, builds the programs they start, runs them all and counts. Whether all is well.
+/// Installs what tests need, runs them all and counts. Whether all is well. The programs that tests start are built by
+/// the same `cargo test`, because their packages have tests of their own; building them first would compile their
+/// dependencies twice, with other features.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<bool> {
     if let Err(error) = tools::install(root) {
         // Tests that need what is missing will say so; the others are worth running.
         eprintln!("warning: {error:#}; tests that need it will be skipped");
     }
-    command::run(command::cargo(root).args(["build", "--bins", "-p", "weightctl", "-p", "weightd"]))?;
     let log = root.join("target/skipped-tests");
     fs::write(&log, "").with_context(|| format!("emptying {}", log.display()))?;
 

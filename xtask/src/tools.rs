@@ -72,6 +72,17 @@ fn programs() {
     }
 }
 
+/// The tool that a prefetch is measured beside: the Google Cloud CLI where it is, else rclone. Without either that row
+/// is left out.
+pub(crate) fn peer() {
+    if find("gcloud").is_none()
+        && find("rclone").is_none()
+        && let Err(error) = debian(&["rclone"])
+    {
+        eprintln!("warning: {error:#}; nothing is measured beside weightctl");
+    }
+}
+
 /// Installs Debian packages, as root only.
 fn debian(packages: &[&str]) -> Result<()> {
     let words = packages.join(" ");
