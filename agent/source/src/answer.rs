@@ -181,4 +181,16 @@ mod tests {
         assert_eq!((error.kind(), error.retry_after()), ("unavailable", Some(Duration::ZERO)));
         assert!(answer(404, &[], "").transient("o").is_none());
     }
+
+    #[test]
+    fn any_bytes_are_an_answer_without_a_panic() {
+        bolero::check!().with_type::<(Vec<u8>, Vec<u8>)>().for_each(|(body, wait)| {
+            let mut headers = HeaderMap::new();
+            if let Ok(wait) = http::HeaderValue::from_bytes(wait) {
+                headers.insert(RETRY_AFTER, wait);
+            }
+            let answer = Answer::new(StatusCode::FORBIDDEN, &headers, body);
+            assert!(!answer.to_string().is_empty());
+        });
+    }
 }

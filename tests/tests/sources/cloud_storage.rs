@@ -4,10 +4,10 @@ use std::process::Command;
 
 use futures::StreamExt;
 use weightd_harness::{FakeGcs, Fault, FaultProxy, Upload, require};
-use weightd_source::{Opener, resolve};
+use weightd_source::{Config, GcsConfig, Opener, resolve};
 use weightd_types::{ByteRange, Selection};
 
-use crate::fixtures::{gcs_origins, uri};
+use crate::fixtures::{gcs_origins, origins, uri};
 
 #[tokio::test]
 async fn transcoded_objects_are_refused_only_when_they_are_taken() {
@@ -57,6 +57,26 @@ async fn one_request_is_one_request_and_retry_after_is_kept() {
     assert_eq!(came, 1000);
     assert_eq!(pieces.last().unwrap().as_ref().unwrap_err().kind(), "interrupted");
     assert_eq!(proxy.requests().all().len(), before + 2);
+}
+
+#[tokio::test]
+async fn the_project_that_pays_is_named_in_listings_and_reads() {
+    let server = require!(FakeGcs::start().await);
+    server.create_bucket("models").await.unwrap();
+    server.upload("models", "m/a.bin", "weights").await.unwrap();
+    let proxy = FaultProxy::start(&server.endpoint()).await.unwrap();
+    let gcs = GcsConfig {
+        endpoint: Some(proxy.url()),
+        anonymous: Some(true),
+        user_project: Some("payer".to_owned()),
+    };
+    let source = origins(&Config { gcs, ..Config::default() }, &[]);
+    let source = source.open(&uri("gs://models/m")).await.unwrap();
+    let listing = source.list().await.unwrap();
+    drop(source.read(listing[0].object().unwrap(), ByteRange::new(0, 7)).await.unwrap());
+    let requests = proxy.requests().all();
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|request| request.header("x-goog-user-project") == Some("payer")));
 }
 
 /// Runs the next test in a process of its own, because the authority comes from the environment.

@@ -215,4 +215,20 @@ mod tests {
         let item = serde_json::from_str(r#"{"name":"m/a","size":"-1","generation":"1"}"#).unwrap();
         assert_eq!(entry(&uri, "m/", &item).unwrap_err().kind(), "protocol");
     }
+
+    #[test]
+    fn any_bytes_are_listed_or_refused_without_a_panic() {
+        let uri: SourceUri = "gs://b/m".parse().unwrap();
+        bolero::check!().with_type::<[String; 5]>().for_each(|[name, size, generation, crc32c, md5]| {
+            let item = serde_json::json!({
+                "name": format!("m/{name}"), "size": size, "generation": generation, "crc32c": crc32c,
+                "md5Hash": md5, "contentEncoding": name,
+            });
+            let item = serde_json::from_value(item).unwrap();
+            let _ = entry(&uri, "m/", &item);
+        });
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let _ = serde_json::from_slice::<Page>(bytes);
+        });
+    }
 }

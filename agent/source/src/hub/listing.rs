@@ -127,3 +127,21 @@ fn next_page(headers: &HeaderMap, client: &HubClient, uri: &SourceUri) -> Result
 fn nonsense(uri: &SourceUri, detail: String) -> SourceError {
     SourceError::Protocol { what: uri.to_string(), detail }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_are_listed_or_refused_without_a_panic() {
+        let uri: SourceUri = "hf://o/n".parse().unwrap();
+        bolero::check!().with_type::<(String, String, Option<String>)>().for_each(|(path, oid, sha256)| {
+            let lfs = sha256.as_ref().map(|sha256| serde_json::json!({"oid": sha256, "size": 1}));
+            let entry = serde_json::json!({"type": "file", "path": path, "oid": oid, "lfs": lfs});
+            let _ = listed(&uri, "c", path.clone(), serde_json::from_value(entry).unwrap());
+        });
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let _ = serde_json::from_slice::<Vec<Entry>>(bytes);
+        });
+    }
+}
