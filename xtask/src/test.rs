@@ -11,6 +11,9 @@ use anyhow::{Context, Result};
 
 use crate::{command, skips, summary::Summary, tools};
 
+/// What is built and tested.
+const WORKSPACE: [&str; 3] = ["--workspace", "--features", "xtask/generate"];
+
 /// Installs what tests need, runs them all and counts. Whether all is well. The programs that tests start are built by
 /// the same `cargo test`, because their packages have tests of their own; building them first would compile their
 /// dependencies twice, with other features.
@@ -40,7 +43,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<bool> {
 /// Runs `cargo test` once, shows what it says and counts. Whether it succeeded.
 fn tests(root: &Path, arguments: &[String], log: &Path, summary: &mut Summary) -> Result<bool> {
     let mut cargo = command::cargo(root);
-    cargo.args(["test", "--workspace", "--no-fail-fast", "--features", "xtask/generate"]).args(arguments);
+    cargo.args(["test", "--no-fail-fast"]).args(WORKSPACE).args(arguments);
     cargo.env("WEIGHTD_SKIP_LOG", log).stdout(Stdio::piped());
     let mut child = cargo.spawn().context("starting cargo test")?;
     let output = child.stdout.take().context("the output is piped")?;
