@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use weightd::{Agent, Config, Overrides, StartError};
+use weightd::{Agent, Config, Overrides};
 
 /// What scripts get for a command line or configuration that makes no sense (`EX_USAGE`).
 const USAGE: u8 = 64;
@@ -67,7 +67,7 @@ fn run(config: Config) -> ExitCode {
     weightd::logging::init(&config.log);
     let outcome = tokio::runtime::Runtime::new()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| Ok(runtime.block_on(Box::pin(serve(config)))?));
+        .and_then(|runtime| runtime.block_on(Box::pin(serve(config))));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -78,31 +78,23 @@ fn run(config: Config) -> ExitCode {
 }
 
 /// Serves until a signal asks for the end.
-async fn serve(config: Config) -> Result<(), StartError> {
+async fn serve(config: Config) -> anyhow::Result<()> {
     let (socket, store) = (config.socket.clone(), config.store.directory.clone());
+    // From here on, so that an agent that is told to end while it starts ends cleanly too.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut agent = Box::pin(Agent::start(config)).await?;
     let listening = agent.listen().await;
     if listening.is_ok() {
-        tracing::info!(socket = %socket.display(), store = %store.display(), version = env!("CARGO_PKG_VERSION"), "ready");
-        let signal = ended().await;
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(socket = %socket.display(), store = %store.display(), version, "ready");
+        let signal = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
         tracing::info!(signal, "ending: no new calls, transfers stop and resume at the next start");
     }
     agent.shutdown().await;
-    listening
-}
-
-/// Waits for the signal that ends the agent.
-async fn ended() -> &'static str {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers, signals end the process as they always did.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    }
+    Ok(listening?)
 }
 
 /// Words go to stderr; one that is closed changes nothing.

@@ -11,6 +11,7 @@ mod exit_codes;
 mod output;
 mod progress;
 mod shell;
+mod signals;
 mod view;
 
 use std::process::ExitCode;

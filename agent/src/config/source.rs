@@ -15,7 +15,7 @@ pub(super) fn check(reader: &mut Reader, raw: Table, environment: &Environment) 
             ("gcs", Value::Table(table)) => config.gcs = section::<GcsConfig>(reader, "source.gcs", table),
             ("s3", Value::Table(table)) => config.s3 = section::<S3Config>(reader, "source.s3", table),
             ("azure", Value::Table(table)) => {
-                config.azure = section::<AzureConfig>(reader, "source.azure", table)
+                config.azure = section::<AzureConfig>(reader, "source.azure", table);
             }
             ("hub", Value::Table(table)) => config.hub = section::<HubConfig>(reader, "source.hub", table),
             (_, value) => drop(flat.insert(name, value)),

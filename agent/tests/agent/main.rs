@@ -1,4 +1,5 @@
 //! The agent at its own interface: gRPC in process, origins in memory, a store in a temporary directory.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod calls;
 mod detached;

@@ -5,15 +5,13 @@ mod snapshots;
 mod status;
 mod verify;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use crate::{
     cli::{Arguments, Command, Target},
     connection::Connection,
     error::CommandError,
-    exit_codes::Exit,
     output::Output,
     shell,
+    signals::Signals,
 };
 
 /// Runs the command, until it is done or a signal ends it.
@@ -27,20 +25,21 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> Result<(), Com
 }
 
 async fn with_agent(target: &Target, command: Command, output: &Output) -> Result<(), CommandError> {
-    let mut interrupted = std::pin::pin!(interrupted());
+    let mut signals = Signals::listen();
     let meaning = meaning_of_interruption(&command);
+    let stopped = |exit| CommandError::Interrupted { message: meaning.to_owned(), exit };
     let connection = tokio::select! {
         connection = Connection::open(target) => connection?,
-        exit = &mut interrupted => return Err(CommandError::Interrupted { message: "interrupted".into(), exit }),
+        exit = signals.next() => return Err(stopped(exit)),
     };
     let outcome = tokio::select! {
         outcome = Box::pin(dispatch(&connection, command, output)) => outcome,
-        exit = &mut interrupted => Err(CommandError::Interrupted { message: meaning.to_owned(), exit }),
+        exit = signals.next() => Err(stopped(exit)),
     };
     tokio::select! {
         () = connection.close() => outcome,
         // A second signal does not wait for what is being written down; the next run finds out what is there.
-        exit = self::interrupted() => Err(CommandError::Interrupted { message: meaning.to_owned(), exit }),
+        exit = signals.next() => Err(stopped(exit)),
     }
 }
 
@@ -74,19 +73,5 @@ fn meaning_of_interruption(command: &Command) -> &'static str {
         Command::Prefetch(_) => "interrupted; what has arrived is kept, the same command resumes",
         Command::Verify { .. } => "interrupted; what was repaired stays so",
         _ => "interrupted",
-    }
-}
-
-/// Waits for Ctrl-C or SIGTERM.
-async fn interrupted() -> Exit {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        // Without handlers, signals end the process as they always did.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => Exit::Interrupted,
-        _ = terminate.recv() => Exit::Terminated,
     }
 }
