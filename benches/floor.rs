@@ -24,7 +24,9 @@ use tokio::{
 };
 
 /// Bytes of one write.
-const WRITE_BYTES: u64 = 8 << 20;
+const WRITE_BYTES: usize = 8 << 20;
+/// Writes in flight, each with a ring of its own, so that none waits for another.
+const WRITERS: usize = 8;
 /// O_DIRECT wants whole blocks; the files are cut to length at the end.
 const BLOCK: u64 = 4096;
 
@@ -89,14 +91,19 @@ async fn main() -> Result<()> {
     let (writes, received) = mpsc::sync_channel::<Write>(16);
     let (spare, spares) = mpsc::channel();
     for _ in 0..32 {
-        let buffer = MmapMut::map_anon(WRITE_BYTES as usize)?;
+        let buffer = MmapMut::map_anon(WRITE_BYTES)?;
         // The disk reads memory in 2 MiB pages about twice as fast as in 4 KiB ones.
         buffer.advise(memmap2::Advice::HugePage)?;
         spare.send(buffer)?;
     }
     let buffers = Arc::new(Buffers { spares: Mutex::new(spares), count: Semaphore::new(32) });
-    let returns = Arc::clone(&buffers);
-    let ring = std::thread::spawn(move || drive(&received, &spare, &returns));
+    let received = Arc::new(std::sync::Mutex::new(received));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|_| {
+            let (received, spare, returns) = (Arc::clone(&received), spare.clone(), Arc::clone(&buffers));
+            std::thread::spawn(move || drive(&received, &spare, &returns))
+        })
+        .collect();
     let bucket: Arc<str> = format!("projects/_/buckets/{}", options.bucket).into();
     let queue = Arc::new(Mutex::new(ranges.into_iter()));
     let mut workers = JoinSet::new();
@@ -114,7 +121,9 @@ async fn main() -> Result<()> {
     while let Some(ended) = workers.join_next().await {
         ended.context("a worker panicked").and_then(|outcome: Result<()>| outcome)?;
     }
-    ring.join().map_err(|_| anyhow::anyhow!("the ring's thread panicked"))??;
+    for writer in writers {
+        writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
+    }
     for (file, size) in files {
         file.set_len(size)?;
         file.sync_all()?;
@@ -148,7 +157,8 @@ async fn plan(options: &Options) -> Result<(Vec<Range>, Vec<(Arc<File>, u64)>)> 
         let size: u64 = item.size.parse()?;
         let path = options.out.join(item.name.rsplit('/').next().unwrap_or(&item.name));
         let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
-        let file = Arc::new(File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path)?);
+        let file =
+            Arc::new(File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path)?);
         if size > 0 {
             let len = size.next_multiple_of(BLOCK);
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
@@ -184,7 +194,12 @@ async fn stream(
             filled += part.len();
             if filled == buffer.len() {
                 let full = std::mem::replace(&mut buffer, buffers.take().await?);
-                writes.send(Write { file: Arc::clone(&range.file), offset, len: filled as u64, buffer: full })?;
+                writes.send(Write {
+                    file: Arc::clone(&range.file),
+                    offset,
+                    len: filled as u64,
+                    buffer: full,
+                })?;
                 offset += filled as u64;
                 filled = 0;
             }
@@ -192,59 +207,41 @@ async fn stream(
     }
     ensure!(offset + filled as u64 == range.end, "{}: the body was short", range.object);
     if filled > 0 {
-        writes.send(Write { file: range.file, offset, len: (filled as u64).next_multiple_of(BLOCK), buffer })?;
+        writes.send(Write {
+            file: range.file,
+            offset,
+            len: (filled as u64).next_multiple_of(BLOCK),
+            buffer,
+        })?;
     } else {
-        buffers.count.add_permits(0);
         writes.send(Write { file: range.file, offset, len: 0, buffer })?;
     }
     Ok(())
 }
 
-/// Keeps the ring full until the senders are gone.
+/// Writes one buffer after another, each as soon as there is one, until the senders are gone.
 #[allow(unsafe_code)]
-fn drive(writes: &mpsc::Receiver<Write>, spare: &mpsc::Sender<MmapMut>, buffers: &Buffers) -> Result<()> {
-    let give_back = |buffer: MmapMut| {
-        if spare.send(buffer).is_ok() {
+fn drive(
+    writes: &std::sync::Mutex<mpsc::Receiver<Write>>,
+    spare: &mpsc::Sender<MmapMut>,
+    buffers: &Buffers,
+) -> Result<()> {
+    let mut ring = IoUring::new(1)?;
+    loop {
+        let next = writes.lock().map_err(|_| anyhow::anyhow!("another writer panicked"))?.recv();
+        let Ok(write) = next else { return Ok(()) };
+        if write.len > 0 {
+            let (file, memory) = (Fd(write.file.as_raw_fd()), write.buffer.as_ptr());
+            let entry =
+                opcode::Write::new(file, memory, u32::try_from(write.len)?).offset(write.offset).build();
+            // SAFETY: file and buffer live in `write`, which is dropped only after the completion was seen below.
+            unsafe { ring.submission().push(&entry) }.context("the ring is empty")?;
+            ring.submit_and_wait(1)?;
+            let result = ring.completion().next().context("one write was waited for")?.result();
+            ensure!(result == i32::try_from(write.len)?, "a write of {} ended with {result}", write.len);
+        }
+        if spare.send(write.buffer).is_ok() {
             buffers.count.add_permits(1);
         }
-    };
-    let mut ring = IoUring::new(32)?;
-    let mut flying: Vec<Option<Write>> = (0..32).map(|_| None).collect();
-    let mut in_flight = 0;
-    let mut open = true;
-    while open || in_flight > 0 {
-        let next = if in_flight == 0 && open { writes.recv().ok() } else { writes.try_recv().ok() };
-        if next.is_none() && in_flight == 0 {
-            open = false;
-            continue;
-        }
-        if let Some(write) = next {
-            if write.len == 0 {
-                give_back(write.buffer);
-                continue;
-            }
-            let slot = flying.iter().position(Option::is_none).context("as many slots as buffers")?;
-            let entry = opcode::Write::new(Fd(write.file.as_raw_fd()), write.buffer.as_ptr(), u32::try_from(write.len)?)
-                .offset(write.offset)
-                .build()
-                .user_data(slot as u64);
-            flying[slot] = Some(write);
-            // SAFETY: the buffer and the file live in `flying` until the completion with this slot is seen below.
-            unsafe { ring.submission().push(&entry) }.context("the ring is as long as there are slots")?;
-            in_flight += 1;
-            ring.submit()?;
-            if in_flight < 16 {
-                continue;
-            }
-        }
-        ring.submit_and_wait(1)?;
-        let done: Vec<_> = ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
-        for (slot, result) in done {
-            let write = flying[usize::try_from(slot)?].take().context("each write completes once")?;
-            ensure!(result == i32::try_from(write.len)?, "a write of {} ended with {result}", write.len);
-            in_flight -= 1;
-            give_back(write.buffer);
-        }
     }
-    Ok(())
 }

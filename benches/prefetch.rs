@@ -97,7 +97,11 @@ impl Bench {
     }
 
     fn prefetch(&self, store: &Path) -> Result<Cost> {
-        run(self.command(binary("weightctl")?).arg("--store").arg(store).args(["prefetch", "gs://bench/model"]))
+        run(self
+            .command(binary("weightctl")?)
+            .arg("--store")
+            .arg(store)
+            .args(["prefetch", "gs://bench/model"]))
     }
 
     fn rclone(&self) -> Result<Cost> {
@@ -113,7 +117,8 @@ impl Bench {
 
     fn gcloud(&self) -> Result<Cost> {
         let out = self.fresh()?;
-        let copy = format!("gcloud storage cp -r gs://bench/model {out} && sync -f {out}", out = out.display());
+        let copy =
+            format!("gcloud storage cp -r gs://bench/model {out} && sync -f {out}", out = out.display());
         let mut command = self.command("sh");
         command.env("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", format!("{}/", self.gcs.endpoint()));
         command.env("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true");
@@ -159,11 +164,15 @@ impl Bench {
         };
         add("floor", &floor);
         add("weightctl prefetch", &prefetch);
-        let mut text = format!("## Bucket to durable files, {:.2} GB over {scheme}\n\n", gigabytes(self.bytes));
+        let mut text =
+            format!("## Bucket to durable files, {:.2} GB over {scheme}\n\n", gigabytes(self.bytes));
         if with_peer {
             let name = if gcloud { "gcloud storage cp -r" } else { "rclone copy" };
             add(name, &peer);
-            text += &format!("weightctl is {:.1} times as fast as `{name}`.\n\n", prefetch.speed_relative_to(&peer));
+            text += &format!(
+                "weightctl is {:.1} times as fast as `{name}`.\n\n",
+                prefetch.speed_relative_to(&peer)
+            );
         }
         Ok(format!("{text}{}\n", table.markdown()))
     }
@@ -177,7 +186,9 @@ impl Bench {
             sample.costs.push(self.prefetch(&store)?);
         }
         let millis = sample.wall() * 1000.0;
-        Ok(format!("## A second prefetch of a complete snapshot\n\n{millis:.0} ms, process start included.\n\n"))
+        Ok(format!(
+            "## A second prefetch of a complete snapshot\n\n{millis:.0} ms, process start included.\n\n"
+        ))
     }
 }
 
@@ -225,4 +236,3 @@ fn gigabytes(bytes: u64) -> f64 {
 fn gibibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
-

@@ -87,7 +87,7 @@ impl Transfer {
             left_out: resolution.left_out.into_iter().map(|object| object.path).collect(),
             priority,
         };
-        let done = async move { run.to_the_end().await }.boxed().shared();
+        let done = async move { run.complete().await }.boxed().shared();
         Self { manifest, priority, files, rate: AtomicU64::new(0), done }
     }
 
@@ -159,7 +159,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_the_end(self) -> Result<Completed, FetchError> {
+    async fn complete(&self) -> Result<Completed, FetchError> {
         let outcome = tokio::select! {
             outcome = self.run() => outcome,
             // No worker would ever bring what is missing.

@@ -116,9 +116,9 @@ impl Verification {
         let holds: Vec<_> = records.iter().filter_map(|record| store.hold(record.key()).ok()).collect();
         let mut subjects = BTreeMap::new();
         for record in &records {
-            // Of a complete snapshot, what is missing is bad too.
+            // Of a snapshot that was complete, what is missing is bad too: an earlier verification may have found it.
             for entry in
-                record.manifest.objects.iter().filter(|entry| record.complete || store.has_blob(&entry.blob))
+                record.manifest.objects.iter().filter(|entry| record.published || store.has_blob(&entry.blob))
             {
                 let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
                 subjects.entry(entry.blob).or_insert(subject);
@@ -130,7 +130,7 @@ impl Verification {
             self.summary.checked_blobs += 1;
         }
         if self.repair {
-            for record in records.iter().filter(|record| record.complete) {
+            for record in records.iter().filter(|record| record.published) {
                 self.restore(&record.manifest).await?;
             }
         }
@@ -142,7 +142,7 @@ impl Verification {
         let store = &self.inner.store;
         let blob = match store.stored_blob(subject.entry.blob).await {
             Ok(Some(blob)) => blob,
-            Ok(None) => return self.unreadable(subject, "its manifest is missing".to_owned()).await,
+            Ok(None) => return self.missing(subject).await,
             Err(StoreError::Manifest { why, .. }) => return self.unreadable(subject, why).await,
             Err(error) => return Err(error.into()),
         };
@@ -189,10 +189,16 @@ impl Verification {
         Ok(())
     }
 
-    /// A blob whose manifest or file cannot be used is fetched anew.
+    /// A blob whose manifest or file cannot be used is thrown away and fetched anew.
     async fn unreadable(&mut self, subject: &Subject, why: String) -> Result<(), FetchError> {
         tracing::warn!(blob = %subject.entry.blob, why, "a stored blob cannot be read");
         self.inner.store.discard_blob(subject.entry.blob).await?;
+        self.missing(subject).await
+    }
+
+    /// A blob that is not complete: what is recorded of it stays, the rest is fetched.
+    async fn missing(&mut self, subject: &Subject) -> Result<(), FetchError> {
+        self.inner.store.mark_missing(subject.entry.blob).await?;
         let outcome = if self.repair { self.inner.refetch(subject).await.map_err(Some) } else { Err(None) };
         self.report(subject, ByteRange::new(0, subject.entry.object.size), &outcome).await;
         Ok(())

@@ -172,16 +172,6 @@ impl Index {
         })
     }
 
-    /// Number of recorded chunks of a partial blob.
-    pub(crate) fn recorded_chunks(&self, key: &BlobKey) -> Result<u64, StoreError> {
-        let name = key.to_string();
-        self.read(|transaction| {
-            let chunks = transaction.open_table(CHUNKS)?;
-            let count = chunks.range((name.as_str(), 0)..=(name.as_str(), u32::MAX))?.count();
-            Ok(count as u64)
-        })
-    }
-
     /// Forgets partial blobs. Not durable by itself: recovery drops what a manifest or a missing file contradicts.
     pub(crate) fn forget_partials(&self, keys: &[BlobKey], durable: bool) -> Result<(), StoreError> {
         let durability = if durable { Durability::Immediate } else { Durability::None };

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use weightd_types::{Layout, RESERVED_NAME, SnapshotKey};
+use weightd_types::{Layout, Placement, RESERVED_NAME, SafetensorsHeader, SnapshotKey};
 
 use crate::{
     Job, Reservation, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
@@ -282,12 +282,29 @@ impl Store {
                 if let Some(partial) = active.get(&entry.blob) {
                     return Ok((partial.present_bytes(), false));
                 }
-                let chunks = store.inner.index.recorded_chunks(&entry.blob)?;
-                Ok(((chunks * weightd_types::CHUNK_BYTES).min(entry.object.size), false))
+                Ok((store.recorded_bytes(entry)?, false))
             };
             manifest.objects.iter().map(one).collect()
         })
         .await
+    }
+}
+
+impl Store {
+    /// Bytes of an object whose chunks are recorded.
+    fn recorded_bytes(&self, entry: &crate::SnapshotEntry) -> Result<u64, StoreError> {
+        let Some((_, header, chunks)) = self.inner.index.partial(&entry.blob)? else { return Ok(0) };
+        let placement = match entry.blob.layout {
+            Layout::Original => Some(Placement::original(entry.object.size)),
+            Layout::Aligned => {
+                SafetensorsHeader::parse(header, entry.object.size).and_then(|header| header.aligned()).ok()
+            }
+        };
+        let Some(placement) = placement else { return Ok(0) };
+        let recorded = chunks.keys().filter(|chunk| **chunk < placement.chunk_count());
+        let pieces = recorded.flat_map(|chunk| placement.pieces_of_chunk(*chunk));
+        let bytes: u64 = pieces.map(|&piece| placement.pieces()[piece as usize].object.len()).sum();
+        Ok(placement.replaced() + bytes)
     }
 }
 

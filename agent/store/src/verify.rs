@@ -196,6 +196,14 @@ impl Store {
         Ok(bytes)
     }
 
+    /// Says that a blob is not complete after all: the snapshots that need it are not either.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn mark_missing(&self, key: BlobKey) -> Result<(), StoreError> {
+        self.blocking(move |store| store.mark_users_incomplete(&key)).await
+    }
+
     /// Removes a complete blob whose manifest or header cannot be believed, so that it is fetched again.
     ///
     /// # Errors

@@ -1,5 +1,11 @@
 //! The programs as they are installed: `weightctl` and `weightd` as processes, against real servers and disks.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, sleep, and say why it is skipped"
+)]
 
 mod crash;
 mod daemon;

@@ -64,7 +64,7 @@ fn nothing_is_in_flight_twice_and_failures_come_again() {
     let mut planner = Planner::new(2 * C);
     add(&mut planner, "a", 4, 0);
     let (first, second) = (planner.next(1).unwrap(), planner.next(1).unwrap());
-    assert_eq!((first.pieces.clone(), second.pieces.clone()), (0..2, 2..4));
+    assert_eq!((first.pieces.clone(), second.pieces), (0..2, 2..4));
     assert_eq!(planner.next(1), None);
     planner.landed(&first, [0]);
     planner.ended(&first);

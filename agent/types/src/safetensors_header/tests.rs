@@ -36,7 +36,7 @@ fn the_aligned_blob_holds_the_same_tensors_on_64_bytes() {
     for (name, tensor) in before.iter() {
         assert_eq!(after.tensor(name).unwrap().data(), tensor.data(), "{name}");
         let at = after.tensor(name).unwrap().data().as_ptr() as usize - blob.as_ptr() as usize;
-        assert!(tensor.data().len() % 64 != 0 || at % 64 == 0, "{name} begins at {at}");
+        assert!(!tensor.data().len().is_multiple_of(64) || at.is_multiple_of(64), "{name} begins at {at}");
     }
     let (_, metadata) = safetensors::SafeTensors::read_metadata(&blob).unwrap();
     assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");

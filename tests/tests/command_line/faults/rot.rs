@@ -30,9 +30,12 @@ async fn rot_is_found_reported_and_repaired_from_the_origin() {
     let report: serde_json::Value = serde_json::from_str(&report.data).unwrap();
     assert_eq!((number(&report, "bad_chunks"), number(&report, "repaired_chunks")), (1, 0));
     assert_eq!(report["bad"][0]["path"], "tokenizer.bin", "{report}");
-    // What is known to be bad is not handed out; a prefetch makes it whole again.
+    // What is known to be bad is not handed out, and not forgotten either.
     place.run(&format!("path {KEPT}")).failed(75, &["weightctl prefetch"]);
-    place.run(&format!("prefetch {KEPT}")).done();
+    assert_eq!(place.run("verify --no-repair").code, Some(65));
+    let repaired = place.run("verify");
+    assert!(repaired.words.contains("1 bad chunks, all fetched again"), "{}", repaired.words);
+    repaired.done();
     assert_kept(&place);
 
     rot(&place.path(KEPT).join("tokenizer.bin"));

@@ -24,7 +24,7 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
         Place::new("colour = 1\n[fetch]\nrange = \"big\"\nspeed = 3\n[source.gcs]\nendpoin = \"http://x\"");
     let told = ["store.colour", "fetch.range", "big", "fetch.speed", "endpoin", "4 mistakes", "bandwidth"];
     place.run("ls").failed(64, &told);
-    Ended::of(&mut place.agent_command().stderr(std::process::Stdio::piped())).failed(64, &told);
+    Ended::of(place.agent_command().stderr(std::process::Stdio::piped())).failed(64, &told);
     assert!(!place.at("store").exists(), "nothing was begun");
     fs::write(place.at("weightd.toml"), "[store\n").unwrap();
     place.run("ls").failed(64, &["TOML", "line 1"]);
