@@ -80,7 +80,8 @@ async fn a_killed_agents_socket_and_store_are_taken_over() {
     assert!(socket(directory.path()).exists(), "nobody was left to remove it");
     let next = Running::start(directory.path());
     Client::connect(&socket(directory.path())).await.unwrap();
-    assert_eq!(next.end(Signal::TERM).0, Some(0));
+    let (code, said) = tokio::task::spawn_blocking(move || next.end(Signal::TERM)).await.unwrap();
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]
