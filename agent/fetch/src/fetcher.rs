@@ -200,6 +200,7 @@ impl Inner {
         let _ended = Ended { inner: &self, flying: flying.as_deref(), request: &request };
         if let Some(flying) = &flying {
             tokio::select! {
+                biased;
                 () = flying.cancelled.cancelled() => {}
                 outcome = worker::run(&self, flying, &request) => {
                     if let Err(error) = outcome {

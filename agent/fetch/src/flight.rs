@@ -235,12 +235,15 @@ impl Airborne {
 impl Drop for Airborne {
     fn drop(&mut self) {
         let key = self.flying.partial.key();
-        self.flying.cancelled.cancel();
-        let mut airborne = self.inner.airborne();
-        // The next flight of the same blob may have taken off already.
-        if airborne.get(&key).is_some_and(|flying| Arc::ptr_eq(flying, &self.flying)) {
-            airborne.remove(&key);
-            self.inner.planner().remove(&key);
+        {
+            let mut airborne = self.inner.airborne();
+            // The next flight of the same blob may have taken off already.
+            if airborne.get(&key).is_some_and(|flying| Arc::ptr_eq(flying, &self.flying)) {
+                airborne.remove(&key);
+                self.inner.planner().remove(&key);
+            }
         }
+        // Last: a worker that ends while the planner still knows the blob would have its pieces asked for again.
+        self.flying.cancelled.cancel();
     }
 }
