@@ -13,7 +13,6 @@ use crate::{
 };
 
 const KILLS: u32 = 50;
-const CHUNK_BYTES: u64 = 8 << 20;
 const SOURCE: &str = "gs://models/demo";
 
 /// Slow enough that kills land within the transfer.
@@ -65,11 +64,8 @@ async fn fifty_kills_lose_nothing_that_was_recorded() {
     }
     let brought = place.run(&format!("prefetch {SOURCE} -o json")).json();
     let fetched = number(&brought, "fetched_bytes");
-    // A chunk of which only some pieces had arrived may come again as a whole.
-    assert!(
-        (missing..=missing + 2 * CHUNK_BYTES).contains(&fetched),
-        "seed {seed}: {fetched} of {missing} missing"
-    );
+    // Headers are asked for apart from the data, and not counted with it.
+    assert!(fetched.abs_diff(missing) <= 64 << 10, "seed {seed}: {fetched} of {missing} missing");
     assert_eq!(number(&brought, "reused_bytes"), size - missing, "seed {seed}");
     place.run("verify --no-repair").done();
     assert_same_tensors(&model.directory, &place.path(SOURCE));
