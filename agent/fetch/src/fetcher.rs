@@ -21,8 +21,7 @@ use weightd_types::{BlobKey, ByteRange, Layout, Selection, SnapshotKey, SourceUr
 
 use crate::{
     Concurrency, Config, FetchError, Metrics, Planner, Request, Transfer,
-    flight::{Flights, Flying, Route},
-    prepare::Prepared,
+    flight::{Flights, Flying},
     range_reader::{LONGEST_WAIT, Line},
     throttle::Throttle,
     worker,
@@ -73,10 +72,6 @@ impl Inner {
 
     pub(crate) fn airborne(&self) -> MutexGuard<'_, HashMap<BlobKey, Arc<Flying>>> {
         lock(&self.airborne)
-    }
-
-    pub(crate) async fn prepare_owned(&self, route: Route, key: BlobKey) -> Result<Prepared, FetchError> {
-        self.prepare(&route, key).await
     }
 }
 

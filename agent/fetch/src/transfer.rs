@@ -283,8 +283,7 @@ impl Run {
         if self.inner.store.has_blob(&entry.blob) {
             return Ok(Ok(()));
         }
-        let prepared =
-            flight.prepared.get_or_try_init(|| self.inner.prepare_owned(route, entry.blob)).await?;
+        let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare(&route, entry.blob)).await?;
         let header = prepared.header.as_ref();
         Ok(index.check_tensors(shard, |tensor| header.is_some_and(|header| header.has_tensor(tensor))))
     }
