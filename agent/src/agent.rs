@@ -5,9 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Channel};
-use weightd_control::Control;
+use weightd_control::{Control, Loads};
+use weightd_expose::{Demands, Volumes};
 use weightd_fetch::Fetcher;
-use weightd_proto::v1::weights_server::WeightsServer;
+use weightd_proto::v1::{volumes_server::VolumesServer, weights_server::WeightsServer};
 use weightd_source::{Opener, Origins};
 use weightd_store::{Store, StoreError};
 
@@ -19,6 +20,9 @@ use crate::{
 /// How long calls in flight may take to end once the agent stops. kubelet kills after 30 seconds.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Time between two attempts to reach the keeper.
+const ADOPT_PAUSE: Duration = Duration::from_secs(1);
+
 /// Time between two looks for what nothing needs any more.
 const TIDY: Duration = Duration::from_secs(3600);
 
@@ -28,6 +32,8 @@ pub struct Agent {
     config: Config,
     fetcher: Fetcher,
     control: Control,
+    volumes: Volumes,
+    loads: Arc<Loads>,
     routes: Routes,
     registry: Arc<Registry>,
     tasks: TaskTracker,
@@ -58,13 +64,26 @@ impl Agent {
         let fetcher = Fetcher::start(store, opener, config.fetch.clone());
         fetcher.metrics().register(&mut registry);
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let control = Control::new(fetcher.clone(), tasks.clone(), stopping.clone());
-        let routes = Routes::new(WeightsServer::new(control.clone()));
+        let loads = Arc::new(Loads::new(fetcher.clone(), tasks.clone(), stopping.clone()));
+        let demands = Arc::clone(&loads) as Arc<dyn Demands>;
+        let volumes = Volumes::new(fetcher.store().clone(), config.expose.clone(), demands)?;
+        volumes.metrics().register(&mut registry);
+        let control = Control::new(
+            fetcher.clone(),
+            volumes.clone(),
+            Arc::clone(&loads),
+            tasks.clone(),
+            stopping.clone(),
+        );
+        let routes =
+            Routes::new(WeightsServer::new(control.clone())).add_service(VolumesServer::new(control.clone()));
         let registry = Arc::new(registry);
         Ok(Self {
             config,
             fetcher,
             control,
+            volumes,
+            loads,
             routes,
             registry,
             tasks,
@@ -96,6 +115,7 @@ impl Agent {
             self.tasks.spawn(http::serve(listener, registry, store, self.stopping.clone()));
         }
         self.control.resume().await?;
+        self.tasks.spawn(adopt(self.volumes.clone(), Arc::clone(&self.loads), self.stopping.clone()));
         self.tasks.spawn(serve::socket(listener, self.routes.clone(), self.stopping.clone()));
         self.tasks.spawn(tidy(self.fetcher.store().clone(), self.stopping.clone()));
         Ok(())
@@ -109,6 +129,8 @@ impl Agent {
     /// Stops taking calls, ends those in flight, writes down what there is, and closes the store.
     pub async fn shutdown(self) {
         drop(self.socket_file);
+        // First, so that no reader is told of an end that the next agent turns into a pause.
+        self.volumes.end().await;
         self.stopping.cancel();
         self.fetcher.close().await;
         self.tasks.close();
@@ -126,6 +148,26 @@ async fn open(config: weightd_store::Config) -> Result<Store, StoreError> {
         Ok(opened) => opened,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(StoreError::Closed),
+    }
+}
+
+/// Goes on with the volumes of an earlier agent, as soon as the keeper can be reached that has them.
+async fn adopt(volumes: Volumes, loads: Arc<Loads>, stopping: CancellationToken) {
+    let mut said = false;
+    loop {
+        match volumes.adopt().await {
+            Ok(manifests) => return loads.resume(&volumes, manifests),
+            Err(error) if error.is_retryable() && said => {}
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "volumes of an earlier agent wait");
+                said = true;
+            }
+            Err(error) => return tracing::error!(%error, "volumes of an earlier agent cannot be taken over"),
+        }
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(ADOPT_PAUSE) => {}
+        }
     }
 }
 

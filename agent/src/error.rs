@@ -10,6 +10,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] weightd_store::StoreError),
+    /// Volumes cannot be looked after.
+    #[error(transparent)]
+    Volumes(#[from] weightd_expose::ExposeError),
     /// Another agent serves the socket.
     #[error("another agent listens on {socket}: stop it, or name another socket with --socket")]
     SocketInUse {
@@ -47,6 +50,7 @@ impl StartError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Store(error) => weightd_control::failure::of_store(error),
+            Self::Volumes(error) => weightd_control::failure::of_expose(error),
             Self::SocketInUse { .. } => FailureKind::TryAgain,
             Self::NotASocket { .. } => FailureKind::Usage,
             Self::Socket { cause, .. } | Self::Metrics { cause, .. } => match cause.kind() {

@@ -25,6 +25,7 @@ pub const DEFAULT_SOCKET: &str = "/run/weightd/weightd.sock";
 #[derive(Debug, Clone)]
 pub struct Client {
     rpc: v1::weights_client::WeightsClient<Channel>,
+    volumes: v1::volumes_client::VolumesClient<Channel>,
 }
 
 /// What a call that reports along the way sends.
@@ -54,9 +55,11 @@ impl Client {
 
     /// A client of whatever is at the other end of `channel`: an agent in this process, for example.
     pub fn from_channel(channel: Channel) -> Self {
-        let rpc =
-            v1::weights_client::WeightsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Self { rpc }
+        let rpc = v1::weights_client::WeightsClient::new(channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let volumes =
+            v1::volumes_client::VolumesClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Self { rpc, volumes }
     }
 
     /// Brings a source's snapshot into the store.
@@ -132,6 +135,39 @@ impl Client {
         request: v1::CollectGarbageRequest,
     ) -> Result<v1::CollectGarbageResponse, Error> {
         answer(self.rpc.clone().collect_garbage(request).await)
+    }
+
+    /// Shows a source's snapshot at a directory.
+    ///
+    /// # Errors
+    /// [`Error`], as every call.
+    pub async fn publish(&self, request: v1::PublishRequest) -> Result<v1::PublishResponse, Error> {
+        answer(self.volumes.clone().publish(request).await)
+    }
+
+    /// Takes a volume away; says whether there was one.
+    ///
+    /// # Errors
+    /// [`Error`], as every call.
+    pub async fn unpublish(&self, target_path: String) -> Result<bool, Error> {
+        let request = v1::UnpublishRequest { target_path };
+        Ok(answer(self.volumes.clone().unpublish(request).await)?.was_published)
+    }
+
+    /// Sizes of one volume.
+    ///
+    /// # Errors
+    /// [`Error`], as every call.
+    pub async fn volume_stats(&self, target_path: String) -> Result<v1::StatsResponse, Error> {
+        answer(self.volumes.clone().stats(v1::StatsRequest { target_path }).await)
+    }
+
+    /// Volumes, and what went wrong with them lately.
+    ///
+    /// # Errors
+    /// [`Error`], as every call.
+    pub async fn list_volumes(&self) -> Result<v1::ListVolumesResponse, Error> {
+        answer(self.volumes.clone().list_volumes(v1::ListVolumesRequest {}).await)
     }
 
     /// Reads stored chunks and checks them.

@@ -110,6 +110,16 @@ pub(crate) enum Command {
     Path(OneSnapshot),
     /// Show what a prefetch would take, without fetching it.
     Resolve(Resolve),
+    /// Show a source's files at a directory, read-only, also while they load.
+    Mount(Mount),
+    /// Take a volume away.
+    Umount {
+        /// Where it is mounted.
+        #[arg(value_name = "TARGET")]
+        target: PathBuf,
+    },
+    /// List volumes, and what went wrong with them lately.
+    Mounts,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -137,6 +147,47 @@ pub(crate) struct Prefetch {
     /// Return at once; the agent goes on by itself.
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+/// What to show, and how.
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    #[command(flatten)]
+    pub(crate) what: Resolve,
+    /// Directory to mount it at; made when it is missing.
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: PathBuf,
+    /// How it is read.
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    mode: Mode,
+    /// Return only when every byte is here and verified.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Never evict the snapshot.
+    #[arg(long)]
+    pub(crate) pin: bool,
+}
+
+/// How a volume is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// By the kernel when the snapshot is complete, else through FUSE.
+    Auto,
+    /// By the kernel, once the snapshot is complete.
+    Bind,
+    /// Through FUSE.
+    Fuse,
+}
+
+impl Mount {
+    /// As the protocol has it.
+    pub(crate) fn mode(&self) -> v1::VolumeMode {
+        match self.mode {
+            Mode::Auto => v1::VolumeMode::Unspecified,
+            Mode::Bind => v1::VolumeMode::Bind,
+            Mode::Fuse => v1::VolumeMode::Fuse,
+        }
+    }
 }
 
 /// Which files of a source.

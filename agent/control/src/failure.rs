@@ -3,6 +3,7 @@
 use std::io;
 
 use tonic::Status;
+use weightd_expose::ExposeError;
 use weightd_fetch::FetchError;
 use weightd_proto::v1::{Failure, FailureKind};
 use weightd_source::{ResolveError, SourceError};
@@ -21,6 +22,11 @@ pub fn fetch_status(error: &FetchError) -> Status {
 /// The answer to a call that the store refused.
 pub fn store_status(error: &StoreError) -> Status {
     Failure::new(of_store(error), "").into_status(&error.to_string())
+}
+
+/// The answer to a call about a volume that failed.
+pub fn expose_status(error: &ExposeError) -> Status {
+    Failure::new(of_expose(error), "").into_status(&error.to_string())
 }
 
 /// The answer to a call that makes no sense.
@@ -52,6 +58,19 @@ impl From<InvalidUri> for Invalid {
 impl From<InvalidGlob> for Invalid {
     fn from(error: InvalidGlob) -> Self {
         Self(error.to_string())
+    }
+}
+
+/// What a caller can do about an error of the expose room.
+pub fn of_expose(error: &ExposeError) -> FailureKind {
+    match error {
+        ExposeError::Store(error) => of_store(error),
+        ExposeError::Mount { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            FailureKind::NotPermitted
+        }
+        ExposeError::Mount { .. } => FailureKind::Disk,
+        ExposeError::Occupied { .. } | ExposeError::BadTarget { .. } => FailureKind::Usage,
+        ExposeError::NoFuse { .. } | ExposeError::Keeper { .. } => FailureKind::Unavailable,
     }
 }
 

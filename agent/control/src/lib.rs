@@ -6,10 +6,13 @@
 pub mod failure;
 mod info;
 mod jobs;
+mod loads;
 mod prefetch;
 mod service;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod volumes;
 
+pub use loads::Loads;
 pub use service::Control;

@@ -5,12 +5,14 @@ use std::{pin::Pin, sync::Arc};
 use futures::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
+use weightd_expose::Volumes;
 use weightd_fetch::{FetchError, Fetcher, Transfer};
 use weightd_proto::v1::{self, weights_server::Weights};
 use weightd_store::{SnapshotRecord, Store, StoreError};
 use weightd_types::{Selection, SnapshotKey, SourceUri};
 
 use crate::{
+    Loads,
     failure::{self, Invalid},
     info,
     jobs::Jobs,
@@ -25,6 +27,8 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 pub struct Control {
     pub(crate) fetcher: Fetcher,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) volumes: Volumes,
+    pub(crate) loads: Arc<Loads>,
     /// Tasks that outlive the call that began them.
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
@@ -32,8 +36,14 @@ pub struct Control {
 
 impl Control {
     /// The service of an agent that ends when `stopping` is cancelled; `tasks` are then to be waited for.
-    pub fn new(fetcher: Fetcher, tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        Self { fetcher, jobs: Arc::default(), tasks, stopping }
+    pub fn new(
+        fetcher: Fetcher,
+        volumes: Volumes,
+        loads: Arc<Loads>,
+        tasks: TaskTracker,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self { fetcher, jobs: Arc::default(), volumes, loads, tasks, stopping }
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weightd_source::{Opener, Resolution, ResolveError, resolve};
-use weightd_store::Store;
+use weightd_store::{SnapshotManifest, Store};
 use weightd_types::{BlobKey, ByteRange, Layout, Selection, SnapshotKey, SourceUri};
 
 use crate::{
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -131,7 +131,16 @@ impl Fetcher {
     /// Brings a resolved source into the store. Whoever asks for a snapshot that is already on its way joins that
     /// transfer. The transfer makes progress while someone awaits [`Transfer::wait`].
     pub fn prefetch(&self, resolution: Resolution, layout: Layout, priority: i32) -> Arc<Transfer> {
-        let transfer = Arc::new(Transfer::start(&self.inner, resolution, layout, priority));
+        self.join_or_insert(Transfer::start(&self.inner, resolution, layout, priority))
+    }
+
+    /// As [`Fetcher::prefetch`], of a snapshot that was resolved earlier.
+    pub fn resume(&self, manifest: Arc<SnapshotManifest>, priority: i32) -> Arc<Transfer> {
+        self.join_or_insert(Transfer::resume(&self.inner, manifest, priority))
+    }
+
+    fn join_or_insert(&self, transfer: Transfer) -> Arc<Transfer> {
+        let transfer = Arc::new(transfer);
         let mut transfers = lock(&self.inner.transfers);
         transfers.retain(|_, known| known.strong_count() > 0);
         if let Some(known) = transfers.get(&transfer.key()).and_then(Weak::upgrade)
@@ -153,10 +162,21 @@ impl Fetcher {
         self.inner.requests_in_flight.load(Ordering::Relaxed)
     }
 
-    /// Wants a range of a blob that is on its way before everything else: someone is reading there.
-    pub fn demand(&self, key: BlobKey, range: ByteRange) {
-        self.inner.planner().demand(key, range);
+    /// Wants a range of a blob before everything else, because someone is reading there, and what follows it soon.
+    /// Says whether the snapshot is on its way at all.
+    pub fn demand(&self, snapshot: SnapshotKey, blob: BlobKey, range: ByteRange) -> bool {
+        let transfer = lock(&self.inner.transfers).get(&snapshot).and_then(Weak::upgrade);
+        let Some(transfer) = transfer.filter(|transfer| !transfer.is_over()) else { return false };
+        let flying = self.inner.airborne().get(&blob).cloned();
+        let mut planner = self.inner.planner();
+        match flying {
+            Some(flying) => planner.reconsider(&blob, range, |piece| flying.partial.has_piece(piece)),
+            None => transfer.want(&blob),
+        }
+        planner.demand(blob, range);
+        drop(planner);
         self.inner.wake.notify_one();
+        true
     }
 
     /// Ends all requests and waits for them. What arrived stays written; the store records it when it closes.

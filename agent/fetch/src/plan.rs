@@ -12,6 +12,12 @@ use std::{
 
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Placement};
 
+/// What follows a demand in its file and is likely to be read next: the chunks of four connections.
+const AHEAD_BYTES: u64 = 4 * CHUNK_BYTES;
+
+/// Ranges of one blob that are remembered before it is known.
+const EARLY_RANGES: usize = 64;
+
 /// One request to an origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -51,6 +57,21 @@ struct Blob {
     rank: Rank,
 }
 
+impl Blob {
+    /// Pieces of the chunks that a range of the blob touches, in the order of the blob.
+    fn pieces_in(&self, range: ByteRange) -> Vec<usize> {
+        let last = range.end.min(self.placement.blob_len()).div_ceil(CHUNK_BYTES);
+        let chunks = range.start / CHUNK_BYTES..last;
+        #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
+        let pieces = chunks.flat_map(|chunk| self.placement.pieces_of_chunk(chunk as u32));
+        pieces.map(|&piece| piece as usize).collect()
+    }
+
+    fn missing_in(&self, range: ByteRange) -> VecDeque<usize> {
+        self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
+    }
+}
+
 #[derive(Debug)]
 struct Demand {
     key: BlobKey,
@@ -64,6 +85,10 @@ pub struct Planner {
     blobs: HashMap<BlobKey, Blob>,
     waiting: BTreeSet<(Rank, BlobKey)>,
     demands: VecDeque<Demand>,
+    /// What follows a demand in its file: it goes after all demands, and before everything else.
+    ahead: VecDeque<Demand>,
+    /// Demands for blobs that are not known yet.
+    early: HashMap<BlobKey, Vec<ByteRange>>,
     missing_bytes: u64,
     arrivals: u64,
 }
@@ -76,6 +101,8 @@ impl Planner {
             blobs: HashMap::new(),
             waiting: BTreeSet::new(),
             demands: VecDeque::new(),
+            ahead: VecDeque::new(),
+            early: HashMap::new(),
             missing_bytes: 0,
             arrivals: 0,
         }
@@ -101,6 +128,9 @@ impl Planner {
         self.missing_bytes += missing.map(|(_, piece)| piece.object.len()).sum::<u64>();
         self.blobs.insert(key, Blob { placement, pieces, cursor: 0, rank });
         self.waiting.insert((rank, key));
+        for range in self.early.remove(&key).unwrap_or_default() {
+            self.demand(key, range);
+        }
     }
 
     /// Wants a blob sooner than it did.
@@ -116,18 +146,39 @@ impl Planner {
         }
     }
 
-    /// Wants a range of a blob before everything else.
+    /// Wants a range of a blob before everything else, and what follows it in the blob soon. A blob that is not known
+    /// yet is remembered.
     pub fn demand(&mut self, key: BlobKey, range: ByteRange) {
-        let Some(blob) = self.blobs.get(&key) else { return };
-        let placement = &blob.placement;
-        let last = range.end.min(placement.blob_len()).div_ceil(CHUNK_BYTES);
-        let chunks = range.start / CHUNK_BYTES..last;
-        #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
-        let pieces =
-            chunks.flat_map(|chunk| placement.pieces_of_chunk(chunk as u32)).map(|&piece| piece as usize);
-        let pieces: VecDeque<_> = pieces.filter(|&piece| blob.pieces[piece] == Piece::Missing).collect();
+        let Some(blob) = self.blobs.get(&key) else {
+            let early = self.early.entry(key).or_default();
+            if !early.contains(&range) && early.len() < EARLY_RANGES {
+                early.push(range);
+            }
+            return;
+        };
+        let pieces = blob.missing_in(range);
+        let follows = ByteRange::at(range.end.next_multiple_of(CHUNK_BYTES), AHEAD_BYTES);
+        let ahead = blob.missing_in(follows);
         if !pieces.is_empty() {
             self.demands.push_back(Demand { key, pieces });
+        }
+        // A reader that goes on through a file wants ahead what it wanted ahead before.
+        self.ahead.retain(|known| known.key != key);
+        if !ahead.is_empty() {
+            self.ahead.push_back(Demand { key, pieces: ahead });
+        }
+    }
+
+    /// Looks again at what is here of a range: a chunk that rotted on the way is missing again.
+    pub fn reconsider(&mut self, key: &BlobKey, range: ByteRange, is_here: impl Fn(usize) -> bool) {
+        let Some(blob) = self.blobs.get_mut(key) else { return };
+        for piece in blob.pieces_in(range) {
+            if blob.pieces[piece] == Piece::Here && !is_here(piece) {
+                blob.pieces[piece] = Piece::Missing;
+                blob.cursor = blob.cursor.min(piece);
+                self.missing_bytes += blob.placement.pieces()[piece].object.len();
+                self.waiting.insert((blob.rank, *key));
+            }
         }
     }
 
@@ -138,16 +189,25 @@ impl Planner {
 
     /// The next request for someone who waits for a range.
     pub fn next_demanded(&mut self) -> Option<Request> {
-        while let Some(demand) = self.demands.front_mut() {
-            let (key, first) = (demand.key, demand.pieces.pop_front());
+        let limit = self.range_bytes;
+        self.take_first(|planner| &mut planner.demands, limit)
+    }
+
+    /// The next request of a queue. Those ahead are short, so that several connections share them.
+    fn take_first(
+        &mut self,
+        queue: impl Fn(&mut Self) -> &mut VecDeque<Demand>,
+        limit: u64,
+    ) -> Option<Request> {
+        while let Some(demand) = queue(self).front_mut() {
+            let (key, first, wanted) = (demand.key, demand.pieces.pop_front(), demand.pieces.len() + 1);
             let Some(first) = first else {
-                self.demands.pop_front();
+                queue(self).pop_front();
                 continue;
             };
-            let wanted = demand.pieces.len() + 1;
             let Some(blob) = self.blobs.get(&key) else { continue };
             if blob.pieces[first] == Piece::Missing {
-                return Some(self.take(key, first, wanted, self.range_bytes));
+                return Some(self.take(key, first, wanted, limit));
             }
         }
         None
@@ -156,8 +216,10 @@ impl Planner {
     /// The next request, when `slots` may be in flight at once. Towards the end ranges get shorter, so that no single
     /// connection is left with the last of the work.
     pub fn next(&mut self, slots: usize) -> Option<Request> {
-        if let Some(request) = self.next_demanded() {
-            return Some(request);
+        let limit = CHUNK_BYTES.min(self.range_bytes);
+        let first = self.next_demanded().or_else(|| self.take_first(|planner| &mut planner.ahead, limit));
+        if first.is_some() {
+            return first;
         }
         while let Some(&(rank, key)) = self.waiting.first() {
             let found = self.blobs.get_mut(&key).and_then(|blob| {
@@ -237,6 +299,7 @@ impl Planner {
             self.missing_bytes -= missing.map(|(_, piece)| piece.object.len()).sum::<u64>();
             self.waiting.remove(&(blob.rank, *key));
             self.demands.retain(|demand| demand.key != *key);
+            self.ahead.retain(|demand| demand.key != *key);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -10,17 +10,20 @@ use std::{
 
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
-    future::{BoxFuture, Shared},
-    stream,
+    future::{BoxFuture, Shared, try_join},
+    stream::{self, FuturesUnordered},
 };
-use tokio::time::{Duration, Instant};
+use tokio::{
+    sync::{Notify, SetOnce},
+    time::{Duration, Instant},
+};
 use weightd_source::Resolution;
 use weightd_store::{Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord};
-use weightd_types::{CHUNK_BYTES, Layout, ObjectPath, SnapshotKey, WeightIndex, WeightIndexError};
+use weightd_types::{BlobKey, CHUNK_BYTES, Layout, ObjectPath, SnapshotKey, WeightIndex, WeightIndexError};
 
 use crate::{
     FetchError, FileProgress,
-    fetcher::Inner,
+    fetcher::{Inner, lock},
     flight::{Flight, Route},
 };
 
@@ -56,11 +59,17 @@ impl std::fmt::Debug for Transfer {
     }
 }
 
-/// Progress by file, in the order of the manifest.
+/// What is known by file, in the order of the manifest.
+#[derive(Default)]
 struct Files {
     /// What was here before: bytes, and whether the whole was confirmed.
     before: OnceLock<Vec<(u64, bool)>>,
     flights: Vec<OnceLock<Arc<crate::BlobProgress>>>,
+    /// Lengths of the blobs, once all are known.
+    lengths: SetOnce<Vec<u64>>,
+    /// Files that someone reads before their turn.
+    urgent: Mutex<Vec<usize>>,
+    is_urgent: Notify,
 }
 
 impl Files {
@@ -78,13 +87,27 @@ impl Transfer {
     pub(crate) fn start(inner: &Arc<Inner>, resolution: Resolution, layout: Layout, priority: i32) -> Self {
         let resolved_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
         let manifest = Arc::new(SnapshotManifest::new(&resolution.snapshot, layout, resolved_at));
+        let left_out = resolution.left_out.into_iter().map(|object| object.path).collect();
+        Self::of(inner, manifest, Some(left_out), priority)
+    }
+
+    pub(crate) fn resume(inner: &Arc<Inner>, manifest: Arc<SnapshotManifest>, priority: i32) -> Self {
+        Self::of(inner, manifest, None, priority)
+    }
+
+    fn of(
+        inner: &Arc<Inner>,
+        manifest: Arc<SnapshotManifest>,
+        left_out: Option<Vec<ObjectPath>>,
+        priority: i32,
+    ) -> Self {
         let flights = manifest.objects.iter().map(|_| OnceLock::new()).collect();
-        let files = Arc::new(Files { before: OnceLock::new(), flights });
+        let files = Arc::new(Files { flights, ..Files::default() });
         let run = Run {
             inner: Arc::clone(inner),
             manifest: Arc::clone(&manifest),
             files: Arc::clone(&files),
-            left_out: resolution.left_out.into_iter().map(|object| object.path).collect(),
+            left_out,
             priority,
         };
         let done = async move { run.complete().await }.boxed().shared();
@@ -125,6 +148,26 @@ impl Transfer {
         self.manifest.objects.iter().enumerate().map(one).collect()
     }
 
+    /// Waits until every blob's length is known, in the order of the manifest: long before the end, and enough to show
+    /// the files. `None` when the snapshot was complete before that. Waiting here keeps the transfer going too.
+    ///
+    /// # Errors
+    /// [`FetchError`] when the transfer fails before.
+    pub async fn lengths(&self) -> Result<Option<Vec<u64>>, FetchError> {
+        tokio::select! {
+            biased;
+            lengths = self.files.lengths.wait() => Ok(Some(lengths.clone())),
+            over = self.wait() => over.map(|_| None),
+        }
+    }
+
+    /// Wants a blob's flight to begin although its turn has not come.
+    pub(crate) fn want(&self, blob: &BlobKey) {
+        let position = self.manifest.objects.iter().position(|entry| entry.blob == *blob);
+        lock(&self.files.urgent).extend(position);
+        self.files.is_urgent.notify_one();
+    }
+
     /// Waits for the end; this is what keeps it going.
     ///
     /// # Errors
@@ -154,7 +197,8 @@ struct Run {
     inner: Arc<Inner>,
     manifest: Arc<SnapshotManifest>,
     files: Arc<Files>,
-    left_out: Vec<ObjectPath>,
+    /// What the selection left out; `None` when a snapshot is taken up again, whose index was checked at first.
+    left_out: Option<Vec<ObjectPath>>,
     priority: i32,
 }
 
@@ -220,16 +264,62 @@ impl Run {
             self.files.flights[at].get_or_init(|| Arc::clone(&flight.progress));
             flight
         };
-        let indices = self.positions(|path| path.is_safetensors_index());
-        for &at in &indices {
-            start(at).landed.clone().await?;
-            self.check_index(at, &start, &route).await?;
-        }
+        let land = async {
+            for at in self.positions(|path| path.is_safetensors_index()) {
+                start(at).landed.clone().await?;
+                self.check_index(at, &start, &route).await?;
+            }
+            self.land_all(&start).await
+        };
+        try_join(self.learn_lengths(&start, &route), land).await.map(drop)
+    }
+
+    /// Brings every blob down: small files first, because readers want configuration and tokenizer before any tensor;
+    /// but what someone waits for goes before its turn, and beyond the number of blobs in flight.
+    async fn land_all<'f>(&self, start: &impl Fn(usize) -> &'f Flight) -> Result<(), FetchError> {
         let mut order = self.positions(|_| true);
-        // Small files first: readers want configuration and tokenizer before any tensor.
         order.sort_by_key(|&at| self.manifest.objects[at].object.size > CHUNK_BYTES);
-        let landings = stream::iter(order).map(|at| start(at).landed.clone());
-        landings.buffer_unordered(self.inner.line.config.open_blobs).try_collect::<()>().await
+        let mut turns = order.into_iter();
+        let mut landings = FuturesUnordered::new();
+        loop {
+            let free = self.inner.line.config.open_blobs.saturating_sub(landings.len());
+            landings.extend(turns.by_ref().take(free).map(|at| start(at).landed.clone()));
+            tokio::select! {
+                () = self.files.is_urgent.notified() => {
+                    let urgent = std::mem::take(&mut *lock(&self.files.urgent));
+                    landings.extend(urgent.into_iter().map(|at| start(at).landed.clone()));
+                }
+                landed = landings.next() => match landed {
+                    Some(landed) => landed?,
+                    None => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Finds out how long each blob will be, which for the aligned layout its header says.
+    async fn learn_lengths<'f>(
+        &self,
+        start: &impl Fn(usize) -> &'f Flight,
+        route: &impl Fn(&SnapshotEntry) -> Route,
+    ) -> Result<(), FetchError> {
+        let length = async |at: usize| {
+            let entry = &self.manifest.objects[at];
+            if entry.blob.layout == Layout::Original {
+                return Ok(entry.object.size);
+            }
+            if let Some(length) = self.inner.store.blob_length(entry.blob).await? {
+                return Ok(length);
+            }
+            let (flight, route) = (start(at), route(entry));
+            let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare(&route, entry.blob)).await?;
+            Ok::<_, FetchError>(prepared.wanted.placement.blob_len())
+        };
+        let lengths = stream::iter(self.positions(|_| true)).map(length).buffered(HEADERS_AT_ONCE);
+        let lengths = lengths.try_collect().await?;
+        // Only this sets them.
+        let _ = self.files.lengths.set(lengths);
+        Ok(())
     }
 
     fn positions(&self, is_wanted: impl Fn(&ObjectPath) -> bool) -> Vec<usize> {
@@ -257,8 +347,10 @@ impl Run {
             let path = path_of(shard);
             self.manifest.objects.binary_search_by(|entry| entry.object.path.as_str().cmp(&path)).ok()
         };
-        let is_left_out =
-            |shard: &str| self.left_out.iter().any(|left_out| left_out.as_str() == path_of(shard));
+        let is_left_out = |shard: &str| {
+            let is_it = |left_out: &ObjectPath| left_out.as_str() == path_of(shard);
+            self.left_out.as_ref().is_none_or(|left_out| left_out.iter().any(is_it))
+        };
         index.check_shards(|shard| position(shard).is_some() || is_left_out(shard)).map_err(refuse)?;
         let mut checks = Vec::new();
         for shard in index.shards() {

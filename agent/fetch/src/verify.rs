@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError, StoredBlob};
-use weightd_types::{BlobKey, ByteRange, SourceUri};
+use weightd_types::{BlobKey, ByteRange, SnapshotKey, SourceUri};
 
 use crate::{FetchError, Fetcher, fetcher::Inner, flight::Route, range_reader::RangeReader};
 
@@ -94,6 +94,39 @@ impl Fetcher {
             }
         });
         Ok(received)
+    }
+}
+
+impl Fetcher {
+    /// Fetches one chunk of a complete blob again, because what the disk gives is not what was recorded.
+    ///
+    /// # Errors
+    /// [`FetchError::Store`] when there is no such blob, or the bytes fetched are not right either.
+    pub async fn repair_chunk(
+        &self,
+        snapshot: SnapshotKey,
+        key: BlobKey,
+        chunk: u32,
+    ) -> Result<(), FetchError> {
+        let not_found = || StoreError::NotFound { name: key.to_string() };
+        let record = self.store().snapshot(&snapshot).ok_or_else(not_found)?;
+        let entry = record.manifest.objects.iter().find(|entry| entry.blob == key).ok_or_else(not_found)?;
+        let blob = self.store().stored_blob(key).await?.ok_or_else(not_found)?;
+        let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
+        self.inner.repair(&subject, &blob, chunk).await
+    }
+
+    /// Lengths of the blobs of a snapshot that is complete, in the order of its manifest.
+    ///
+    /// # Errors
+    /// [`FetchError::Store`] when one is not complete.
+    pub async fn stored_lengths(&self, manifest: &SnapshotManifest) -> Result<Vec<u64>, FetchError> {
+        let mut lengths = Vec::with_capacity(manifest.objects.len());
+        for entry in &manifest.objects {
+            let length = self.store().blob_length(entry.blob).await?;
+            lengths.push(length.ok_or_else(|| StoreError::NotFound { name: entry.blob.to_string() })?);
+        }
+        Ok(lengths)
     }
 }
 

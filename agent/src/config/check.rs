@@ -1,5 +1,6 @@
 //! From what is written to what is meant.
 
+use weightd_expose::Config as ExposeConfig;
 use weightd_fetch::Config as FetchConfig;
 use weightd_source::Environment;
 use weightd_store::{Config as StoreConfig, io::EngineChoice};
@@ -7,7 +8,7 @@ use weightd_types::CHUNK_BYTES;
 
 use super::{
     Config, LogConfig, LogFormat, Mistake,
-    raw::{Raw, RawAgent, RawFetch, RawStore},
+    raw::{Raw, RawAgent, RawFetch, RawStore, RawVolumes},
     read::{self, Read, Reader},
     source,
 };
@@ -22,9 +23,10 @@ pub(super) fn check(
     let (socket, metrics_address, log) = agent(&mut reader, raw.agent);
     let store = store(&mut reader, raw.store);
     let fetch = fetch(&mut reader, raw.fetch);
+    let expose = volumes(&mut reader, raw.volumes, &store.directory);
     match source::check(&mut reader, raw.source, environment) {
         Some(source) if reader.mistakes.is_empty() => {
-            Ok(Config { socket, metrics_address, log, store, fetch, source })
+            Ok(Config { socket, metrics_address, log, store, fetch, expose, source })
         }
         _ => Err(reader.mistakes),
     }
@@ -112,6 +114,35 @@ fn fetch(reader: &mut Reader, raw: RawFetch) -> FetchConfig {
             .get("fetch.bandwidth", raw.bandwidth, None, |value| read::rate(value).map(Some)),
         attempts: reader.get("fetch.attempts", raw.attempts, default.attempts, read::count(1, 100)),
         refetches: reader.get("fetch.refetches", raw.refetches, default.refetches, read::count(0, 100)),
+        ..default
+    }
+}
+
+fn volumes(reader: &mut Reader, raw: RawVolumes, store: &std::path::Path) -> ExposeConfig {
+    let directory = reader.get("volumes.directory", raw.directory, store.join("volumes"), read::path);
+    let default = ExposeConfig::new(directory);
+    ExposeConfig {
+        keeper: reader.get("volumes.keeper", raw.keeper, None, |value| read::socket(value).map(Some)),
+        read_timeout: reader.get(
+            "volumes.read_timeout",
+            raw.read_timeout,
+            default.read_timeout,
+            read::duration,
+        ),
+        agent_timeout: reader.get(
+            "volumes.agent_timeout",
+            raw.agent_timeout,
+            default.agent_timeout,
+            read::duration,
+        ),
+        read_ahead_bytes: reader.get(
+            "volumes.read_ahead",
+            raw.read_ahead,
+            default.read_ahead_bytes,
+            read::bytes,
+        ),
+        buffer_bytes: reader.get("volumes.buffers", raw.buffers, default.buffer_bytes, buffers),
+        passthrough: reader.get("volumes.passthrough", raw.passthrough, default.passthrough, read::truth),
         ..default
     }
 }

@@ -35,6 +35,8 @@ pub struct Config {
     pub store: weightd_store::Config,
     /// The fetch room's.
     pub fetch: weightd_fetch::Config,
+    /// The expose room's.
+    pub expose: weightd_expose::Config,
     /// The source room's.
     pub source: weightd_source::Settings,
 }

@@ -18,6 +18,7 @@ pub(super) struct Raw {
     pub(super) agent: RawAgent,
     pub(super) store: RawStore,
     pub(super) fetch: RawFetch,
+    pub(super) volumes: RawVolumes,
     /// `[source]`: the source room knows what may stand here.
     pub(super) source: toml::Table,
 }
@@ -61,6 +62,19 @@ pub(super) struct RawFetch {
     pub(super) refetches: Setting,
 }
 
+/// `[volumes]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawVolumes {
+    pub(super) directory: Setting,
+    pub(super) keeper: Setting,
+    pub(super) read_timeout: Setting,
+    pub(super) agent_timeout: Setting,
+    pub(super) read_ahead: Setting,
+    pub(super) buffers: Setting,
+    pub(super) passthrough: Setting,
+}
+
 /// Reads the file, and collects the keys that nobody knows.
 pub(super) fn parse(text: &str) -> Result<(Raw, Vec<Mistake>), ConfigError> {
     let syntax = |error: toml::de::Error| ConfigError::Syntax(error.to_string().trim_end().to_owned());
@@ -75,6 +89,7 @@ fn unknown_key(key: &str) -> Mistake {
         Some(("agent", _)) => ("[agent]", fields::<RawAgent>()),
         Some(("store", _)) => ("[store]", fields::<RawStore>()),
         Some(("fetch", _)) => ("[fetch]", fields::<RawFetch>()),
+        Some(("volumes", _)) => ("[volumes]", fields::<RawVolumes>()),
         Some(_) | None => ("the file", fields::<Raw>()),
     };
     let remedy = format!("is not known; {section} has {}", known.join(", "));

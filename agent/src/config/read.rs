@@ -135,6 +135,11 @@ pub(super) fn duration(value: &Value) -> Read<Duration> {
         .ok_or_else(|| "write a time such as \"30s\", \"5m\" or \"24h\"".to_owned())
 }
 
+/// `true` or `false`.
+pub(super) fn truth(value: &Value) -> Read<bool> {
+    value.as_bool().ok_or_else(|| "write true or false, without quotes".to_owned())
+}
+
 /// A whole number within bounds.
 pub(super) fn count(min: u32, max: u32) -> impl FnOnce(&Value) -> Read<u32> {
     move |value| {

@@ -128,6 +128,13 @@ pub struct SnapshotUse {
     key: SnapshotKey,
 }
 
+impl SnapshotUse {
+    /// What is held.
+    pub fn key(&self) -> SnapshotKey {
+        self.key
+    }
+}
+
 impl Drop for SnapshotUse {
     fn drop(&mut self) {
         if let Some(entry) = self.store.catalog().get_mut(&self.key) {

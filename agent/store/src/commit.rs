@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use weightd_types::BlobKey;
 
 use crate::{
-    BlobManifest, PartialBlob, Store, StoreError,
+    BlobManifest, Fate, PartialBlob, Store, StoreError,
     manifest::encode,
     store::{Inner, lock},
 };
@@ -208,6 +208,7 @@ impl Store {
         let mut active = lock(&self.inner.active);
         for partial in partials {
             active.remove(&partial.key());
+            self.decide(partial, Fate::Complete);
         }
         Ok(())
     }

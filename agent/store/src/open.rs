@@ -23,6 +23,9 @@ use crate::{
 
 const FORMAT_WORD: &str = "weightd-store";
 
+/// Fates that may wait for a slow listener.
+const FATES: usize = 1024;
+
 impl Store {
     /// Opens a store, making it when the directory is empty or missing. Blocks; belongs on a blocking thread.
     ///
@@ -67,6 +70,8 @@ impl Store {
             catalog: Mutex::default(),
             usage: Mutex::new(Usage::default()),
             active: Mutex::default(),
+            begun: tokio::sync::Notify::new(),
+            fates: tokio::sync::broadcast::Sender::new(FATES),
             publishing: Mutex::default(),
             changing: Mutex::default(),
             beginning: Mutex::default(),

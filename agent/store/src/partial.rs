@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, broadcast, futures::Notified};
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Object, Placement};
 
 use crate::{
@@ -56,6 +56,15 @@ pub struct PartialBlob {
     name_is_durable: AtomicBool,
 }
 
+/// What became of a blob that was arriving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The object is confirmed, and the blob durable.
+    Complete,
+    /// The bytes were wrong and are gone. What was served of them must be forgotten.
+    Discarded,
+}
+
 #[derive(Debug)]
 struct State {
     /// Checksum of each written piece.
@@ -87,6 +96,26 @@ impl State {
             self.unrecorded.push(chunk);
             self.absent -= 1;
         }
+    }
+
+    /// Makes a chunk missing again.
+    fn forget(&mut self, placement: &Placement, chunk: u32) {
+        let pieces = placement.pieces_of_chunk(chunk);
+        let forgotten = pieces.iter().filter(|&&piece| self.pieces[piece as usize].take().is_some()).count();
+        if forgotten > 0 && self.lacking[chunk as usize] == 0 {
+            self.absent += 1;
+        }
+        self.lacking[chunk as usize] += count(forgotten);
+        self.unrecorded.retain(|unrecorded| *unrecorded != chunk);
+    }
+
+    /// Checksum of a chunk's bytes in the blob, if they are all written.
+    fn chunk_crc(&self, placement: &Placement, chunk: u32) -> Option<Crc32c> {
+        let literal = Crc32c::of(&placement.literal_of_chunk(chunk));
+        placement.pieces_of_chunk(chunk).iter().try_fold(literal, |crc, &piece| {
+            let len = placement.pieces()[piece as usize].object.len();
+            Some(crc.combine(self.pieces[piece as usize]?, len))
+        })
     }
 
     /// Takes over recorded chunks; those that do not fit the placement are as good as missing.
@@ -143,7 +172,7 @@ impl PartialBlob {
     }
 
     /// Waits until more is written than when the future was made.
-    pub fn advanced(&self) -> impl Future<Output = ()> + '_ {
+    pub fn advanced(&self) -> Notified<'_> {
         self.advanced.notified()
     }
 
@@ -192,6 +221,32 @@ impl PartialBlob {
     ) -> Result<(Buffer, Range<usize>), StoreError> {
         let range = self.placement().pieces()[piece].blob_range();
         read_span(self.engine.as_ref(), &self.file, range, buffer).await
+    }
+
+    /// Reads a chunk for someone who wants its bytes: what is missing stays missing, and a chunk that is not what was
+    /// written becomes missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn read_chunk(&self, chunk: u32, buffer: Buffer) -> Result<Option<Buffer>, StoreError> {
+        let Some(expected) = lock(&self.state).chunk_crc(self.placement(), chunk) else { return Ok(None) };
+        let range = self.placement().chunk_range(chunk);
+        let (buffer, within) = read_span(self.engine.as_ref(), &self.file, range, buffer).await?;
+        if Crc32c::of(&buffer[within]) == expected {
+            return Ok(Some(buffer));
+        }
+        tracing::warn!(
+            url = self.wanted.url,
+            chunk,
+            "a chunk rotted before its blob was complete; fetching it again"
+        );
+        lock(&self.state).forget(self.placement(), chunk);
+        Ok(None)
+    }
+
+    /// Wakes whoever waits for more of it.
+    pub(crate) fn wake(&self) {
+        self.advanced.notify_waiters();
     }
 
     /// CRC-32C of the whole object, combined from its pieces; `None` while any is missing.
@@ -255,13 +310,7 @@ impl PartialBlob {
     pub(crate) fn manifest(&self) -> Option<BlobManifest> {
         let placement = self.placement();
         let state = lock(&self.state);
-        let chunk_crc = |chunk: u32| {
-            let literal = Crc32c::of(&placement.literal_of_chunk(chunk));
-            placement.pieces_of_chunk(chunk).iter().try_fold(literal, |crc, &piece| {
-                let len = placement.pieces()[piece as usize].object.len();
-                Some(crc.combine(state.pieces[piece as usize]?, len))
-            })
-        };
+        let chunk_crc = |chunk: u32| state.chunk_crc(placement, chunk);
         Some(BlobManifest {
             format: FORMAT_VERSION,
             key: self.key(),
@@ -328,6 +377,27 @@ impl Store {
         .await
     }
 
+    /// A blob that is arriving right now.
+    pub fn arriving(&self, key: &BlobKey) -> Option<Arc<PartialBlob>> {
+        lock(&self.inner.active).get(key).cloned()
+    }
+
+    /// What becomes of blobs from now on. Someone who listens too slowly is told so, and has to look for himself.
+    pub fn fates(&self) -> broadcast::Receiver<(BlobKey, Fate)> {
+        self.inner.fates.subscribe()
+    }
+
+    pub(crate) fn decide(&self, partial: &PartialBlob, fate: Fate) {
+        // Nobody may be listening.
+        let _ = self.inner.fates.send((partial.key(), fate));
+        partial.wake();
+    }
+
+    /// Waits until some blob begins to arrive after the future was made.
+    pub fn begun(&self) -> Notified<'_> {
+        self.inner.begun.notified()
+    }
+
     /// Starts a blob, or resumes it where an earlier run was interrupted. Only one caller at a time may have a blob
     /// of a key open.
     ///
@@ -360,6 +430,7 @@ impl Store {
         }
         let partial = Arc::new(partial);
         lock(&self.inner.active).insert(partial.key(), Arc::clone(&partial));
+        self.inner.begun.notify_waiters();
         Ok((partial, is_new))
     }
 
@@ -427,6 +498,7 @@ impl Store {
     pub async fn discard_partial(&self, partial: &Arc<PartialBlob>) -> Result<(), StoreError> {
         let key = partial.key();
         lock(&self.inner.active).remove(&key);
+        self.decide(partial, Fate::Discarded);
         self.blocking(move |store| store.discard(&[key], true)).await
     }
 

@@ -11,10 +11,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::{Notify, broadcast};
 use weightd_types::BlobKey;
 
 use crate::{
-    Config, Metrics, PartialBlob, StoreError,
+    Config, Fate, Metrics, PartialBlob, StoreError,
     catalog::Catalog,
     commit::{Committer, Order},
     index::Index,
@@ -40,6 +41,10 @@ pub(crate) struct Inner {
     pub(crate) usage: Mutex<Usage>,
     /// Blobs that are arriving: recorded now and then, and left alone by eviction and garbage collection.
     pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
+    /// Told when a blob begins to arrive.
+    pub(crate) begun: Notify,
+    /// What became of blobs that were arriving.
+    pub(crate) fates: broadcast::Sender<(BlobKey, Fate)>,
     /// Held while a snapshot's directory is built: two transfers may end with the same one.
     pub(crate) publishing: Mutex<()>,
     /// Held while the set of snapshots changes against the set of blobs, so that a blob that is about to be removed is

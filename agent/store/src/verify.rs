@@ -166,6 +166,28 @@ impl Store {
             .is_ok_and(|found| self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len()))
     }
 
+    /// Where the directories of complete snapshots are, each named by its key.
+    pub fn snapshots_directory(&self) -> std::path::PathBuf {
+        self.paths().snapshots()
+    }
+
+    /// Where a blob's file is, or will be.
+    pub fn blob_path(&self, key: &BlobKey) -> std::path::PathBuf {
+        self.paths().blob(key)
+    }
+
+    /// Length of a blob's file, if it is complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn blob_length(&self, key: BlobKey) -> Result<Option<u64>, StoreError> {
+        self.blocking(move |store| {
+            let manifest = store.has_blob(&key).then(|| store.manifest_of(&key).ok()).flatten();
+            Ok(manifest.map(|manifest| manifest.blob_bytes))
+        })
+        .await
+    }
+
     pub(crate) fn manifest_of(&self, key: &BlobKey) -> Result<BlobManifest, StoreError> {
         let path = self.paths().blob_manifest(key);
         let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;

@@ -4,6 +4,7 @@ mod prefetch;
 mod snapshots;
 mod status;
 mod verify;
+mod volumes;
 
 use crate::{
     cli::{Arguments, Command, Target},
@@ -62,6 +63,9 @@ async fn dispatch(connection: &Connection, command: Command, output: &Output) ->
         }
         Command::Path(which) => snapshots::path(client, which.snapshot, output).await,
         Command::Resolve(what) => snapshots::resolve(client, &what, output).await,
+        Command::Mount(options) => volumes::mount(client, &options, connection.is_embedded(), output).await,
+        Command::Umount { target } => volumes::unmount(client, &target, output).await,
+        Command::Mounts => volumes::list(client, output).await,
         Command::Completions { shell } => shell::completions(shell, output),
         Command::Man { directory } => shell::man(directory.as_deref(), output),
     }
@@ -71,6 +75,7 @@ async fn dispatch(connection: &Connection, command: Command, output: &Output) ->
 fn meaning_of_interruption(command: &Command) -> &'static str {
     match command {
         Command::Prefetch(_) => "interrupted; what has arrived is kept, the same command resumes",
+        Command::Mount(_) => "the volume is unmounted; what has arrived is kept",
         Command::Verify { .. } => "interrupted; what was repaired stays so",
         _ => "interrupted",
     }

@@ -9,6 +9,7 @@ mod snapshot;
 mod status;
 mod table;
 mod verify;
+mod volume;
 
 pub(crate) use garbage::{GarbageView, RemovedView};
 pub(crate) use object::{ObjectsView, ResolveView};
@@ -16,3 +17,4 @@ pub(crate) use snapshot::{DetachedView, PrefetchView, SnapshotView, SnapshotsVie
 pub(crate) use status::StatusView;
 pub(crate) use table::{duration, percent, rate};
 pub(crate) use verify::{BadChunkView, VerifyView};
+pub(crate) use volume::{VolumeView, VolumesView};

@@ -56,7 +56,7 @@ pub(crate) struct DetachedView {
 }
 
 impl State {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Complete => "complete",
             Self::Loading => "loading",
@@ -66,14 +66,20 @@ impl State {
     }
 }
 
+impl From<v1::SnapshotState> for State {
+    fn from(state: v1::SnapshotState) -> Self {
+        match state {
+            v1::SnapshotState::Complete => Self::Complete,
+            v1::SnapshotState::Loading => Self::Loading,
+            v1::SnapshotState::Interrupted => Self::Interrupted,
+            v1::SnapshotState::Unspecified => Self::Unknown,
+        }
+    }
+}
+
 impl From<v1::SnapshotInfo> for SnapshotView {
     fn from(info: v1::SnapshotInfo) -> Self {
-        let state = match info.state() {
-            v1::SnapshotState::Complete => State::Complete,
-            v1::SnapshotState::Loading => State::Loading,
-            v1::SnapshotState::Interrupted => State::Interrupted,
-            v1::SnapshotState::Unspecified => State::Unknown,
-        };
+        let state = State::from(info.state());
         let layout = match info.layout() {
             v1::Layout::Aligned => "aligned",
             v1::Layout::Original => "original",

@@ -109,7 +109,7 @@ async fn priority_overtakes_and_demand_overtakes_everything() {
         async move { futures::join!(low.wait(), high.wait()) }
     });
     until(|| high.done_bytes() > 0).await;
-    fixture.fetcher.demand(key, ByteRange::new(16 << 20, 17 << 20));
+    assert!(fixture.fetcher.demand(low.key(), key, ByteRange::new(16 << 20, 17 << 20)));
     let before = low.done_bytes();
     until(|| low.done_bytes() > before).await;
     assert!(high.done_bytes() < 24 << 20, "the demand was served before the rest of the one with priority");

@@ -1,0 +1,382 @@
+//! Answers to the kernel.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, UNIX_EPOCH},
+};
+
+use fuser::{
+    Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+use weightd_store::Store;
+use weightd_types::ByteRange;
+
+use super::{
+    nodes::{Family, Node},
+    pending::PendingRead,
+    tree::{Kind, attributes},
+};
+use crate::{Metrics, reading::Reader, shown::Shown, sys};
+
+/// Snapshots never change, so what the kernel knows of them it knows for ever.
+const FOREVER: Duration = Duration::from_secs(1 << 31);
+/// Requests of read-ahead that the kernel may have on their way.
+const READ_AHEAD_REQUESTS: u16 = 64;
+
+/// What the file system shares with those who fill it.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) reader: Reader,
+    pub(crate) metrics: Metrics,
+    pub(crate) shown: RwLock<HashMap<Family, Arc<Shown>>>,
+    /// Set when the agent leaves and a keeper stays: what is not answered is left to the next agent.
+    pub(crate) leaving: Arc<AtomicBool>,
+    /// How a complete file is opened straight from its blob; absent where it is not.
+    pub(crate) through: RwLock<Option<Arc<dyn OpenThrough>>>,
+    /// Told what went wrong with a read: the snapshot, the file, and why.
+    pub(crate) events: Arc<dyn Fn(&Shown, usize, &str) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("shown", &self.shown).finish_non_exhaustive()
+    }
+}
+
+/// Registers complete files with the kernel.
+pub(crate) trait OpenThrough: std::fmt::Debug + Send + Sync {
+    /// The number to open a file with.
+    fn register(&self, node: Node, blob: PathBuf) -> io::Result<u32>;
+}
+
+/// The file system of a node: a directory for each snapshot that is shown.
+#[derive(Debug)]
+pub(crate) struct VolumesFilesystem {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+impl Shared {
+    pub(crate) fn find(&self, family: Family) -> Option<Arc<Shown>> {
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).get(&family).cloned()
+    }
+
+    /// Has complete files opened straight from their blobs from now on.
+    pub(crate) fn open_through(&self, through: Arc<dyn OpenThrough>) {
+        *self.through.write().unwrap_or_else(PoisonError::into_inner) = Some(through);
+    }
+
+    pub(crate) fn passes_through(&self) -> bool {
+        self.through().is_some()
+    }
+
+    fn through(&self) -> Option<Arc<dyn OpenThrough>> {
+        self.through.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether new opens of a file should be the kernel's own business.
+    fn is_through(&self, shown: &Shown, position: usize) -> bool {
+        self.through().is_some() && self.store.has_blob(&shown.blob(position))
+    }
+
+    /// The node that a name stands for now.
+    fn node(&self, shown: &Shown, index: u32) -> Node {
+        let through = match shown.tree.kind(index) {
+            Some(Kind::File(position)) => self.is_through(shown, position),
+            _ => false,
+        };
+        Node { family: shown.tree.family, index, through }
+    }
+
+    /// Reads part of a file, to its end at most.
+    async fn read(&self, shown: &Shown, position: usize, offset: u64, size: u32, pending: PendingRead) {
+        let length = shown.tree.lengths.wait().await[position];
+        let end = length.min(offset.saturating_add(u64::from(size)));
+        let range = ByteRange::new(offset.min(end), end);
+        match self.reader.read(shown, position, range).await {
+            Ok(slices) => {
+                self.metrics.reads.inc();
+                self.metrics.read_bytes.inc_by(range.len());
+                slices.with(|bytes| pending.data(bytes));
+            }
+            Err(why) => {
+                if !self.leaving.load(Ordering::Acquire) {
+                    self.metrics.failed_reads.inc();
+                    tracing::error!(object = shown.url(position), %range, why, "a read failed");
+                    (self.events)(shown, position, &why);
+                }
+                pending.error(Errno::EIO);
+            }
+        }
+    }
+}
+
+impl VolumesFilesystem {
+    pub(crate) fn new(shared: Arc<Shared>, runtime: Handle) -> Self {
+        Self { shared, runtime }
+    }
+
+    /// The snapshot that a node is of. One that is no longer shown is stale, not missing.
+    fn find(&self, number: INodeNo) -> Result<(Arc<Shown>, Node), Errno> {
+        let node = Node::of(number).ok_or(Errno::EISDIR)?;
+        Ok((self.shared.find(node.family).ok_or(Errno::ESTALE)?, node))
+    }
+
+    fn look_up(&self, parent: INodeNo, name: &OsStr) -> Result<(Arc<Shown>, Node), Errno> {
+        let name = name.to_str().ok_or(Errno::ENOENT)?;
+        if parent == INodeNo::ROOT {
+            let key = name.parse().map_err(|_| Errno::ENOENT)?;
+            let shown = self.shared.find(Family::of(&key)).ok_or(Errno::ENOENT)?;
+            let node = Node { family: shown.tree.family, index: 0, through: false };
+            return Ok((shown, node));
+        }
+        let (shown, node) = self.find(parent)?;
+        let index = shown.tree.child(node.index, name).ok_or(Errno::ENOENT)?;
+        let node = self.shared.node(&shown, index);
+        Ok((shown, node))
+    }
+
+    fn root() -> fuser::FileAttr {
+        attributes(INodeNo::ROOT, FileType::Directory, 0o555, 2, 0, UNIX_EPOCH)
+    }
+
+    /// Adds entries until the answer is full.
+    fn list(&self, directory: INodeNo, offset: u64, reply: &mut ReplyDirectory) -> Result<(), Errno> {
+        let mut entries = vec![(directory, FileType::Directory, ".".to_owned())];
+        if directory == INodeNo::ROOT {
+            entries.push((directory, FileType::Directory, "..".to_owned()));
+            let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
+            let mut names: Vec<_> =
+                shown.values().map(|shown| (shown.key().to_string(), shown.tree.family)).collect();
+            names.sort();
+            let node = |family| Node { family, index: 0, through: false }.number();
+            entries.extend(names.into_iter().map(|(name, family)| (node(family), FileType::Directory, name)));
+        } else {
+            let (shown, node) = self.find(directory)?;
+            let children = shown.tree.children(node.index).ok_or(Errno::ENOTDIR)?;
+            let parent = match shown.tree.parent(node.index) {
+                Some(above) if node.index != 0 => Node { index: above, ..node }.number(),
+                _ => INodeNo::ROOT,
+            };
+            entries.push((parent, FileType::Directory, "..".to_owned()));
+            for child in children {
+                let kind = match shown.tree.kind(child.index) {
+                    Some(Kind::Directory) => FileType::Directory,
+                    _ => FileType::RegularFile,
+                };
+                let number = Node { index: child.index, ..node }.number();
+                entries.push((number, kind, child.name.to_owned()));
+            }
+        }
+        for (at, (number, kind, name)) in
+            entries.into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX))
+        {
+            if reply.add(number, at as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a complete file straight from its blob.
+    fn open_through(&self, shown: &Shown, node: Node, position: usize, reply: ReplyOpen) {
+        let Some(through) = self.shared.through() else { return reply.error(Errno::ESTALE) };
+        let blob = self.shared.store.blob_path(&shown.blob(position));
+        match through.register(node, blob) {
+            Ok(id) => {
+                self.shared.metrics.passthrough_opens.inc();
+                shown.opened();
+                sys::open_through(reply, FileHandle(0), id);
+            }
+            Err(error) => {
+                let url = shown.url(position);
+                tracing::error!(%error, url, "a complete file could not be handed to the kernel");
+                reply.error(Errno::EIO);
+            }
+        }
+    }
+}
+
+impl Filesystem for VolumesFilesystem {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each where the kernel has it; the answer to the first request decides for the connection's whole life.
+        for wish in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_PASSTHROUGH,
+            InitFlags::FUSE_HAS_RESEND,
+        ] {
+            let _ = config.add_capabilities(wish);
+        }
+        // Blobs lie on ordinary file systems, which is one layer below.
+        let _ = config.set_max_stack_depth(1);
+        let _ = config.set_max_background(READ_AHEAD_REQUESTS);
+        let _ = config.set_congestion_threshold(READ_AHEAD_REQUESTS);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (shown, node) = match self.look_up(parent, name) {
+            Ok(found) => found,
+            Err(errno) => return reply.error(errno),
+        };
+        let answer = move |shown: &Shown, lengths: &[u64], reply: ReplyEntry| match shown
+            .tree
+            .attributes(node, lengths)
+        {
+            Some(attributes) => reply.entry(&FOREVER, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        };
+        if let Some(lengths) = shown.tree.lengths.get() {
+            return answer(&shown, lengths, reply);
+        }
+        self.runtime.spawn(async move { answer(&shown, shown.tree.lengths.wait().await, reply) });
+    }
+
+    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if number == INodeNo::ROOT {
+            return reply.attr(&FOREVER, &Self::root());
+        }
+        let (shown, node) = match self.find(number) {
+            Ok(found) => found,
+            Err(errno) => return reply.error(errno),
+        };
+        let answer = move |shown: &Shown, lengths: &[u64], reply: ReplyAttr| match shown
+            .tree
+            .attributes(node, lengths)
+        {
+            Some(attributes) => reply.attr(&FOREVER, &attributes),
+            None => reply.error(Errno::ESTALE),
+        };
+        if let Some(lengths) = shown.tree.lengths.get() {
+            return answer(&shown, lengths, reply);
+        }
+        self.runtime.spawn(async move { answer(&shown, shown.tree.lengths.wait().await, reply) });
+    }
+
+    fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let (shown, node) = match self.find(number) {
+            Ok(found) => found,
+            Err(errno) => return reply.error(errno),
+        };
+        match shown.tree.kind(node.index) {
+            Some(Kind::File(position)) if node.through => self.open_through(&shown, node, position, reply),
+            Some(Kind::File(_) | Kind::Placeholder) => {
+                shown.opened();
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Some(Kind::Directory) => reply.error(Errno::EISDIR),
+            None => reply.error(Errno::ESTALE),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let (shown, node) = match self.find(number) {
+            Ok(found) => found,
+            Err(errno) => return reply.error(errno),
+        };
+        let Some(Kind::File(position)) = shown.tree.kind(node.index) else { return reply.data(&[]) };
+        let end = offset.saturating_add(u64::from(size));
+        if let Some(lengths) = shown.tree.lengths.get()
+            && let end = end.min(lengths[position])
+            && offset < end
+            && let Some(slices) = self.shared.reader.at_once(&shown, position, ByteRange::new(offset, end))
+        {
+            self.shared.metrics.reads.inc();
+            self.shared.metrics.read_bytes.inc_by(end - offset);
+            return slices.with(|bytes| reply.data(bytes));
+        }
+        let pending = PendingRead::new(reply, Arc::clone(&self.shared.leaving));
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn(async move { shared.read(&shown, position, offset, size, pending).await });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Ok((shown, _)) = self.find(number) {
+            shown.closed();
+        }
+        reply.ok();
+    }
+
+    /// There is nothing to flush. The kernel asks no second time.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// There are no extended attributes. The kernel asks no second time.
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let forever = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), if number == INodeNo::ROOT { FopenFlags::empty() } else { forever });
+    }
+
+    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.list(number, offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// A volume is as large as its snapshot, and full. The root is all that is shown.
+    fn statfs(&self, _: &Request, number: INodeNo, reply: ReplyStatfs) {
+        let sum = |shown: &Shown| (shown.tree.manifest.size(), shown.tree.manifest.objects.len() as u64);
+        let (bytes, files) = match self.find(number) {
+            Ok((shown, _)) => sum(&shown),
+            Err(_) => {
+                let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
+                shown.values().map(|shown| sum(shown)).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+            }
+        };
+        reply.statfs(bytes.div_ceil(4096), 0, 0, files, 0, 4096, 255, 4096);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}

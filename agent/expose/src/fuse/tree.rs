@@ -1,0 +1,182 @@
+//! Files and directories of a snapshot, made from its manifest alone, so that every agent makes the same.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use fuser::{FileAttr, FileType};
+use tokio::sync::SetOnce;
+use weightd_store::SnapshotManifest;
+use weightd_types::RESERVED_NAME;
+
+use super::nodes::{Family, NODES_LIMIT, Node};
+use crate::ExposeError;
+
+/// A snapshot as a tree of nodes.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) family: Family,
+    pub(crate) manifest: Arc<SnapshotManifest>,
+    /// Lengths of the files, in the manifest's order; the aligned layout's are known once headers are.
+    pub(crate) lengths: SetOnce<Vec<u64>>,
+    /// The snapshot's own directory, and those below it.
+    directories: Vec<Directory>,
+}
+
+#[derive(Debug, Default)]
+struct Directory {
+    parent: u32,
+    /// By name.
+    children: BTreeMap<String, u32>,
+}
+
+/// What a position in the tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A file: its position in the manifest.
+    File(usize),
+    Directory,
+    /// Empty, and there to be mounted over.
+    Placeholder,
+}
+
+/// A name in a directory.
+pub(crate) struct Child<'t> {
+    pub(crate) name: &'t str,
+    pub(crate) index: u32,
+}
+
+impl Tree {
+    pub(crate) fn new(manifest: Arc<SnapshotManifest>) -> Result<Self, ExposeError> {
+        let files = manifest.objects.len();
+        let mut directories = BTreeMap::from([(String::new(), Directory::default())]);
+        for entry in &manifest.objects {
+            let mut above = entry.object.path.directory();
+            while !above.is_empty() {
+                directories.entry(above.to_owned()).or_default();
+                above = above.rsplit_once('/').map_or("", |(above, _)| above);
+            }
+        }
+        if files + directories.len() >= NODES_LIMIT {
+            return Err(ExposeError::NoFuse {
+                why: format!("{files} files are more than a volume can show"),
+            });
+        }
+        let position = |at: usize| u32::try_from(at).expect("below the limit, which fits");
+        let index_of: BTreeMap<String, u32> = directories
+            .keys()
+            .enumerate()
+            .map(|(at, path)| (path.clone(), if at == 0 { 0 } else { position(files + at) }))
+            .collect();
+        let mut name = |path: &str, index: u32| {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let directory = directories.get_mut(parent).expect("every directory above was made");
+            directory.children.insert(name.to_owned(), index);
+        };
+        for (at, entry) in manifest.objects.iter().enumerate() {
+            name(entry.object.path.as_str(), position(at + 1));
+        }
+        for (path, index) in index_of.iter().filter(|(path, _)| !path.is_empty()) {
+            name(path, *index);
+        }
+        name(RESERVED_NAME, position(files + index_of.len()));
+        for (path, directory) in &mut directories {
+            directory.parent = index_of[path.rsplit_once('/').map_or("", |(above, _)| above)];
+        }
+        let family = Family::of(&manifest.key());
+        let directories = directories.into_values().collect();
+        Ok(Self { family, manifest, lengths: SetOnce::new(), directories })
+    }
+
+    /// What a position is; `None` beyond the last.
+    pub(crate) fn kind(&self, index: u32) -> Option<Kind> {
+        let (index, files) = (index as usize, self.manifest.objects.len());
+        match index {
+            0 => Some(Kind::Directory),
+            _ if index <= files => Some(Kind::File(index - 1)),
+            _ if index < files + self.directories.len() => Some(Kind::Directory),
+            _ if index == files + self.directories.len() => Some(Kind::Placeholder),
+            _ => None,
+        }
+    }
+
+    fn directory(&self, index: u32) -> Option<&Directory> {
+        let at = if index == 0 { 0 } else { (index as usize).checked_sub(self.manifest.objects.len())? };
+        // The position of the first file is none of a directory's.
+        self.directories.get(at).filter(|_| index == 0 || at > 0)
+    }
+
+    /// A directory's child by name.
+    pub(crate) fn child(&self, directory: u32, name: &str) -> Option<u32> {
+        self.directory(directory)?.children.get(name).copied()
+    }
+
+    /// A directory's children, in order of name.
+    pub(crate) fn children(&self, directory: u32) -> Option<impl Iterator<Item = Child<'_>>> {
+        let children = &self.directory(directory)?.children;
+        Some(children.iter().map(|(name, index)| Child { name, index: *index }))
+    }
+
+    /// The directory above a directory.
+    pub(crate) fn parent(&self, directory: u32) -> Option<u32> {
+        Some(self.directory(directory)?.parent)
+    }
+
+    /// The directory that a file is in, and its name there.
+    pub(crate) fn place(&self, position: usize) -> (u32, &str) {
+        let path = &self.manifest.objects[position].object.path;
+        let directory = path.directory().split('/').filter(|name| !name.is_empty());
+        let index =
+            directory.fold(0, |at, name| self.child(at, name).expect("every directory is in the tree"));
+        (index, path.file_name())
+    }
+
+    /// Attributes of a node, whose file's length must be known.
+    pub(crate) fn attributes(&self, node: Node, lengths: &[u64]) -> Option<FileAttr> {
+        let kind = self.kind(node.index)?;
+        let size = if let Kind::File(at) = kind { lengths[at] } else { 0 };
+        let links = || {
+            let children = self.directory(node.index).map_or(0, |directory| directory.children.len());
+            u32::try_from(children).unwrap_or(u32::MAX)
+        };
+        let (kind, perm, nlink) = match kind {
+            Kind::Directory => (FileType::Directory, 0o555, links().saturating_add(2)),
+            Kind::File(_) | Kind::Placeholder => (FileType::RegularFile, 0o444, 1),
+        };
+        Some(attributes(node.number(), kind, perm, nlink, size, self.time()))
+    }
+
+    fn time(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.manifest.resolved_at)
+    }
+}
+
+/// Attributes as everything here has them: owned by root, read-only, never changed.
+pub(crate) fn attributes(
+    ino: fuser::INodeNo,
+    kind: FileType,
+    perm: u16,
+    nlink: u32,
+    size: u64,
+    time: SystemTime,
+) -> FileAttr {
+    FileAttr {
+        ino,
+        size,
+        blocks: size.div_ceil(512),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind,
+        perm,
+        nlink,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}

@@ -1,0 +1,89 @@
+//! Chunks that were just read and checked, so that the eight reads of a megabyte each which a chunk is asked for cost
+//! one read of the disk. Its memory is its own pool's, and no more.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::OnceCell;
+use weightd_store::io::{Buffer, BufferPool};
+use weightd_types::BlobKey;
+
+/// A chunk of a blob.
+pub(crate) type ChunkKey = (BlobKey, u32);
+
+/// One chunk: empty until someone has read it. Those who want it meanwhile wait for that.
+pub(crate) type Cell = OnceCell<Arc<Buffer>>;
+
+/// Checked chunks, the least recently used of which makes room.
+#[derive(Debug)]
+pub(crate) struct ChunkCache {
+    pool: BufferPool,
+    chunks: Mutex<HashMap<ChunkKey, Entry>>,
+    clock: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    cell: Arc<Cell>,
+    used_at: u64,
+}
+
+impl ChunkCache {
+    pub(crate) fn new(pool: BufferPool) -> Self {
+        Self { pool, chunks: Mutex::default(), clock: AtomicU64::new(0) }
+    }
+
+    fn chunks(&self) -> MutexGuard<'_, HashMap<ChunkKey, Entry>> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A chunk that is here.
+    pub(crate) fn get(&self, key: &ChunkKey) -> Option<Arc<Buffer>> {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        let mut chunks = self.chunks();
+        let entry = chunks.get_mut(key)?;
+        entry.used_at = now;
+        entry.cell.get().cloned()
+    }
+
+    /// A chunk's cell, for someone who will fill it.
+    pub(crate) fn cell(&self, key: ChunkKey) -> Arc<Cell> {
+        let used_at = self.clock.fetch_add(1, Ordering::Relaxed);
+        let mut chunks = self.chunks();
+        // Cells that nobody filled and nobody is filling are left of reads that failed.
+        if chunks.len() > 4 * self.pool.count() {
+            chunks.retain(|_, entry| entry.cell.initialized() || Arc::strong_count(&entry.cell) > 1);
+        }
+        Arc::clone(&chunks.entry(key).or_insert_with(|| Entry { cell: Arc::default(), used_at }).cell)
+    }
+
+    /// Memory for one more chunk, in the place of the least recently used one.
+    pub(crate) async fn buffer(&self) -> Buffer {
+        loop {
+            if let Some(buffer) = self.pool.try_acquire() {
+                return buffer;
+            }
+            if !self.drop_oldest() {
+                return self.pool.acquire().await;
+            }
+        }
+    }
+
+    /// Forgets the chunk that was used longest ago. Its memory is free once nobody copies from it any more.
+    fn drop_oldest(&self) -> bool {
+        let mut chunks = self.chunks();
+        let filled = chunks.iter().filter(|(_, entry)| entry.cell.initialized());
+        let oldest = filled.min_by_key(|(_, entry)| entry.used_at).map(|(key, _)| *key);
+        oldest.is_some_and(|key| chunks.remove(&key).is_some())
+    }
+
+    /// Forgets everything of a blob: its bytes were wrong.
+    pub(crate) fn forget(&self, blob: &BlobKey) {
+        self.chunks().retain(|(of, _), _| of != blob);
+    }
+}

@@ -1,0 +1,313 @@
+//! The loop: one thread that waits for clients, their requests, their ends, and the end of a grace.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+        socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+};
+
+use crate::{
+    protocol::{DESCRIPTORS, Kind, Request, receive, send},
+    refuse, say,
+};
+
+/// Most names, so that a client gone mad cannot use up descriptors.
+const NAMES: usize = 4096;
+/// How long an answer may take to leave.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Most clients at once.
+const CLIENTS: usize = 64;
+
+/// What is kept under a name.
+struct Kept {
+    kind: Kind,
+    grace: u64,
+    descriptors: Vec<OwnedFd>,
+    /// The client that attends to it.
+    attendant: Option<u64>,
+    /// When it was left alone.
+    alone_since: Instant,
+    /// Whether its readers get EIO.
+    refuses: bool,
+}
+
+struct Keeper {
+    listener: OwnedFd,
+    kept: BTreeMap<String, Kept>,
+    clients: BTreeMap<u64, OwnedFd>,
+    next_client: u64,
+}
+
+/// What comes after a request.
+enum After {
+    GoOn,
+    HangUp,
+    End,
+}
+
+/// Keeps descriptors until the process is ended, or another keeper takes over.
+pub(crate) fn run(path: &Path, replace: bool) -> io::Result<()> {
+    let kept = if replace { take_over(path)? } else { BTreeMap::new() };
+    let listener = listen_at(path)?;
+    say(&format!("keeping {} names, listening at {}", kept.len(), path.display()));
+    Keeper { listener, kept, clients: BTreeMap::new(), next_client: 0 }.serve()
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Listens, in the place of a keeper that is gone. One that is there keeps its place.
+fn listen_at(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    if connect(unix_socket()?, &address).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "a keeper listens there; --replace takes over from it",
+        ));
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    // Bound beside its place and moved there when nobody but root can connect any more.
+    let beside = path.with_extension("new");
+    let _ = fs::remove_file(&beside);
+    let listener = unix_socket()?;
+    bind(&listener, &SocketAddrUnix::new(&beside)?)?;
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))?;
+    listen(&listener, 16)?;
+    fs::rename(&beside, path)?;
+    Ok(listener)
+}
+
+/// Gets everything from the keeper that listens at a path.
+fn take_over(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
+    let old = unix_socket()?;
+    connect(&old, &SocketAddrUnix::new(path)?)?;
+    send(&old, "hand-over", &[])?;
+    let mut kept = BTreeMap::new();
+    loop {
+        let Some((line, descriptors)) = receive(&old)? else {
+            return Err(io::Error::other("the old keeper ended before it had handed everything over"));
+        };
+        match line.parse() {
+            Ok(Request::Put { kind, name, grace }) => {
+                kept.insert(name, Kept::new(kind, grace, descriptors, None));
+            }
+            _ if line == "ok" => return Ok(kept),
+            _ => return Err(io::Error::other(format!("the old keeper said: {line}"))),
+        }
+    }
+}
+
+impl Kept {
+    fn new(kind: Kind, grace: u64, descriptors: Vec<OwnedFd>, attendant: Option<u64>) -> Self {
+        Self { kind, grace, descriptors, attendant, alone_since: Instant::now(), refuses: false }
+    }
+
+    fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
+        self.descriptors.iter().map(AsFd::as_fd).collect()
+    }
+
+    fn device(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptors.first().filter(|_| self.kind == Kind::Fuse).map(AsFd::as_fd)
+    }
+
+    /// When readers begin to get EIO, if nobody comes.
+    fn refuses_at(&self) -> Option<Instant> {
+        let is_waiting = self.kind == Kind::Fuse && self.attendant.is_none() && !self.refuses;
+        is_waiting.then(|| self.alone_since + Duration::from_secs(self.grace))
+    }
+
+    fn stop_refusing(&mut self) -> io::Result<()> {
+        if let Some(device) = self.device().filter(|_| self.refuses) {
+            refuse::end(device)?;
+        }
+        self.refuses = false;
+        Ok(())
+    }
+}
+
+impl Keeper {
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            let (client, device, news) = self.wait()?;
+            if news {
+                self.welcome();
+            }
+            for client in client {
+                match self.attend_to(client) {
+                    After::GoOn => {}
+                    After::HangUp => self.leave(client),
+                    After::End => return Ok(()),
+                }
+            }
+            self.end_graces();
+            for name in device {
+                self.refuse(&name);
+            }
+        }
+    }
+
+    /// Waits for something to do: clients that said something, names whose readers asked something, a new client.
+    fn wait(&self) -> io::Result<(Vec<u64>, Vec<String>, bool)> {
+        let refusing: Vec<(&String, BorrowedFd<'_>)> = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| kept.refuses)
+            .filter_map(|(name, kept)| Some((name, kept.device()?)))
+            .collect();
+        let mut waiting = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        waiting.extend(self.clients.values().map(|client| PollFd::new(client, PollFlags::IN)));
+        waiting.extend(refusing.iter().map(|(_, device)| PollFd::from_borrowed_fd(*device, PollFlags::IN)));
+        let next = self.kept.values().filter_map(Kept::refuses_at).min();
+        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout + Duration::from_millis(1)).ok());
+        match poll(&mut waiting, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut events = waiting.iter().map(|waiting| !waiting.revents().is_empty());
+        let news = events.next().unwrap_or_default();
+        let clients: Vec<u64> =
+            self.clients.keys().zip(events.by_ref()).filter(|(_, ready)| *ready).map(|(id, _)| *id).collect();
+        let devices =
+            refusing.iter().zip(events).filter(|(_, ready)| *ready).map(|((name, _), _)| (*name).clone());
+        Ok((clients, devices.collect(), news))
+    }
+
+    fn welcome(&mut self) {
+        match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+            Ok(client) if self.clients.len() < CLIENTS => {
+                // One that does not read its answers must not stop the others.
+                let _ = set_socket_timeout(&client, Timeout::Send, Some(PATIENCE));
+                self.clients.insert(self.next_client, client);
+                self.next_client += 1;
+            }
+            // Dropped: too many.
+            Ok(_) => {}
+            Err(error) => say(&format!("a client could not connect: {error}")),
+        }
+    }
+
+    /// Serves one request of a client.
+    fn attend_to(&mut self, id: u64) -> After {
+        let Some(client) = self.clients.get(&id) else { return After::GoOn };
+        let (line, descriptors) = match receive(client) {
+            Ok(Some(message)) => message,
+            Ok(None) | Err(_) => return After::HangUp,
+        };
+        let outcome = match line.parse::<Request>() {
+            Ok(Request::HandOver) => return self.hand_over(id),
+            Ok(request) => self.obey(id, request, descriptors),
+            Err(why) => Err(why.to_owned()),
+        };
+        let answer = outcome.as_ref().map_or_else(|why| format!("error {why}"), Clone::clone);
+        let name = line.strip_prefix("attend ").filter(|_| answer == "ok");
+        let beside = name.and_then(|name| self.kept.get(name)).map(Kept::borrowed).unwrap_or_default();
+        match self.clients.get(&id).map(|client| send(client, &answer, &beside)) {
+            Some(Ok(())) => After::GoOn,
+            _ => After::HangUp,
+        }
+    }
+
+    fn obey(&mut self, client: u64, request: Request, descriptors: Vec<OwnedFd>) -> Result<String, String> {
+        match request {
+            Request::Put { .. } if descriptors.is_empty() => Err("there is no descriptor to keep".to_owned()),
+            Request::Put { name, .. } if self.kept.len() >= NAMES && !self.kept.contains_key(&name) => {
+                Err(format!("{NAMES} names are kept already"))
+            }
+            Request::Put { kind, name, grace } => {
+                self.kept.insert(name, Kept::new(kind, grace, descriptors, Some(client)));
+                Ok("ok".to_owned())
+            }
+            Request::Attend(name) => {
+                let Some(kept) = self.kept.get_mut(&name) else { return Ok("none".to_owned()) };
+                kept.stop_refusing().map_err(|error| error.to_string())?;
+                kept.attendant = Some(client);
+                Ok("ok".to_owned())
+            }
+            Request::Drop(name) => {
+                self.kept.remove(&name);
+                Ok("ok".to_owned())
+            }
+            Request::List => {
+                let names: Vec<_> = self.kept.keys().map(String::as_str).collect();
+                Ok(["ok"].into_iter().chain(names).collect::<Vec<_>>().join(" "))
+            }
+            Request::HandOver => Err("not here".to_owned()),
+        }
+    }
+
+    /// Gives everything to the keeper that takes this one's place. It keeps what it cannot give.
+    fn hand_over(&mut self, client: u64) -> After {
+        let Some(to) = self.clients.get(&client) else { return After::GoOn };
+        for (name, kept) in &mut self.kept {
+            let line = format!("keep {} {name} {}", kept.kind.word(), kept.grace);
+            let handed = kept.stop_refusing().and_then(|()| send(to, &line, &kept.borrowed()));
+            if let Err(error) = handed {
+                say(&format!("could not hand {name} over: {error}"));
+                return After::HangUp;
+            }
+        }
+        if send(to, "ok", &[]).is_ok() { After::End } else { After::HangUp }
+    }
+
+    /// A client's connection ended: what it attended to is alone.
+    fn leave(&mut self, client: u64) {
+        self.clients.remove(&client);
+        for kept in self.kept.values_mut().filter(|kept| kept.attendant == Some(client)) {
+            kept.attendant = None;
+            kept.alone_since = Instant::now();
+        }
+    }
+
+    fn end_graces(&mut self) {
+        let now = Instant::now();
+        for (name, kept) in &mut self.kept {
+            if kept.refuses_at().is_some_and(|at| at <= now)
+                && let Some(device) = kept.device()
+            {
+                match refuse::begin(device) {
+                    Ok(()) => {
+                        say(&format!("no agent came for {name} in {} s: its readers get EIO", kept.grace))
+                    }
+                    Err(error) => say(&format!("{name}: descriptor {}: {error}", device.as_raw_fd())),
+                }
+                kept.refuses = true;
+            }
+        }
+    }
+
+    fn refuse(&mut self, name: &str) {
+        let Some(kept) = self.kept.get(name).filter(|kept| kept.refuses) else { return };
+        let Some(device) = kept.device() else { return };
+        match refuse::refuse_all(device) {
+            Ok(true) => {}
+            Ok(false) => {
+                say(&format!("{name} was unmounted"));
+                self.kept.remove(name);
+            }
+            Err(error) => {
+                say(&format!("{name} cannot be answered and is given up: {error}"));
+                self.kept.remove(name);
+            }
+        }
+    }
+}
+
+const _: () = assert!(DESCRIPTORS <= 8, "the protocol says so");

@@ -1,0 +1,58 @@
+//! `weightd-keeper`: holds descriptors while agents come and go.
+//!
+//! An agent that dies takes its descriptors with it, and a FUSE file system dies with the last one of its connection.
+//! So the agent leaves a copy here, under a name, and the next agent gets it back. That is all this process knows: it
+//! neither reads what it keeps nor understands it. One exception: the descriptor of a FUSE connection whose agent does
+//! not come back within its grace is answered with EIO, so that nobody waits for ever.
+//!
+//! It is meant to be read in one sitting and almost never updated. If it must be, the new one is started with
+//! `--replace` beside the old one, which hands everything over and ends. `protocol.rs` has the messages.
+
+mod keeper;
+mod protocol;
+mod refuse;
+
+use std::{path::PathBuf, process::ExitCode};
+
+const USAGE: &str = "usage: weightd-keeper --socket PATH [--replace]
+
+Holds descriptors for the weightd agent, so that volumes outlive it.
+
+  --socket PATH  where the agent finds it; created with mode 0600
+  --replace      take over from the keeper that listens there now, which then ends";
+
+fn main() -> ExitCode {
+    let (mut socket, mut replace) = (None, false);
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--socket") => socket = arguments.next().map(PathBuf::from),
+            Some("--replace") => replace = true,
+            Some("--help" | "-h") => {
+                say(USAGE);
+                return ExitCode::SUCCESS;
+            }
+            Some("--version") => {
+                say(concat!("weightd-keeper ", env!("CARGO_PKG_VERSION")));
+                return ExitCode::SUCCESS;
+            }
+            _ => return fail(64, &format!("{} is not an option\n{USAGE}", argument.display())),
+        }
+    }
+    let Some(socket) = socket else { return fail(64, USAGE) };
+    match keeper::run(&socket, replace) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(69, &format!("{}: {error}", socket.display())),
+    }
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    say(text);
+    code.into()
+}
+
+/// Words go to stderr; one that is closed changes nothing.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}

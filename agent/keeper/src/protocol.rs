@@ -1,0 +1,127 @@
+//! Messages: one packet each, a line of words, with descriptors beside it.
+//!
+//! ```text
+//! request                                 answer
+//! put fuse|plain NAME GRACE   + 1 to 8    ok                  keeps them; this connection attends to NAME
+//! attend NAME                             ok + descriptors | none
+//! drop NAME                               ok                  closes them
+//! list                                    ok NAME...
+//! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then ok, and the end
+//! ```
+//! GRACE is seconds from the end of the connection that attends to NAME until a FUSE connection's readers get EIO. An
+//! answer to anything else is `error` and why.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    str::FromStr,
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+/// Most descriptors under one name.
+pub(crate) const DESCRIPTORS: usize = 8;
+/// Longest message: a list of a few hundred names.
+const MESSAGE_BYTES: usize = 64 << 10;
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The first descriptor is a FUSE connection.
+    Fuse,
+    /// Descriptors of no interest to anyone here.
+    Plain,
+}
+
+/// A request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    Put { kind: Kind, name: String, grace: u64 },
+    Attend(String),
+    Drop(String),
+    List,
+    HandOver,
+}
+
+impl Kind {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Fuse => "fuse",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+impl FromStr for Request {
+    type Err = &'static str;
+
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["put" | "keep", kind, name, grace] if !name.is_empty() => {
+                let kind = match *kind {
+                    "fuse" => Kind::Fuse,
+                    "plain" => Kind::Plain,
+                    _ => return Err("the kind is fuse or plain"),
+                };
+                let grace = grace.parse().map_err(|_| "the grace is a number of seconds")?;
+                Ok(Self::Put { kind, name: (*name).to_owned(), grace })
+            }
+            ["attend", name] => Ok(Self::Attend((*name).to_owned())),
+            ["drop", name] => Ok(Self::Drop((*name).to_owned())),
+            ["list"] => Ok(Self::List),
+            ["hand-over"] => Ok(Self::HandOver),
+            _ => Err("no such request"),
+        }
+    }
+}
+
+/// Sends one message.
+pub(crate) fn send(to: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    sendmsg(to, &[IoSlice::new(line.as_bytes())], &mut beside, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message; `None` at the end of the connection.
+pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; MESSAGE_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let mut descriptors = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    bytes.truncate(received.bytes);
+    Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_and_nonsense_is_refused() {
+        let put = Request::Put { kind: Kind::Fuse, name: "volumes".to_owned(), grace: 300 };
+        assert_eq!("put fuse volumes 300".parse(), Ok(put));
+        assert_eq!("attend volumes".parse(), Ok(Request::Attend("volumes".to_owned())));
+        for nonsense in
+            ["", "put", "put fuse volumes", "put fuse volumes x", "put odd volumes 3", "take", "list all"]
+        {
+            assert!(nonsense.parse::<Request>().is_err(), "{nonsense:?}");
+        }
+    }
+}
