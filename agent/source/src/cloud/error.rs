@@ -43,11 +43,6 @@ pub(crate) fn of_listing(error: &StoreError, uri: &SourceUri) -> SourceError {
             _ => of_answer(answer, error, uri, &what),
         };
     }
-    if let Some(error) = find::<object_store::path::Error>(error) {
-        // The library gives up the listing, so this name cannot be left out.
-        let (why, remedy) = (error.to_string(), "rename or remove that object".to_owned());
-        return SourceError::Refused { what, why, remedy };
-    }
     without_answer(error, uri, &what)
 }
 
