@@ -127,7 +127,8 @@ fn unauthenticated(uri: &SourceUri, what: String, detail: String) -> SourceError
     let remedy = match uri.scheme() {
         Scheme::S3 => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, if it is temporary and has \
-             expired, anew), or give the pod a role; for public buckets set source.s3.anonymous = true"
+             expired, anew), or AWS_PROFILE, or give the pod a role; for public buckets set source.s3.anonymous = \
+             true"
         }
         Scheme::Az => {
             "set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or a workload identity, renew it if it has \

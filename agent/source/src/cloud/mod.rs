@@ -8,6 +8,7 @@ mod connector;
 pub(crate) mod error;
 mod listing;
 pub(crate) mod names;
+mod profile;
 
 use std::sync::Arc;
 

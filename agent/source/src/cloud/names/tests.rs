@@ -129,8 +129,7 @@ fn any_name_is_carried_and_comes_back() {
 #[test]
 fn any_bytes_are_carried_without_a_panic_and_nothing_else_is_changed() {
     bolero::check!().for_each(|bytes: &[u8]| {
-        let listing = Bytes::copy_from_slice(bytes);
-        drop(carry(listing.clone()));
+        drop(carry(Bytes::copy_from_slice(bytes)));
         let within = [b"<L><Contents><Key>", bytes, b"</Key></Contents></L>"].concat();
         drop(carry(within.into()));
     });
