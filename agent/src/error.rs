@@ -40,6 +40,9 @@ pub enum StartError {
         #[source]
         cause: io::Error,
     },
+    /// The system gives no threads, or no signals.
+    #[error("cannot start: {0}; see `ulimit -u` and `ulimit -n`, then start it again")]
+    Process(#[source] io::Error),
 }
 
 impl StartError {
@@ -49,6 +52,7 @@ impl StartError {
             Self::Store(error) => weightd_control::failure::of_store(error),
             Self::SocketInUse { .. } => FailureKind::TryAgain,
             Self::NotASocket { .. } => FailureKind::Usage,
+            Self::Process(_) => FailureKind::TryAgain,
             Self::Socket { cause, .. } | Self::Metrics { cause, .. } => match cause.kind() {
                 io::ErrorKind::PermissionDenied => FailureKind::NotPermitted,
                 _ => FailureKind::Unavailable,

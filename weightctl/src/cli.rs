@@ -7,7 +7,7 @@ use clap::{
 };
 use weightd_proto::v1;
 
-use crate::exit_codes::Exit;
+use weightd::Exit;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 64 usage, 65 corrupt data, 66 not found, 69 agent or source unavailable, 74 disk, \
