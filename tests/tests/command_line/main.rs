@@ -11,6 +11,7 @@ mod crash;
 mod daemon;
 mod disk;
 mod faults;
+mod logs;
 mod place;
 mod program;
 mod wire;
