@@ -12,6 +12,7 @@ mod daemon;
 mod disk;
 mod faults;
 mod logs;
+mod output;
 mod place;
 mod program;
 mod wire;
