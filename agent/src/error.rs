@@ -43,6 +43,9 @@ pub enum StartError {
         #[source]
         cause: io::Error,
     },
+    /// The system gives no threads, or no signals.
+    #[error("cannot start: {0}; see `ulimit -u` and `ulimit -n`, then start it again")]
+    Process(#[source] io::Error),
 }
 
 impl StartError {
@@ -53,6 +56,7 @@ impl StartError {
             Self::Volumes(error) => weightd_control::failure::of_expose(error),
             Self::SocketInUse { .. } => FailureKind::TryAgain,
             Self::NotASocket { .. } => FailureKind::Usage,
+            Self::Process(_) => FailureKind::TryAgain,
             Self::Socket { cause, .. } | Self::Metrics { cause, .. } => match cause.kind() {
                 io::ErrorKind::PermissionDenied => FailureKind::NotPermitted,
                 _ => FailureKind::Unavailable,

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use weightd_store::Store;
 
-use crate::StartError;
+use crate::{StartError, serve::LINGER};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -39,9 +39,17 @@ pub(crate) async fn serve(
     stopping: CancellationToken,
 ) {
     let router = router(Shared { registry, store, stopping: stopping.clone() });
-    let served = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "metrics and health are no longer served");
+    let served = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
+    // A client that connects and asks nothing would be waited for.
+    let lingered = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            tracing::error!(%error, "metrics and health are no longer served");
+        },
+        () = lingered => {}
     }
 }
 

@@ -7,6 +7,7 @@
 mod agent;
 mod config;
 mod error;
+mod exit_codes;
 mod http;
 pub mod logging;
 mod metrics;
@@ -16,3 +17,4 @@ mod socket;
 pub use agent::Agent;
 pub use config::{Config, ConfigError, LogConfig, LogFormat, Mistake, Overrides};
 pub use error::StartError;
+pub use exit_codes::Exit;

@@ -4,14 +4,15 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use weightd::{Agent, Config, Overrides};
+use weightd::{Agent, Config, Exit, Overrides, StartError};
 
-/// What scripts get for a command line or configuration that makes no sense (`EX_USAGE`).
-const USAGE: u8 = 64;
+const AFTER_HELP: &str = "\
+Exit codes: 0 ended by a signal, 64 usage, 65 corrupt data, 69 port or socket unavailable, 74 disk, 75 try again \
+(another agent is at work), 77 not permitted.";
 
 /// Keeps a verified store of model weights on this node, and fills it. Flags go before the configuration file.
 #[derive(Debug, Parser)]
-#[command(name = "weightd", version, max_term_width = 110)]
+#[command(name = "weightd", version, after_help = AFTER_HELP, max_term_width = 110)]
 struct Flags {
     /// Configuration file; deploy/weightd.example.toml shows every setting.
     #[arg(long, value_name = "FILE")]
@@ -37,12 +38,16 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
+    begin().into()
+}
+
+fn begin() -> Exit {
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
         Err(error) => {
             // A closed pipe is the reader's choice.
             let _ = error.print();
-            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
         }
     };
     let overrides = Overrides {
@@ -56,32 +61,33 @@ fn main() -> ExitCode {
     match Config::load(flags.config.as_deref(), &overrides) {
         Err(error) => {
             say(&format!("error: {error}"));
-            USAGE.into()
+            Exit::Usage
         }
-        Ok(_) if flags.check => ExitCode::SUCCESS,
+        Ok(_) if flags.check => Exit::Done,
         Ok(config) => run(config),
     }
 }
 
-fn run(config: Config) -> ExitCode {
+fn run(config: Config) -> Exit {
     weightd::logging::init(&config.log);
     let outcome = tokio::runtime::Runtime::new()
-        .map_err(anyhow::Error::from)
+        .map_err(StartError::Process)
         .and_then(|runtime| runtime.block_on(Box::pin(serve(config))));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Done,
         Err(error) => {
             say(&format!("error: {error}"));
-            ExitCode::FAILURE
+            error.kind().into()
         }
     }
 }
 
 /// Serves until a signal asks for the end.
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config) -> Result<(), StartError> {
     let (socket, store) = (config.socket.clone(), config.store.directory.clone());
     // From here on, so that an agent that is told to end while it starts ends cleanly too.
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let listen = |kind| signal(kind).map_err(StartError::Process);
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let mut agent = Box::pin(Agent::start(config)).await?;
     let listening = agent.listen().await;
     if listening.is_ok() {
@@ -94,7 +100,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::info!(signal, "ending: no new calls, transfers stop and resume at the next start");
     }
     agent.shutdown().await;
-    Ok(listening?)
+    listening
 }
 
 /// Words go to stderr; one that is closed changes nothing.

@@ -89,17 +89,49 @@ fn a_second_agent_names_what_is_in_use_and_leaves_it_in_use() {
     let directory = tempfile::tempdir().unwrap();
     let agent = Running::start(directory.path());
     let (code, said) = refused(command(directory.path()));
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(75));
     assert!(said.contains(&format!("in use by another agent (process {})", agent.child.id())), "{said}");
 
     let mut other = Command::new(env!("CARGO_BIN_EXE_weightd"));
     other.arg("--store").arg(directory.path().join("other")).arg("--socket").arg(socket(directory.path()));
     let (code, said) = refused(other);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(75));
     assert!(said.contains("another agent listens on"), "{said}");
     assert!(said.contains(socket(directory.path()).to_str().unwrap()), "{said}");
     assert!(socket(directory.path()).exists());
     assert_eq!(agent.end(Signal::TERM).0, Some(0));
+}
+
+#[test]
+fn what_stops_it_from_starting_has_its_exit_code() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let other = |store: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weightd"));
+        command.arg("--store").arg(at(store)).arg("--socket").arg(at("weightd.sock"));
+        command
+    };
+    std::fs::create_dir(at("full")).unwrap();
+    std::fs::write(at("full/thesis.tex"), "years").unwrap();
+    let (code, said) = refused(other("full"));
+    assert_eq!(code, Some(64), "{said}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut address = other("store");
+    address.args(["--metrics-address", &taken.local_addr().unwrap().to_string()]);
+    let (code, said) = refused(address);
+    assert_eq!(code, Some(69), "{said}");
+
+    std::fs::write(at("store/format"), "weightd-store 99\n").unwrap();
+    let (code, said) = refused(other("store"));
+    assert_eq!(code, Some(64), "{said}");
+
+    std::fs::write(at("broken.toml"), "[store").unwrap();
+    let mut broken = other("store");
+    broken.arg("--config").arg(at("broken.toml"));
+    let (code, said) = refused(broken);
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("broken.toml") && said.contains("line 1, column 7"), "{said}");
 }
 
 #[test]

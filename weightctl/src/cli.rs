@@ -3,11 +3,12 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{
-    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource,
+    ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    parser::ValueSource,
 };
 use weightd_proto::v1;
 
-use crate::exit_codes::Exit;
+use weightd::Exit;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 64 usage, 65 corrupt data, 66 not found, 69 agent or source unavailable, 74 disk, \
@@ -44,6 +45,25 @@ struct Place {
     /// Without an agent: project that pays for requests to requester-pays buckets.
     #[arg(long, global = true, value_name = "PROJECT")]
     user_project: Option<String>,
+    /// Without an agent: log to stderr; -vv says more.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Without an agent: what to log, such as warn or info,weightd_fetch=debug.
+    #[arg(long, global = true, env = "WEIGHTD_LOG", value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+impl Place {
+    /// What to log; nothing unless asked. Retries are our own debug lines, so that an agent's log is not full of them.
+    fn log_filter(&self) -> Option<String> {
+        match (&self.log, self.verbose) {
+            (Some(log), 0) => Some(log.clone()).filter(|log| !log.is_empty()),
+            (_, 0) => None,
+            (_, 1) => Some("info,weightd=debug".to_owned()),
+            (_, 2) => Some("debug".to_owned()),
+            (_, _) => Some("trace".to_owned()),
+        }
+    }
 }
 
 /// How to print data.
@@ -250,6 +270,8 @@ pub(crate) struct Embedded {
     pub(crate) anonymous: bool,
     /// Who pays for requests to requester-pays buckets.
     pub(crate) user_project: Option<String>,
+    /// What to log; nothing without.
+    pub(crate) log: Option<String>,
 }
 
 /// A command line that makes sense.
@@ -278,7 +300,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
 fn target(place: Place, matches: &ArgMatches) -> Result<Target, String> {
     let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
     let (typed_socket, typed_place) = (typed("socket"), typed("store") || typed("config"));
-    let Place { socket, store, config, anonymous, user_project } = place;
+    let log = place.log_filter();
+    let Place { socket, store, config, anonymous, user_project, .. } = place;
     let embedded = store.is_some() || config.is_some();
     match socket {
         Some(_) if typed_socket && typed_place => {
@@ -289,7 +312,7 @@ fn target(place: Place, matches: &ArgMatches) -> Result<Target, String> {
         }
         socket if embedded && !typed_socket => {
             drop(socket);
-            Ok(Target::Embedded(Embedded { store, config, anonymous, user_project }))
+            Ok(Target::Embedded(Embedded { store, config, anonymous, user_project, log }))
         }
         _ if anonymous || user_project.is_some() => {
             Err("--anonymous and --user-project go with --store; an agent has them in its configuration"

@@ -5,6 +5,7 @@ use weightd_client::Client;
 use crate::{
     cli::{Embedded, Target},
     error::CommandError,
+    progress::AboveBars,
 };
 
 /// An agent to talk to.
@@ -41,9 +42,13 @@ async fn embed(embedded: &Embedded) -> Result<Connection, CommandError> {
         store: embedded.store.clone(),
         anonymous: embedded.anonymous,
         user_project: embedded.user_project.clone(),
+        log: embedded.log.clone(),
         ..weightd::Overrides::default()
     };
     let config = weightd::Config::load(embedded.config.as_deref(), &overrides)?;
+    if embedded.log.is_some() {
+        weightd::logging::init_through(&config.log, || AboveBars);
+    }
     let agent = Box::pin(weightd::Agent::start(config)).await?;
     Ok(Connection { client: Client::from_channel(agent.connect()), embedded: Some(agent) })
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::exit_codes::Exit;
+use weightd::Exit;
 
 /// Why a command ends without having done what it was asked to.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,6 @@ mod cli;
 mod commands;
 mod connection;
 mod error;
-mod exit_codes;
 mod output;
 mod progress;
 mod shell;
@@ -16,7 +15,9 @@ mod view;
 
 use std::process::ExitCode;
 
-use crate::{cli::Arguments, error::CommandError, exit_codes::Exit, output::Output};
+use weightd::Exit;
+
+use crate::{cli::Arguments, error::CommandError, output::Output};
 
 fn main() -> ExitCode {
     let exit = match cli::parse(std::env::args_os()) {

@@ -7,7 +7,9 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::{cli::Format, error::CommandError, exit_codes::Exit};
+use weightd::Exit;
+
+use crate::{cli::Format, error::CommandError};
 
 /// What can be shown both ways.
 pub(crate) trait View: Serialize {

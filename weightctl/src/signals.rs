@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::exit_codes::Exit;
+use weightd::Exit;
 
 /// The signals that end a command. They are listened to from the moment this exists, not from the first wait: a
 /// signal in between would end the process without a word.

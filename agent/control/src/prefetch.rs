@@ -53,6 +53,8 @@ pub(crate) async fn start(
     Ok(ReceiverStream::new(received).boxed())
 }
 
+/// Answers only when the snapshot is written down beside the job: `List` shows it from then on, and an agent that is
+/// killed goes on with it.
 async fn detach(
     control: &Control,
     job: Job,
@@ -60,6 +62,7 @@ async fn detach(
     events: &Sender,
 ) -> Result<(), StoreError> {
     let snapshot_id = transfer.key().id.to_string();
+    let _hold = control.store().expect(transfer.manifest().as_ref().clone()).await?;
     control.jobs.begin(control, job, transfer).await?;
     let _ = events.try_send(Ok(event(Event::Detached(v1::Detached { snapshot_id }))));
     Ok(())

@@ -25,6 +25,10 @@ impl Control {
     async fn publish_one(&self, request: v1::PublishRequest) -> Result<v1::VolumeInfo, Status> {
         let wish =
             Wish { target: PathBuf::from(&request.target_path), mode: request.mode(), wait: request.wait };
+        if !self.volumes.is_adopted() {
+            let manifests = self.volumes.adopt().await.map_err(|error| failure::expose_status(&error))?;
+            self.loads.resume(&self.volumes, manifests);
+        }
         if let Some(known) = self.published(&request, &wish.target).await? {
             if wish.wait {
                 self.wait_until_complete(known.snapshot)

@@ -132,6 +132,9 @@ impl FuseSession {
         let thread = std::thread::Builder::new().name("weightd-fuse".to_owned());
         let thread = thread.spawn(move || session.run()).map_err(failed)?;
         let session = Self { config: config.clone(), notifier, backing, thread: Some(thread) };
+        // The kernel asks for times of creation until it hears that there are none. Whoever looks at a file for the
+        // first time shall not have to wait for an agent.
+        let _ = std::fs::metadata(&config.directory);
         session.stay_with_keeper();
         Ok(session)
     }
@@ -161,15 +164,6 @@ impl FuseSession {
         };
         if let Err(error) = std::thread::Builder::new().name("weightd-keeping".to_owned()).spawn(stay) {
             tracing::warn!(%error, "a keeper that is replaced will not be found again");
-        }
-    }
-
-    /// Has new opens of a complete file go straight to its blob.
-    pub(crate) fn completed(&self, shown: &Shown, position: usize) {
-        let (parent, name) = shown.tree.place(position);
-        let parent = Node { family: shown.tree.family, index: parent, through: false }.number();
-        if let Err(error) = self.notifier.inval_entry(parent, name.as_ref()) {
-            tracing::debug!(%error, name, "the kernel keeps a name as it was");
         }
     }
 

@@ -49,6 +49,6 @@ pub(crate) fn close_backing(device: impl AsFd, id: u32) -> io::Result<()> {
 pub(crate) fn open_through(reply: fuser::ReplyOpen, handle: fuser::FileHandle, id: u32) {
     // SAFETY: the caller closes ids only after it has stopped handing them out, and this session knows them all.
     let backing = unsafe { reply.wrap_backing(id) };
-    reply.opened_passthrough(handle, fuser::FopenFlags::empty(), &backing);
+    reply.opened_passthrough(handle, fuser::FopenFlags::FOPEN_NOFLUSH, &backing);
     let _still_registered = backing.into_raw();
 }

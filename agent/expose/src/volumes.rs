@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::sync::broadcast::error::RecvError;
-use weightd_store::{Fate, SnapshotManifest, SnapshotUse, Store, StoreError, io::BufferPool};
+use weightd_store::{SnapshotManifest, SnapshotUse, Store, StoreError, io::BufferPool};
 use weightd_types::{BlobKey, ObjectPath, SnapshotKey};
 
 use crate::{
@@ -27,6 +27,8 @@ use crate::{
     shown::Shown,
 };
 
+/// How often volumes are looked for that others unmounted.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(10);
 /// Events that are kept for those who ask.
 const EVENTS: usize = 256;
 
@@ -122,7 +124,7 @@ impl Volumes {
             metrics,
         });
         inner.refresh()?;
-        tokio::spawn(watch(Arc::downgrade(&inner), inner.store.fates()));
+        tokio::spawn(watch(Arc::downgrade(&inner), inner.store.discarded()));
         Ok(Self { inner })
     }
 
@@ -134,6 +136,12 @@ impl Volumes {
     pub async fn adopt(&self) -> Result<Vec<Arc<SnapshotManifest>>, ExposeError> {
         let _changing = self.inner.changing.lock().await;
         self.inner.blocking(Inner::adopt_now).await
+    }
+
+    /// Whether what an earlier agent left was looked at. Nothing must be shown before: a second file system would leave
+    /// the first without an agent.
+    pub fn is_adopted(&self) -> bool {
+        self.inner.adopted.load(Ordering::Acquire)
     }
 
     /// What it counts.
@@ -178,7 +186,12 @@ impl Volumes {
     /// # Errors
     /// [`ExposeError::Mount`] when the mount table cannot be read.
     pub async fn list(&self) -> Result<Vec<Volume>, ExposeError> {
-        self.inner.blocking(Inner::refresh).await
+        // A volume that is coming or going at the moment looks after itself.
+        let is_free = self.inner.changing.try_lock();
+        if is_free.is_ok() {
+            return self.inner.blocking(Inner::refresh).await;
+        }
+        self.inner.blocking(|inner| Ok(inner.volumes_in(&inner.mounts()?))).await
     }
 
     /// What went wrong lately, oldest first.
@@ -383,12 +396,6 @@ impl Inner {
     fn ensure_session(&self) -> Result<(), ExposeError> {
         let mut session = lock(&self.session);
         if session.is_none() {
-            // What the keeper has comes first: a second file system would leave the first without an agent.
-            if self.config.keeper.is_some() && !self.adopted.load(Ordering::Acquire) {
-                let problem = "has not been reached yet, and may have volumes of an earlier agent".to_owned();
-                let socket = self.config.keeper.clone().unwrap_or_default();
-                return Err(ExposeError::Keeper { socket, problem });
-            }
             self.remove_orphans()?;
             *session = Some(FuseSession::mount(&self.config, &self.shared)?);
         }
@@ -430,9 +437,7 @@ impl Inner {
         *session = FuseSession::adopt(&self.config, &self.shared)?;
         let is_adopted = session.is_some();
         drop(session);
-        if is_adopted {
-            self.catch_up();
-        } else {
+        if !is_adopted {
             self.remove_orphans()?;
         }
         self.adopted.store(true, Ordering::Release);
@@ -485,7 +490,7 @@ impl Inner {
         }
     }
 
-    /// Files that wait to be known as what they have become.
+    /// Files that have a blob.
     fn positions(&self, blob: &BlobKey) -> Vec<(Arc<Shown>, usize)> {
         let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
         let positions = |shown: &Arc<Shown>| {
@@ -495,17 +500,15 @@ impl Inner {
         shown.values().flat_map(positions).collect()
     }
 
-    fn decided(&self, blob: &BlobKey, fate: Fate) {
+    /// Bytes of a file turned out to be wrong. If any reader got some of them, the volume must not go on.
+    fn discarded(&self, blob: &BlobKey) {
+        self.shared.reader.forget(blob);
         for (shown, position) in self.positions(blob) {
-            match fate {
-                Fate::Complete => self.tell_kernel(|session| session.completed(&shown, position)),
-                Fate::Discarded => self.discarded(&shown, position, blob),
-            }
+            self.stop(&shown, position);
         }
     }
 
-    /// Bytes of a file turned out to be wrong. If any reader got some of them, the volume must not go on.
-    fn discarded(&self, shown: &Shown, position: usize, blob: &BlobKey) {
+    fn stop(&self, shown: &Shown, position: usize) {
         if shown.was_read(position) {
             let why = format!(
                 "{} did not match its checksum after part of it was read; unmount the volume and mount it again",
@@ -515,59 +518,41 @@ impl Inner {
             tell(&self.events, shown, Some(position), &why);
             shown.report(Condition::Stopped(why.into()));
         }
-        self.shared.reader.forget(blob);
-        self.tell_kernel(|session| session.discarded(shown, position));
-    }
-
-    fn tell_kernel(&self, what: impl FnOnce(&FuseSession)) {
         if let Some(session) = lock(&self.session).as_ref() {
-            what(session);
-        }
-    }
-
-    /// Looks at every file, because news may have been missed.
-    fn catch_up(&self) {
-        let all: Vec<_> = {
-            let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
-            shown.values().cloned().collect()
-        };
-        for shown in all {
-            for position in 0..shown.tree.manifest.objects.len() {
-                if self.store.has_blob(&shown.blob(position)) {
-                    self.tell_kernel(|session| session.completed(&shown, position));
-                }
-            }
+            session.discarded(shown, position);
         }
     }
 }
 
-/// Passes on what becomes of blobs.
-async fn watch(inner: Weak<Inner>, mut fates: tokio::sync::broadcast::Receiver<(BlobKey, Fate)>) {
+/// Listens for blobs whose bytes were wrong, and looks now and then for volumes that others unmounted.
+async fn watch(inner: Weak<Inner>, mut discarded: tokio::sync::broadcast::Receiver<BlobKey>) {
+    let mut ticks = tokio::time::interval(LOOK);
     loop {
-        let fate = fates.recv().await;
+        let news = tokio::select! {
+            blob = discarded.recv() => Some(blob),
+            _ = ticks.tick() => None,
+        };
         let Some(inner) = inner.upgrade() else { return };
-        // The kernel may make a caller wait who tells it to forget something.
-        let told = match fate {
-            Ok((blob, fate)) => {
+        let outcome = match news {
+            // The kernel may make a caller wait who tells it to forget something.
+            Some(Ok(blob)) => {
                 inner
                     .blocking(move |inner| {
-                        inner.decided(&blob, fate);
+                        inner.discarded(&blob);
                         Ok(())
                     })
                     .await
             }
-            Err(RecvError::Lagged(_)) => {
-                inner
-                    .blocking(|inner| {
-                        inner.catch_up();
-                        Ok(())
-                    })
-                    .await
+            Some(Err(RecvError::Lagged(_))) => Ok(()),
+            Some(Err(RecvError::Closed)) => return,
+            None => {
+                let _changing = inner.changing.lock().await;
+                inner.blocking(|inner| inner.refresh().map(drop)).await
             }
-            Err(RecvError::Closed) => return,
         };
-        // Nothing in there fails.
-        drop(told);
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "could not look after the volumes");
+        }
     }
 }
 

@@ -121,6 +121,7 @@ impl Fetcher {
                 Err(error) if error.is_retryable() && attempt < config.attempts.min(4) => {
                     self.inner.line.metrics.retries.inc();
                     let backoff = config.backoff.saturating_mul(1 << attempt).min(config.backoff_limit);
+                    tracing::debug!(%error, attempt, "a listing failed; trying again");
                     tokio::time::sleep(backoff.max(asked_wait(&error))).await;
                 }
                 other => return Ok(other?),

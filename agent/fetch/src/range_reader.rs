@@ -86,6 +86,7 @@ impl<'a> RangeReader<'a> {
         }
         // Nothing for so long: ask once more beside it, and take whichever delivers first.
         self.line.metrics.hedges.inc();
+        tracing::debug!(url = self.url, range = %left, ?stall, "nothing arrives; asking once more beside it");
         let mut hedge = std::pin::pin!(self.first_bytes(None, left));
         let outcome = timeout(give_up, either(&mut primary, &mut hedge)).await;
         self.keep(outcome.unwrap_or_else(|_| Err(self.stalled(stall + give_up))))

@@ -63,7 +63,7 @@ pub struct VerifySummary {
 type Events = mpsc::Sender<Result<VerifyEvent, FetchError>>;
 
 impl Fetcher {
-    /// Reads every chunk of some snapshots (of all, for `None`) and compares it with what was recorded; `repair` fetches
+    /// Reads every chunk of the snapshots a name means (of all, for `None`) and compares it with what was recorded; `repair` fetches
     /// right bytes for bad ones. What cannot be repaired is no longer served as complete. Ends early when the receiver
     /// is dropped.
     ///
@@ -75,7 +75,7 @@ impl Fetcher {
         repair: bool,
     ) -> Result<mpsc::Receiver<Result<VerifyEvent, FetchError>>, FetchError> {
         let records = match name {
-            Some(name) => vec![self.store().find(name)?],
+            Some(name) => self.store().find_all(name)?,
             None => self.store().snapshots(),
         };
         let (events, received) = mpsc::channel(QUEUE);

@@ -37,13 +37,14 @@ pub struct GcsConfig {
     pub user_project: Option<String>,
 }
 
-/// Amazon S3.
+/// Amazon S3. What neither this nor the environment says comes from the profile `AWS_PROFILE`, else `default`, of
+/// Amazon's own tools.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3Config {
-    /// Where the API is; else `AWS_ENDPOINT_URL`, else Amazon.
+    /// Where the API is; else `AWS_ENDPOINT_URL`, else the profile's, else Amazon.
     pub endpoint: Option<String>,
-    /// Region of the buckets; else `AWS_REGION`, else asked of Amazon for each bucket.
+    /// Region of the buckets; else `AWS_REGION`, else the profile's, else asked of Amazon for each bucket.
     pub region: Option<String>,
     /// Read public buckets without signing requests.
     pub anonymous: Option<bool>,

@@ -15,13 +15,15 @@ use crate::{Listed, Opener, Source, SourceError};
 const LARGE_BYTES: usize = 3 << 20;
 
 /// Names that are legal, and easy to break by escaping too little or too much.
-pub const ODD_NAMES: [&str; 15] = [
+pub const ODD_NAMES: [&str; 17] = [
     "with space.json",
     "ünïcode/模型.json",
     "100%.json",
     "half%20escaped.json",
     "a+b.json",
     "hash#tag.json",
+    "part#1",
+    "%3F%23.json",
     "question?mark=1.json",
     "amp&ersand;semicolon,comma.json",
     "[brackets]{braces}.json",

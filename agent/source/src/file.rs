@@ -1,21 +1,17 @@
 //! `file://`: a directory of this machine, or of a disk or share that is mounted here.
 //!
-//! Files are opened through `object_store`, which pins them by an entity tag made of inode, time and size. The
-//! listing is ours, because one unreadable or oddly named file must not fail the others.
+//! A file is pinned by an entity tag made of inode, time and size. One unreadable or oddly named file does not fail
+//! the others.
 
 use std::{fs, io, os::unix::fs::FileExt, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use object_store::{GetOptions, GetResultPayload, ObjectStore, local::LocalFileSystem};
 use tokio::task::spawn_blocking;
 use weightd_types::{ByteRange, Checksums, Object, SourceUri, Version};
 
-use crate::{
-    ByteStream, Listed, Source, SourceError,
-    cloud::{self, etag},
-};
+use crate::{ByteStream, Listed, Source, SourceError, cloud::etag};
 
 /// Length of the pieces that a file is read in.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -26,13 +22,12 @@ const PASSED_OVER: [&str; 2] = [".git", ".cache"];
 /// A directory.
 #[derive(Debug)]
 pub struct FileSource {
-    files: LocalFileSystem,
     uri: SourceUri,
 }
 
 impl FileSource {
     pub(crate) fn new(uri: SourceUri) -> Self {
-        Self { files: LocalFileSystem::new(), uri }
+        Self { uri }
     }
 }
 
@@ -55,20 +50,20 @@ impl Source for FileSource {
 
     async fn read(&self, object: &Object, range: ByteRange) -> Result<ByteStream, SourceError> {
         let what = self.uri.object_url(&object.path);
-        let path = cloud::path(&self.uri.object_key(&object.path), &what)?;
-        let options = GetOptions::new()
-            .with_range(Some(range.start..range.end))
-            .with_if_match(Some(etag(object, &what)?));
-        let result = self.files.get_opts(&path, options).await;
-        let result = result.map_err(|error| match crate::answer::find::<io::Error>(&error) {
-            Some(cause) if cause.kind() != io::ErrorKind::NotFound => failed(&what, cause),
-            _ => cloud::error::of_read(&error, &self.uri, &what, object),
-        })?;
-        match result.payload {
-            GetResultPayload::File(file, _) => Ok(pieces(file, range, what, object.version.clone())),
-            GetResultPayload::Stream(_) => {
-                Err(SourceError::Protocol { what, detail: "it is not a file".to_owned() })
+        let expected = etag(object, &what)?.to_owned();
+        let path = format!("/{}", self.uri.object_key(&object.path));
+        let opened = spawn_blocking(move || {
+            let file = fs::File::open(path)?;
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
+        });
+        let opened: io::Result<_> = opened.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        match opened {
+            Ok((file, metadata)) if version(&metadata) == object.version => {
+                Ok(pieces(file, range, what, object.version.clone()))
             }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&what, &error)),
+            Ok(_) | Err(_) => Err(SourceError::Changed { what, expected }),
         }
     }
 }
@@ -120,7 +115,7 @@ fn read_at(file: &fs::File, piece: ByteRange) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// The entity tag that `object_store` gives a file, so that its own check of it pins reads.
+/// An entity tag of what changes when a file is overwritten or replaced.
 fn version(metadata: &fs::Metadata) -> Version {
     let modified = metadata.modified().ok();
     let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
@@ -205,11 +200,6 @@ impl Walk {
         if !metadata.is_file() {
             return Err(refused("is neither a file nor a directory"));
         }
-        // object_store keeps such names for its unfinished uploads, and does not open them.
-        let unfinished = |(_, end): (&str, &str)| !end.is_empty() && end.bytes().all(|b| b.is_ascii_digit());
-        if file_name.split_once('#').is_some_and(unfinished) {
-            return Err(refused("has a name that ends in # and a number"));
-        }
         let (name, version) = (name.to_owned(), version(&metadata));
         self.listing.push(Listed::new(&self.uri, name, metadata.len(), version, Checksums::default()));
         Ok(())
@@ -234,7 +224,7 @@ mod tests {
             fs::create_dir(at(name)).unwrap();
             fs::write(at(name).join("a"), "x").unwrap();
         }
-        for name in [".hidden", "plain", "unfinished#1"] {
+        for name in [".hidden", "plain", "part#1"] {
             fs::write(at(name), "x").unwrap();
         }
         fs::write(directory.path().join(OsStr::from_bytes(b"not-utf8-\xff")), "x").unwrap();
@@ -249,10 +239,10 @@ mod tests {
             ("broken", false),
             ("linked", true),
             ("not-utf8-\u{fffd}", false),
+            ("part#1", true),
             ("plain", true),
             ("sub/a", true),
             ("sub/loop", false),
-            ("unfinished#1", false),
         ];
         assert_eq!(entries, BTreeMap::from(expected));
     }

@@ -90,6 +90,7 @@ impl Config {
                 .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?,
         };
         Self::parse(&text, &overrides.absolute(), &Environment::of_process())
+            .map_err(|error| error.in_file(file))
     }
 
     /// Checks a file's text together with the flags and an environment.

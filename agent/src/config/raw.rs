@@ -77,7 +77,7 @@ pub(super) struct RawVolumes {
 
 /// Reads the file, and collects the keys that nobody knows.
 pub(super) fn parse(text: &str) -> Result<(Raw, Vec<Mistake>), ConfigError> {
-    let syntax = |error: toml::de::Error| ConfigError::Syntax(error.to_string().trim_end().to_owned());
+    let syntax = |error: toml::de::Error| ConfigError::syntax(&error);
     let table = toml::Deserializer::parse(text).map_err(syntax)?;
     let mut unknown = Vec::new();
     let raw = serde_ignored::deserialize(table, |path| unknown.push(unknown_key(&path.to_string())));

@@ -138,9 +138,17 @@ fn flags_go_before_the_file() {
 
 #[test]
 fn text_that_is_no_toml_is_refused_with_its_place() {
-    let error = parse("[store\n", &in_store("/s")).unwrap_err();
-    assert!(matches!(error, ConfigError::Syntax(_)), "{error:?}");
-    assert!(error.to_string().contains("line 1"), "{error}");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("weightd.toml");
+    for (text, place) in
+        [("[agent]\n[store\n", "line 2, column 7"), ("agent = {}\n\nstore = 3\n", "line 3, column 9")]
+    {
+        std::fs::write(&file, text).unwrap();
+        let error = Config::load(Some(&file), &in_store("/s")).unwrap_err();
+        assert!(matches!(error, ConfigError::Syntax { .. }), "{error:?}");
+        let expected = format!("the configuration {} is not valid TOML: {place}", file.display());
+        assert!(error.to_string().starts_with(&expected), "{error}");
+    }
     let error = Config::load(Some(Path::new("/does/not/exist")), &Overrides::default()).unwrap_err();
     assert!(error.to_string().contains("/does/not/exist"), "{error}");
 }

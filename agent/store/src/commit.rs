@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use weightd_types::BlobKey;
 
 use crate::{
-    BlobManifest, Fate, PartialBlob, Store, StoreError,
+    BlobManifest, PartialBlob, Store, StoreError,
     manifest::encode,
     store::{Inner, lock},
 };
@@ -208,7 +208,7 @@ impl Store {
         let mut active = lock(&self.inner.active);
         for partial in partials {
             active.remove(&partial.key());
-            self.decide(partial, Fate::Complete);
+            partial.wake();
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ pub use manifest::{
     parse_snapshot_manifest,
 };
 pub use metrics::Metrics;
-pub use partial::{Fate, PartialBlob, WantedBlob};
+pub use partial::{PartialBlob, WantedBlob};
 pub use paths::FORMAT_VERSION;
 pub use store::Store;
 pub use usage::{DiskUsage, Reservation};

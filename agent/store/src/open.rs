@@ -23,8 +23,8 @@ use crate::{
 
 const FORMAT_WORD: &str = "weightd-store";
 
-/// Fates that may wait for a slow listener.
-const FATES: usize = 1024;
+/// Blobs that may wait for a slow listener.
+const DISCARDED: usize = 1024;
 
 impl Store {
     /// Opens a store, making it when the directory is empty or missing. Blocks; belongs on a blocking thread.
@@ -71,7 +71,7 @@ impl Store {
             usage: Mutex::new(Usage::default()),
             active: Mutex::default(),
             begun: tokio::sync::Notify::new(),
-            fates: tokio::sync::broadcast::Sender::new(FATES),
+            discarded: tokio::sync::broadcast::Sender::new(DISCARDED),
             publishing: Mutex::default(),
             changing: Mutex::default(),
             beginning: Mutex::default(),

@@ -56,15 +56,6 @@ pub struct PartialBlob {
     name_is_durable: AtomicBool,
 }
 
-/// What became of a blob that was arriving.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// The object is confirmed, and the blob durable.
-    Complete,
-    /// The bytes were wrong and are gone. What was served of them must be forgotten.
-    Discarded,
-}
-
 #[derive(Debug)]
 struct State {
     /// Checksum of each written piece.
@@ -382,15 +373,10 @@ impl Store {
         lock(&self.inner.active).get(key).cloned()
     }
 
-    /// What becomes of blobs from now on. Someone who listens too slowly is told so, and has to look for himself.
-    pub fn fates(&self) -> broadcast::Receiver<(BlobKey, Fate)> {
-        self.inner.fates.subscribe()
-    }
-
-    pub(crate) fn decide(&self, partial: &PartialBlob, fate: Fate) {
-        // Nobody may be listening.
-        let _ = self.inner.fates.send((partial.key(), fate));
-        partial.wake();
+    /// Blobs that are thrown away from now on, because their bytes turned out to be wrong. What was served of them must
+    /// be forgotten.
+    pub fn discarded(&self) -> broadcast::Receiver<BlobKey> {
+        self.inner.discarded.subscribe()
     }
 
     /// Waits until some blob begins to arrive after the future was made.
@@ -498,7 +484,9 @@ impl Store {
     pub async fn discard_partial(&self, partial: &Arc<PartialBlob>) -> Result<(), StoreError> {
         let key = partial.key();
         lock(&self.inner.active).remove(&key);
-        self.decide(partial, Fate::Discarded);
+        // Nobody may be listening.
+        let _ = self.inner.discarded.send(key);
+        partial.wake();
         self.blocking(move |store| store.discard(&[key], true)).await
     }
 

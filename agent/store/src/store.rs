@@ -15,7 +15,7 @@ use tokio::sync::{Notify, broadcast};
 use weightd_types::BlobKey;
 
 use crate::{
-    Config, Fate, Metrics, PartialBlob, StoreError,
+    Config, Metrics, PartialBlob, StoreError,
     catalog::Catalog,
     commit::{Committer, Order},
     index::Index,
@@ -43,8 +43,8 @@ pub(crate) struct Inner {
     pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
     /// Told when a blob begins to arrive.
     pub(crate) begun: Notify,
-    /// What became of blobs that were arriving.
-    pub(crate) fates: broadcast::Sender<(BlobKey, Fate)>,
+    /// Told of blobs that are thrown away.
+    pub(crate) discarded: broadcast::Sender<BlobKey>,
     /// Held while a snapshot's directory is built: two transfers may end with the same one.
     pub(crate) publishing: Mutex<()>,
     /// Held while the set of snapshots changes against the set of blobs, so that a blob that is about to be removed is

@@ -120,15 +120,31 @@ async fn verify_repairs_what_rotted_and_says_where() {
     let snapshot = prefetch(&client, request(MODEL)).await.unwrap().snapshot.unwrap();
     let file = std::path::Path::new(&snapshot.directory).join("tokenizer.bin");
     rot(&file);
-    let (bad, summary) = verify(&client, false).await;
+    let (bad, summary) = verify(&client, "", false).await;
     assert_eq!((bad.len(), summary.bad_chunks, summary.repaired_chunks), (1, 1, 0));
     assert_eq!((bad[0].path.as_str(), bad[0].offset_bytes, bad[0].repaired), ("tokenizer.bin", 0, false));
     prefetch(&client, request(MODEL)).await.unwrap();
-    let (_, summary) = verify(&client, true).await;
+    let (_, summary) = verify(&client, "", true).await;
     assert_eq!(summary.bad_chunks, summary.repaired_chunks);
     let snapshot = client.get(named(MODEL)).await.unwrap().snapshot.unwrap();
     let file = std::path::Path::new(&snapshot.directory).join("tokenizer.bin");
     assert_eq!(std::fs::read(file).unwrap(), vec![7; BYTES]);
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn verify_of_a_source_checks_every_snapshot_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = model(BYTES);
+    let agent = start(config(directory.path(), ""), &origin).await;
+    let client = client(&agent);
+    let old = prefetch(&client, request(MODEL)).await.unwrap().snapshot.unwrap();
+    origin.put("model/tokenizer.bin", vec![9; BYTES]);
+    prefetch(&client, request(MODEL)).await.unwrap();
+    rot(&std::path::Path::new(&old.directory).join("tokenizer.bin"));
+    let (bad, summary) = verify(&client, MODEL, false).await;
+    assert_eq!((bad.len(), summary.bad_chunks), (1, 1), "the older snapshot is read as well");
+    assert!(summary.checked_bytes > 2 * BYTES as u64 - (8 << 20), "{summary:?}");
     agent.shutdown().await;
 }
 
@@ -141,9 +157,10 @@ fn rot(file: &std::path::Path) {
 
 async fn verify(
     client: &Client,
+    snapshot: &str,
     repair: bool,
 ) -> (Vec<weightd_proto::v1::BadChunk>, weightd_proto::v1::VerifySummary) {
-    let mut events = client.verify(VerifyRequest { snapshot: String::new(), repair }).await.unwrap();
+    let mut events = client.verify(VerifyRequest { snapshot: snapshot.to_owned(), repair }).await.unwrap();
     let mut bad = Vec::new();
     loop {
         match events.next().await.unwrap().expect("a summary comes last").event.unwrap() {

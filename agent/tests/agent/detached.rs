@@ -34,6 +34,25 @@ async fn a_detached_prefetch_goes_on_without_its_client_and_pins_what_it_brought
 }
 
 #[tokio::test]
+async fn a_detached_prefetch_is_listed_as_soon_as_it_is_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = model(BYTES);
+    let agent = start(config(directory.path(), SLOW), &origin).await;
+    let client = client(&agent);
+    for round in 0..20 {
+        origin.put(&format!("{round}/tokenizer.bin"), vec![7; BYTES]);
+        let source = format!("memory://m/{round}");
+        let mut events = client.prefetch(PrefetchRequest { detach: true, ..request(&source) }).await.unwrap();
+        assert!(matches!(next(&mut events).await, Ok(Event::Resolved(_))));
+        assert!(matches!(next(&mut events).await, Ok(Event::Detached(_))));
+        let listed = client.list().await.unwrap();
+        let found = listed.iter().find(|snapshot| snapshot.source == source);
+        assert_eq!(found.map(|snapshot| snapshot.state()), Some(SnapshotState::Loading), "{source}");
+    }
+    agent.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_detached_prefetch_goes_on_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let origin = model(BYTES);

@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+};
 use weightd::StartError;
 use weightd_client::Client;
 use weightd_proto::v1::{FailureKind, VerifyRequest, prefetch_event::Event};
@@ -34,6 +38,28 @@ async fn an_agent_that_ends_cuts_off_its_calls_with_a_reason_and_removes_its_soc
     assert!(started.elapsed() < Duration::from_secs(8), "nothing had to be cut off: {:?}", started.elapsed());
     assert!(!socket.exists());
     assert!(Client::connect(&socket).await.is_err());
+}
+
+#[tokio::test]
+async fn clients_that_are_silent_or_stopped_do_not_hold_up_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), "");
+    let socket = config.socket.clone();
+    let mut agent = start(config, &model(10)).await;
+    agent.listen().await.unwrap();
+    let idle = Client::connect(&socket).await.unwrap();
+    idle.list().await.unwrap();
+    let _silent = UnixStream::connect(&socket).await.unwrap();
+    let _silent_http = TcpStream::connect(agent.http_address().unwrap()).await.unwrap();
+    // It greets as HTTP/2 does, and is stopped: nothing that the agent sends is ever answered.
+    let mut stopped = UnixStream::connect(&socket).await.unwrap();
+    stopped.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    assert!(stopped.read_u8().await.is_ok(), "the agent greets back");
+
+    let started = Instant::now();
+    agent.shutdown().await;
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(idle.list().await.is_err());
 }
 
 #[tokio::test]

@@ -186,7 +186,11 @@ fn parse_hub(rest: &str) -> Result<SourceUri, String> {
             if revision.is_empty() {
                 return Err("the revision after @ is empty".to_owned());
             }
-            (Some(percent_decode_str(revision).decode_utf8_lossy().into_owned()), prefix)
+            let revision = percent_decode_str(revision).decode_utf8_lossy().into_owned();
+            if revision.contains(char::is_control) {
+                return Err("the revision after @ has a control character".to_owned());
+            }
+            (Some(revision), prefix)
         }
     };
     SourceUri::checked(Scheme::Hf, &format!("{org}/{name}"), prefix, revision.as_deref())
@@ -223,14 +227,19 @@ fn without_credentials(text: &str) -> String {
 
 impl fmt::Display for SourceUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slash = if self.prefix.is_empty() && self.scheme != Scheme::File { "" } else { "/" };
-        let scheme = self.scheme.as_str();
-        match &self.revision {
-            None => write!(f, "{scheme}://{}{slash}{}", self.authority, self.prefix),
-            Some(revision) => {
-                let revision = revision.replace('%', "%25").replace('/', "%2F");
-                write!(f, "{scheme}://{}@{revision}{slash}{}", self.authority, self.prefix)
+        write!(f, "{}://{}", self.scheme.as_str(), self.authority)?;
+        if let Some(revision) = &self.revision {
+            write!(f, "@{}", revision.replace('%', "%25").replace('/', "%2F"))?;
+        }
+        if !self.prefix.is_empty() || self.scheme == Scheme::File {
+            f.write_str("/")?;
+        }
+        match self.scheme {
+            // Else it would not be read as the path.
+            Scheme::Http | Scheme::Https => {
+                f.write_str(&self.prefix.replace('%', "%25").replace('?', "%3F").replace('#', "%23"))
             }
+            _ => f.write_str(&self.prefix),
         }
     }
 }
@@ -259,6 +268,9 @@ mod tests {
             "s3://bucket/a",
             "az://container/a",
             "https://host:8443/models",
+            "https://host/what%3F/half%25/tag%23",
+            "file:///half%25/tag#1/what?",
+            "gs://bucket/tag#1/what?/%3F",
             "hf://org/name",
             "hf://org/name@v1.0",
             "hf://org/name@refs%2Fpr%2F1/onnx",
@@ -286,9 +298,18 @@ mod tests {
 
     #[test]
     fn any_text_is_refused_or_reads_back() {
-        bolero::check!().with_type::<(u8, String)>().for_each(|(scheme, rest)| {
+        // Text at random has hardly any of what means something.
+        const PARTS: [&str; 16] =
+            ["%3F", "%23", "%25", "%2F", "%40", "%0A", "%FF", "%", "?", "#", "/", "@", ":", "..", "a", "ü "];
+        bolero::check!().with_type::<(u8, String, Vec<u8>)>().for_each(|(scheme, rest, parts)| {
             let scheme = Scheme::ALL[usize::from(*scheme) % Scheme::ALL.len()].as_str();
-            for text in [rest.clone(), format!("{scheme}://{rest}"), format!("{scheme}://a/b{rest}")] {
+            let parts: String = parts.iter().map(|part| PARTS[usize::from(*part) % PARTS.len()]).collect();
+            for text in [
+                rest.clone(),
+                format!("{scheme}://{rest}"),
+                format!("{scheme}://a/b{rest}"),
+                format!("{scheme}://a/b{parts}"),
+            ] {
                 if let Ok(uri) = text.parse::<SourceUri>() {
                     assert_eq!(uri.to_string().parse(), Ok(uri), "{text:?}");
                 }
@@ -309,6 +330,7 @@ mod tests {
             ("gs://b/\nx", "control character"),
             ("hf://name", "hf://org/name"),
             ("hf://o/n@", "revision"),
+            ("hf://o/n@a%0Ab", "control character"),
             ("file://models", "absolute path"),
             ("https://h/x?sig=1", "signed URLs"),
         ] {

@@ -13,6 +13,7 @@ mod binary;
 mod gcs;
 mod hub;
 mod model;
+pub mod mounts;
 mod name;
 mod net;
 mod process;

@@ -37,6 +37,14 @@ pub enum Unready {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// This machine does not allow it.
+    #[error("{what} cannot be used here: {why}")]
+    NotAllowed {
+        /// What.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// It is there, but did not come up.
     #[error("{what} did not start: {why}")]
     Failed {

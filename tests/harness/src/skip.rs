@@ -52,7 +52,7 @@ macro_rules! require {
     ($fixture:expr) => {
         match $fixture {
             Ok(fixture) => fixture,
-            Err(error @ $crate::Unready::NotInstalled { .. }) => {
+            Err(error @ ($crate::Unready::NotInstalled { .. } | $crate::Unready::NotAllowed { .. })) => {
                 $crate::skip(&error.to_string());
                 return $crate::Outcome::skipped();
             }

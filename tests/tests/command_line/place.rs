@@ -57,6 +57,11 @@ impl Place {
         self.directory.path().join(name)
     }
 
+    /// Where the agent serves metrics and health.
+    pub(crate) fn http_address(&self) -> (&'static str, u16) {
+        ("127.0.0.1", self.metrics_port)
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.at("weightd.sock")
     }

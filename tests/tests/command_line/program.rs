@@ -16,8 +16,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 /// A program with nothing of this test's surroundings that it would heed.
 pub(crate) fn program(name: &str) -> Command {
     let mut command = Command::new(binary(name));
-    let heeded =
-        ["WEIGHTD_SOCKET", "WEIGHTD_STORE", "STORAGE_EMULATOR_HOST", "HF_ENDPOINT", "HF_TOKEN", "HF_HOME"];
+    let heeded = [
+        "WEIGHTD_SOCKET",
+        "WEIGHTD_STORE",
+        "WEIGHTD_LOG",
+        "NO_COLOR",
+        "STORAGE_EMULATOR_HOST",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_HOME",
+    ];
     heeded.iter().for_each(|variable| {
         command.env_remove(variable);
     });
@@ -116,6 +124,22 @@ pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>
         assert!(started.elapsed() < PATIENCE, "not in {PATIENCE:?}: {what}");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Runs a command on a terminal of its own, and gives all that it showed.
+pub(crate) fn on_a_terminal(command: &Command) -> String {
+    let typed = |word: &OsStr| format!("'{}'", word.to_str().unwrap());
+    let line: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).map(typed).collect();
+    let mut script = Command::new("script");
+    script.args(["-qec", &line.join(" "), "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    let output = script.output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A command line split at spaces.

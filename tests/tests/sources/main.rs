@@ -4,6 +4,8 @@
 mod cloud_storage;
 mod fixtures;
 mod hub;
+mod odd_names;
+mod profiles;
 mod web;
 
 use weightd_harness::{AzureServer, FakeGcs, HubServer, S3Server, WebDavServer, require};

@@ -1,6 +1,10 @@
 //! Progress as bars: the whole, and the few files that are moving.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    sync::LazyLock,
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use weightd_proto::v1;
@@ -11,6 +15,23 @@ const ACTIVE: usize = 8;
 /// Redraws a second.
 const REDRAWS: u8 = 10;
 
+/// The one screen, which log lines and bars share.
+static SCREEN: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS)));
+
+/// Writes to stderr above the bars that are there, if any: a line in between would tear them.
+pub(crate) struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        SCREEN.suspend(|| io::stderr().lock().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
+}
+
 /// The bars on the screen.
 pub(crate) struct Bars {
     screen: MultiProgress,
@@ -20,8 +41,7 @@ pub(crate) struct Bars {
 
 impl Bars {
     pub(crate) fn new() -> Self {
-        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS));
-        Self { screen, total: None, files: HashMap::new() }
+        Self { screen: SCREEN.clone(), total: None, files: HashMap::new() }
     }
 
     /// Draws an empty bar for the whole.

@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use weightd_proto::v1;
 use weightd_types::display_bytes;
 
+pub(crate) use self::bars::AboveBars;
 use self::{bars::Bars, lines::Lines};
 use crate::output::Output;
 

@@ -30,6 +30,10 @@ use crate::{Metrics, reading::Reader, shown::Shown, sys};
 
 /// Snapshots never change, so what the kernel knows of them it knows for ever.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
+/// How long the kernel goes by the name of a file that is not complete: after that it finds the number that stands for
+/// the blob. Telling the kernel to forget the name would be quicker, but takes a lock that someone may hold who waits
+/// for an answer; an agent that is killed then could not even die.
+const WHILE_LOADING: Duration = Duration::from_secs(1);
 /// Requests of read-ahead that the kernel may have on their way.
 const READ_AHEAD_REQUESTS: u16 = 64;
 
@@ -230,12 +234,14 @@ impl Filesystem for VolumesFilesystem {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
         };
-        let answer = move |shown: &Shown, lengths: &[u64], reply: ReplyEntry| match shown
-            .tree
-            .attributes(node, lengths)
-        {
-            Some(attributes) => reply.entry(&FOREVER, &attributes, Generation(0)),
-            None => reply.error(Errno::ENOENT),
+        let will_change = self.shared.passes_through() && !node.through;
+        let answer = move |shown: &Shown, lengths: &[u64], reply: ReplyEntry| {
+            let is_file = matches!(shown.tree.kind(node.index), Some(Kind::File(_)));
+            let valid = if is_file && will_change { WHILE_LOADING } else { FOREVER };
+            match shown.tree.attributes(node, lengths) {
+                Some(attributes) => reply.entry_with_ttls(&valid, &FOREVER, &attributes, Generation(0)),
+                None => reply.error(Errno::ENOENT),
+            }
         };
         if let Some(lengths) = shown.tree.lengths.get() {
             return answer(&shown, lengths, reply);
@@ -273,7 +279,8 @@ impl Filesystem for VolumesFilesystem {
             Some(Kind::File(position)) if node.through => self.open_through(&shown, node, position, reply),
             Some(Kind::File(_) | Kind::Placeholder) => {
                 shown.opened();
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+                // Closing a file must not have to wait for an agent.
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
             Some(Kind::Directory) => reply.error(Errno::EISDIR),
             None => reply.error(Errno::ESTALE),
@@ -325,11 +332,6 @@ impl Filesystem for VolumesFilesystem {
             shown.closed();
         }
         reply.ok();
-    }
-
-    /// There is nothing to flush. The kernel asks no second time.
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
     }
 
     /// There are no extended attributes. The kernel asks no second time.

@@ -124,15 +124,6 @@ impl Tree {
         Some(self.directory(directory)?.parent)
     }
 
-    /// The directory that a file is in, and its name there.
-    pub(crate) fn place(&self, position: usize) -> (u32, &str) {
-        let path = &self.manifest.objects[position].object.path;
-        let directory = path.directory().split('/').filter(|name| !name.is_empty());
-        let index =
-            directory.fold(0, |at, name| self.child(at, name).expect("every directory is in the tree"));
-        (index, path.file_name())
-    }
-
     /// Attributes of a node, whose file's length must be known.
     pub(crate) fn attributes(&self, node: Node, lengths: &[u64]) -> Option<FileAttr> {
         let kind = self.kind(node.index)?;

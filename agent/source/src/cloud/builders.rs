@@ -10,7 +10,10 @@ use object_store::{
 };
 use weightd_types::{Scheme, SourceUri};
 
-use super::{Connector, error};
+use super::{
+    Connector, error,
+    profile::{Profile, ProfileKeys},
+};
 use crate::{SourceError, answer::chain, config::Settings};
 
 /// How long a server may stay silent. The fetch room notices slow bodies long before; this ends listings.
@@ -57,6 +60,7 @@ async fn s3(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>
         }
     }
     let value = |builder: &AmazonS3Builder, key| builder.get_config_value(&key);
+    builder = with_profile(settings, uri, builder).await?;
     let endpoint = value(&builder, AmazonS3ConfigKey::S3Endpoint)
         .or_else(|| value(&builder, AmazonS3ConfigKey::Endpoint));
     if endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://")) {
@@ -67,6 +71,34 @@ async fn s3(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>
     }
     let store = builder.build().map_err(|error| misconfigured(&uri.to_string(), &error))?;
     Ok(Arc::new(store))
+}
+
+/// Takes from the profile what neither the configuration nor the environment says.
+async fn with_profile(
+    settings: &Settings,
+    uri: &SourceUri,
+    mut builder: AmazonS3Builder,
+) -> Result<AmazonS3Builder, SourceError> {
+    let profile = Profile::read(&settings.environment).await?;
+    let has = |builder: &AmazonS3Builder, keys: &[AmazonS3ConfigKey]| {
+        keys.iter().any(|key| builder.get_config_value(key).is_some())
+    };
+    if let Some(region) = profile.get("region").filter(|_| !has(&builder, &[AmazonS3ConfigKey::Region])) {
+        builder = builder.with_region(region);
+    }
+    let endpoints = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
+    if let Some(endpoint) = profile.get("endpoint_url").filter(|_| !has(&builder, &endpoints)) {
+        builder = builder.with_endpoint(endpoint);
+    }
+    let identities = [AmazonS3ConfigKey::AccessKeyId, AmazonS3ConfigKey::WebIdentityTokenFile];
+    let is_anonymous = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).as_deref() == Some("true");
+    if !is_anonymous
+        && !has(&builder, &identities)
+        && let Some(keys) = profile.keys(&uri.to_string())?
+    {
+        builder = builder.with_credentials(Arc::new(ProfileKeys::new(&settings.environment, keys)));
+    }
+    Ok(builder)
 }
 
 /// Asks Amazon where a bucket is.

@@ -1,7 +1,8 @@
-//! Keeps what the library drops: the status, the message and `Retry-After` of an answer other than success.
+//! Keeps what the library drops: the status, the message and `Retry-After` of an answer other than success, and
+//! the names in a listing that it does not take.
 
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::{
     ClientOptions,
     client::{
@@ -10,6 +11,7 @@ use object_store::{
     },
 };
 
+use super::names;
 use crate::answer::{Answer, BODY_BYTES};
 
 /// Makes the library's own clients, and turns every answer other than success into an [`Answer`] in the chain
@@ -23,15 +25,17 @@ impl HttpConnector for Connector {
     }
 }
 
+/// A client whose answers are kept whole.
 #[derive(Debug)]
-struct Kept(HttpClient);
+pub(super) struct Kept(pub(super) HttpClient);
 
 #[async_trait]
 impl HttpService for Kept {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let lists = asks_for_listing(&request);
         let response = self.0.execute(request).await?;
         if response.status().is_success() {
-            return Ok(response);
+            return if lists { listing(response).await } else { Ok(response) };
         }
         let (parts, body) = response.into_parts();
         let mut pieces = body.bytes_stream();
@@ -45,4 +49,17 @@ impl HttpService for Kept {
         // A kind that the library never retries.
         Err(HttpError::new(HttpErrorKind::Unknown, Answer::new(parts.status, &parts.headers, &text)))
     }
+}
+
+/// Whether the answer holds names: of S3, of Azure, or of a WebDAV server.
+fn asks_for_listing(request: &HttpRequest) -> bool {
+    let mut query = request.uri().query().unwrap_or_default().split('&');
+    request.method().as_str() == "PROPFIND" || query.any(|part| part == "list-type=2" || part == "comp=list")
+}
+
+/// The library reads a listing as a whole too, so nothing more is held in memory.
+async fn listing(response: HttpResponse) -> Result<HttpResponse, HttpError> {
+    let (parts, body) = response.into_parts();
+    let pieces: Vec<_> = body.bytes_stream().try_collect().await?;
+    Ok(HttpResponse::from_parts(parts, names::carry(pieces.concat().into()).into()))
 }

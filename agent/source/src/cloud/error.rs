@@ -43,11 +43,6 @@ pub(crate) fn of_listing(error: &StoreError, uri: &SourceUri) -> SourceError {
             _ => of_answer(answer, error, uri, &what),
         };
     }
-    if let Some(error) = find::<object_store::path::Error>(error) {
-        // The library gives up the listing, so this name cannot be left out.
-        let (why, remedy) = (error.to_string(), "rename or remove that object".to_owned());
-        return SourceError::Refused { what, why, remedy };
-    }
     without_answer(error, uri, &what)
 }
 
@@ -132,7 +127,8 @@ fn unauthenticated(uri: &SourceUri, what: String, detail: String) -> SourceError
     let remedy = match uri.scheme() {
         Scheme::S3 => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, if it is temporary and has \
-             expired, anew), or give the pod a role; for public buckets set source.s3.anonymous = true"
+             expired, anew), or AWS_PROFILE, or give the pod a role; for public buckets set source.s3.anonymous = \
+             true"
         }
         Scheme::Az => {
             "set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or a workload identity, renew it if it has \

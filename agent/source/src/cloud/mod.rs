@@ -6,16 +6,22 @@
 mod builders;
 mod connector;
 pub(crate) mod error;
+mod listing;
+pub(crate) mod names;
+mod profile;
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
 use weightd_types::{ByteRange, Checksums, Object, SourceUri, Version};
 
-pub(crate) use self::builders::{open, web};
-use self::connector::Connector;
+pub(crate) use self::{
+    builders::{open, web},
+    listing::entry,
+};
+use self::{connector::Connector, listing::drop_markers};
 use crate::{ByteStream, Listed, Source, SourceError, answer::broke_off};
 
 /// A prefix of a bucket or container.
@@ -30,7 +36,7 @@ impl ObjectStoreSource {
         Self { store, uri }
     }
 
-    fn listed(&self, name: &str, meta: &ObjectMeta) -> Result<Listed, SourceError> {
+    fn listed(&self, name: String, meta: &ObjectMeta) -> Result<Listed, SourceError> {
         // Entity tags are versions only: an S3 tag is the MD5 of some objects and not of others, and nothing in
         // a listing tells which.
         let Some(etag) = &meta.e_tag else {
@@ -40,7 +46,7 @@ impl ObjectStoreSource {
             });
         };
         let version = Version::Etag(quoted(etag));
-        Ok(Listed::new(&self.uri, name.to_owned(), meta.size, version, Checksums::default()))
+        Ok(Listed::new(&self.uri, name, meta.size, version, Checksums::default()))
     }
 
     /// The error of a prefix without objects.
@@ -61,10 +67,8 @@ impl Source for ObjectStoreSource {
         let mut metas: Vec<ObjectMeta> =
             self.store.list(Some(&prefix)).try_collect().await.map_err(failed)?;
         drop_markers(&mut metas);
-        let below = if self.uri.prefix().is_empty() { 0 } else { self.uri.prefix().len() + 1 };
-        let names = metas.iter().filter_map(|meta| Some((meta.location.as_ref().get(below..)?, meta)));
-        let listing: Vec<Listed> =
-            names.map(|(name, meta)| self.listed(name, meta)).collect::<Result<_, _>>()?;
+        let entries = metas.iter().map(|meta| entry(&self.uri, meta, |name| self.listed(name, meta)));
+        let listing: Vec<Listed> = entries.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         if listing.is_empty() {
             return Err(self.nothing().await);
         }
@@ -112,25 +116,6 @@ pub(crate) fn quoted(tag: &str) -> String {
 
 pub(crate) fn body(result: GetResult, what: String) -> ByteStream {
     result.into_stream().map_err(move |error| broke_off(&what, &error)).boxed()
-}
-
-/// Removes markers of directories. The library takes the `/` off the end of their names, so a marker is known by
-/// being empty while others lie below it.
-fn drop_markers(metas: &mut Vec<ObjectMeta>) {
-    if metas.iter().all(|meta| meta.size > 0) {
-        return;
-    }
-    let mut directories: HashSet<String> = HashSet::new();
-    for meta in metas.iter() {
-        let mut name = meta.location.as_ref();
-        while let Some((directory, _)) = name.rsplit_once('/') {
-            if !directories.insert(directory.to_owned()) {
-                break;
-            }
-            name = directory;
-        }
-    }
-    metas.retain(|meta| meta.size > 0 || !directories.contains(meta.location.as_ref()));
 }
 
 #[cfg(test)]

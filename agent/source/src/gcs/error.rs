@@ -99,7 +99,10 @@ pub(super) fn of_read(error: &StorageError, uri: &SourceUri, what: &str, object:
             what: format!("gs://{}", uri.authority()),
             remedy: "there is no such bucket any more".to_owned(),
         },
-        StatusCode::NOT_FOUND | StatusCode::PRECONDITION_FAILED => changed(),
+        // Ranges lie within the object as it was listed, so one that cannot be had means a shorter one.
+        StatusCode::NOT_FOUND | StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
+            changed()
+        }
         _ => forbidden(&answer, what, "grant roles/storage.objectViewer on the bucket", false)
             .or_else(|| answer.transient(what))
             .unwrap_or_else(|| answer.unexpected(what)),
@@ -143,6 +146,7 @@ mod tests {
             (403, "denied"),
             (404, "changed"),
             (412, "changed"),
+            (416, "changed"),
             (418, "protocol"),
             (429, "throttled"),
             (500, "unavailable"),

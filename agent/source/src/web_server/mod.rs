@@ -61,17 +61,22 @@ impl HttpSource {
         while let Some(directory) = directories.pop() {
             let level = self.server.list_with_delimiter(Some(&directory)).await?;
             metas.extend(level.objects);
-            directories.extend(level.common_prefixes);
+            for directory in level.common_prefixes {
+                let name = cloud::names::of(&directory).map(|name| Path::parse(&*name));
+                match name {
+                    Ok(Ok(directory)) => directories.push(directory),
+                    // It cannot be asked for, and what is below it must not be left out in silence.
+                    _ => metas.push(nameless(directory)),
+                }
+            }
         }
         Ok(metas)
     }
 
-    fn listed(&self, name: &str, meta: &ObjectMeta) -> Listed {
+    fn listed(&self, name: String, meta: &ObjectMeta) -> Listed {
         match version(meta) {
-            Some(version) => {
-                Listed::new(&self.uri, name.to_owned(), meta.size, version, Checksums::default())
-            }
-            None => self.refused(name, unversioned),
+            Some(version) => Listed::new(&self.uri, name, meta.size, version, Checksums::default()),
+            None => self.refused(&name, unversioned),
         }
     }
 
@@ -119,9 +124,9 @@ impl HttpSource {
 impl Source for HttpSource {
     async fn list(&self) -> Result<Vec<Listed>, SourceError> {
         let metas = self.collection().await?.unwrap_or_default();
-        let below = if self.uri.prefix().is_empty() { 0 } else { self.uri.prefix().len() + 1 };
-        let names = metas.iter().filter_map(|meta| Some((meta.location.as_ref().get(below..)?, meta)));
-        let listing: Vec<Listed> = names.map(|(name, meta)| self.listed(name, meta)).collect();
+        let entries =
+            metas.iter().map(|meta| cloud::entry(&self.uri, meta, |name| Ok(self.listed(name, meta))));
+        let listing: Vec<Listed> = entries.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         if listing.is_empty() { well_known::list(self).await } else { Ok(listing) }
     }
 
@@ -140,6 +145,12 @@ impl Source for HttpSource {
             detail: "it has no place".to_owned(),
         }))
     }
+}
+
+/// A directory whose name the library would not take, as an entry that will be refused by name.
+fn nameless(location: Path) -> ObjectMeta {
+    let (e_tag, last_modified) = (Some("directory".to_owned()), Default::default());
+    ObjectMeta { location, last_modified, size: 0, e_tag, version: None }
 }
 
 fn later(status: StatusCode) -> bool {

@@ -101,7 +101,7 @@ async fn lone(source: &HttpSource) -> Result<Vec<Listed>, SourceError> {
         return Err(nothing);
     }
     match first_byte(source, source.uri.prefix()).await? {
-        Found::Here(meta) => Ok(vec![source.listed(name, &meta)]),
+        Found::Here(meta) => Ok(vec![source.listed(name.to_owned(), &meta)]),
         // A page that stands for the directory is such an answer too; a name like a file's is taken for one.
         Found::Unranged if name.contains('.') => {
             Ok(vec![source.refused(name, |_| cloud::error::no_ranges(source.uri.root()))])
@@ -113,7 +113,7 @@ async fn lone(source: &HttpSource) -> Result<Vec<Listed>, SourceError> {
 /// Asks for a file by name; nothing when it is not there.
 async fn probe(source: &HttpSource, name: &str) -> Result<Option<Listed>, SourceError> {
     Ok(match first_byte(source, &key(source, name)).await? {
-        Found::Here(meta) => Some(source.listed(name, &meta)),
+        Found::Here(meta) => Some(source.listed(name.to_owned(), &meta)),
         Found::Unranged => Some(source.refused(name, cloud::error::no_ranges)),
         Found::Nothing => None,
     })

@@ -4,6 +4,7 @@
 mod objects;
 mod origins;
 mod rot;
+mod short;
 mod stores;
 mod usage;
 

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use weightd_harness::{FakeGcs, Fault, FaultProxy, Model, ModelShape, Upload, assert_same_tensors, require};
+use weightd_harness::{
+    FakeGcs, Fault, FaultProxy, HubServer, Model, ModelShape, Repository, Upload, assert_same_tensors,
+    require,
+};
 
 use super::{KEPT, assert_kept, safetensors, with_kept};
 use crate::place::Place;
@@ -88,6 +91,33 @@ async fn names_that_leave_the_directory_or_are_no_names_are_refused() {
         assert!(words.lines().count() <= 2, "a name cannot break a message: {words}");
     }
     assert!(!place.at("evil").exists() && !place.at("store/evil").exists());
+    assert_kept(&place);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_fetched_beside_a_name_with_a_control_character() {
+    let gcs = require!(FakeGcs::start_in_memory().await);
+    let gcs_proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let hub = HubServer::start().await.unwrap();
+    let hub_proxy = FaultProxy::start(&hub.endpoint()).await.unwrap();
+    let place = with_kept(&gcs).await.gcs(&gcs_proxy.url()).env("HF_ENDPOINT", hub_proxy.url());
+    for (prefix, name, shown) in [("nul", "a\0b", r#""a\0b""#), ("line", "a\nb", r#""a\nb""#)] {
+        gcs.upload("models", &format!("{prefix}/{name}"), "x").await.unwrap();
+        gcs.upload("models", &format!("{prefix}/config.json"), "{}").await.unwrap();
+        hub.push(&format!("org/{prefix}"), Repository::new().file(name, "x").file("config.json", "{}"));
+        for source in [format!("gs://models/{prefix}"), format!("hf://org/{prefix}")] {
+            let told = [source.as_str(), shown, "has a control character", "--exclude"];
+            let words = place.run(&format!("prefetch {source}")).failed(64, &told);
+            assert!(!words.contains('\0') && words.lines().count() <= 2, "{words:?}");
+            place.run(&format!("path {source}")).failed(66, &["weightctl prefetch"]);
+        }
+        let asked = [gcs_proxy.requests().all(), hub_proxy.requests().all()].concat();
+        let data = |target: &str| target.contains("alt=media") || target.contains("/resolve");
+        assert!(!asked.iter().any(|request| data(&request.target)), "{asked:?}");
+    }
+    for source in ["gs://models/nul", "hf://org/nul", "gs://models/line", "hf://org/line"] {
+        place.run(&format!("prefetch {source} --exclude a?b")).done();
+    }
     assert_kept(&place);
 }
 

@@ -45,6 +45,36 @@ async fn who_may_not_read_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_while_weights_load_is_told_with_the_way_to_a_new_one() {
+    let gcs = require!(FakeGcs::start().await);
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let place = with_kept(&gcs).await.gcs(&proxy.url());
+    gcs.upload("models", "new/tokenizer.bin", vec![5; 20 << 20]).await.unwrap();
+    let expired = Fault::Status { code: 401, retry_after: None };
+    proxy.inject("alt=media", 1, Fault::ResetAfter(1 << 20));
+    proxy.inject("alt=media", 1_000, expired);
+    let told = ["gs://models/new/tokenizer.bin", "has expired", "gcloud auth application-default login"];
+    place.run("prefetch gs://models/new").failed(77, &told);
+    place.run("path gs://models/new").failed(75, &["weightctl prefetch"]);
+    proxy.clear();
+    place.run("prefetch gs://models/new").done();
+    assert_kept(&place);
+
+    let hub = HubServer::start().await.unwrap();
+    let files = Repository::new().large_file("a.safetensors", super::safetensors("{}", 0));
+    hub.push("org/secret", files.large_file("tokenizer.model", vec![5; 9 << 20]).private());
+    hub.grant("good", &["org/secret"]);
+    let proxy = FaultProxy::start(&hub.endpoint()).await.unwrap();
+    let place = place.env("HF_ENDPOINT", proxy.url()).env("HF_TOKEN", "good");
+    proxy.inject("tokenizer.model", 1_000, expired);
+    let told = ["hf://org/secret/tokenizer.model", "has expired", "set HF_TOKEN to a new one"];
+    place.run("prefetch hf://org/secret").failed(77, &told);
+    place.run("path hf://org/secret").failed(75, &["weightctl prefetch"]);
+    proxy.clear();
+    place.run("prefetch hf://org/secret").done();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gated_repository_asks_for_a_token() {
     let hub = HubServer::start().await.unwrap();
     hub.push("org/gated", Repository::new().file("config.json", "{}").gated());

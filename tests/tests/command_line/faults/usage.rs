@@ -52,7 +52,7 @@ async fn a_store_has_one_agent_and_the_second_is_told_which() {
     let mut second = place.agent_command();
     second.arg("--socket").arg(place.at("second.sock")).stderr(std::process::Stdio::piped());
     second.args(["--metrics-address", "off"]);
-    Ended::of(&mut second).failed(1, &told);
+    Ended::of(&mut second).failed(75, &told);
     assert!(!place.at("second.sock").exists());
     place.ask("ls").done();
 }

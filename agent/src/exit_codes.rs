@@ -1,13 +1,14 @@
-//! The exit codes, after `sysexits.h`, so that scripts can tell what to do next without reading messages.
+//! The exit codes of `weightd` and `weightctl`, after `sysexits.h`, so that scripts can tell what to do next without
+//! reading messages.
 
 use std::process::ExitCode;
 
 use weightd_proto::v1::FailureKind;
 
-/// How the program ends.
+/// How a program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Exit {
+pub enum Exit {
     /// Done as asked.
     Done = 0,
     /// The command line, a URI, a glob or the configuration makes no sense.

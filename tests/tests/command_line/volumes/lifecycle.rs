@@ -1,0 +1,169 @@
+//! Mounting and unmounting, twice, wrongly, and a thousand times.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use weightd_harness::{FakeGcs, Model, ModelShape, mounts, require};
+
+use super::{Node, SLOW, SOURCE, fuse};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounting_shows_the_files_before_any_tensor_is_here() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    // As good as no bandwidth: what is seen is seen without tensors.
+    let more = "[fetch]\nbandwidth = \"1MiB/s\"\nmin_requests = 1\nmax_requests = 1";
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::demo(), more).await;
+    let _agent = node.place.agent().await;
+    let target = node.target();
+    let started = Instant::now();
+    node.place.ask(&format!("mount {SOURCE} {}", target.display())).done();
+    eprintln!("mounted in {:?}", started.elapsed());
+    for file in &node.model.files {
+        let shown = fs::metadata(target.join(file)).unwrap();
+        assert!(shown.len() >= fs::metadata(node.model.directory.join(file)).unwrap().len(), "{file}");
+        assert_eq!(shown.permissions().mode() & 0o7777, 0o444);
+        assert_eq!((shown.uid(), shown.gid(), shown.blocks()), (0, 0, shown.len().div_ceil(512)));
+    }
+    assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o7777, 0o555);
+    let size = node.model.file_bytes().unwrap();
+    let df = Command::new("df").args(["--output=size,avail", "-B1"]).arg(&target).output().unwrap();
+    let df = String::from_utf8(df.stdout).unwrap();
+    let numbers: Vec<u64> = df.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert!(numbers[0].abs_diff(size) < 1 << 20 && numbers[1] == 0, "{df}");
+    // Nobody in particular can read, and what is no file system's business is refused as such.
+    let small = target.join("config.json");
+    let nobody =
+        Command::new("setpriv").args(["--reuid=65534", "--clear-groups", "cat"]).arg(&small).output();
+    assert_eq!(nobody.unwrap().stdout, fs::read(node.model.directory.join("config.json")).unwrap());
+    let none = Command::new("setfattr").args(["-n", "user.x", "-v", "1"]).arg(&small).output();
+    assert!(none.is_err() || !none.unwrap().status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounting_and_unmounting_may_be_repeated_and_mistakes_are_named() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::small(), "").await;
+    gcs.place_directory("models", "other", &node.model.directory).unwrap();
+    let _agent = node.place.agent().await;
+    let target = node.target();
+    let mount = |source: &str, target: &str| node.place.ask(&format!("mount {source} {target}"));
+    let shown = target.display().to_string();
+    mount(SOURCE, &shown).done();
+    mount(SOURCE, &shown).done();
+    assert_eq!(mounts::below(&target).len(), 1, "one mount, however often it was asked for");
+    mount("gs://models/other", &shown).failed(64, &[&shown, "unmount it first"]);
+    mount("gs://models/none", &format!("{shown}-2")).failed(66, &["gs://models/none"]);
+    assert!(!node.place.at("target-2").exists(), "nothing is left of a mount that failed");
+    let file = node.place.at("file");
+    fs::write(&file, b"x").unwrap();
+    mount(SOURCE, &file.display().to_string()).failed(64, &["is a file"]);
+    mount(SOURCE, &node.place.at("store/x").display().to_string()).failed(64, &["lies in the store"]);
+    mount(SOURCE, "/proc").failed(64, &["/proc"]);
+    node.place.ask(&format!("umount {shown}")).done();
+    let twice = node.place.ask(&format!("umount {shown}"));
+    assert!(twice.words.contains("nothing was mounted"), "{}", twice.words);
+    twice.done();
+    node.place.ask("umount /proc").failed(64, &["which is no volume"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_read_goes_from_the_tree_at_once_and_its_reader_reads_on() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::demo(), SLOW).await;
+    let _agent = node.place.agent().await;
+    node.mount("");
+    let name = node.model.files.iter().find(|name| name.ends_with(".safetensors")).unwrap();
+    let mut file = File::open(node.target().join(name)).unwrap();
+    node.place.ask(&format!("umount {}", node.target().display())).done();
+    assert_eq!(mounts::below(&node.target()).len(), 0);
+    file.seek(SeekFrom::Start(1)).unwrap();
+    let mut read = Vec::new();
+    file.read_to_end(&mut read).unwrap();
+    assert!(read == fs::read(node.model.directory.join(name)).unwrap()[1..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_agent_a_volume_ends_with_the_process_that_serves_it() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::demo(), SLOW).await;
+    let target = node.target();
+    let line = format!("mount {SOURCE} {} --layout original", target.display());
+    for signal in ["INT", "TERM"] {
+        let mut serving = crate::program::Running::start(&mut node.place.embedded(&line));
+        let file = target.join("config.json");
+        crate::program::until("it is mounted", async || file.exists().then_some(())).await;
+        serving.signal(signal);
+        serving.ended().await;
+        assert_eq!(mounts::below(&node.place.at("")), Vec::<std::path::PathBuf>::new());
+    }
+    // One that is killed leaves mounts that nobody serves; the next clears them away.
+    let mut serving = crate::program::Running::start(&mut node.place.embedded(&line));
+    crate::program::until("it is mounted", async || target.join("config.json").exists().then_some(())).await;
+    serving.kill();
+    let mut serving = crate::program::Running::start(&mut node.place.embedded(&line));
+    let is_there = async || fs::read(target.join("config.json")).ok();
+    let read = crate::program::until("it is mounted again", is_there).await;
+    assert_eq!(read, fs::read(node.model.directory.join("config.json")).unwrap());
+    serving.signal("INT");
+    serving.ended().await;
+    assert_eq!(mounts::below(&node.place.at("")), Vec::<std::path::PathBuf>::new());
+}
+
+/// A thousand mounts of fifty snapshots, half of them while they load.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_volumes_of_fifty_snapshots() {
+    const SNAPSHOTS: usize = 50;
+    const EACH: usize = 20;
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::tiny(), "").await;
+    let tiny = Model::write(&node.place.at("tiny"), &ModelShape::tiny()).unwrap();
+    for at in 0..SNAPSHOTS {
+        gcs.place_directory("models", &format!("m{at}"), &tiny.directory).unwrap();
+    }
+    let _agent = node.place.agent().await;
+    let client = weightd_client::Client::connect(&node.place.socket()).await.unwrap();
+    let request = |snapshot: usize, copy: usize| weightd_proto::v1::PublishRequest {
+        source: format!("gs://models/m{snapshot}"),
+        target_path: node.place.at(&format!("t/{snapshot}-{copy}")).display().to_string(),
+        mode: if snapshot % 2 == 0 { 0 } else { weightd_proto::v1::VolumeMode::Fuse.into() },
+        ..Default::default()
+    };
+    let started = Instant::now();
+    let all = (0..SNAPSHOTS).flat_map(|snapshot| (0..EACH).map(move |copy| (snapshot, copy)));
+    let all: Vec<_> = all.collect();
+    for some in all.chunks(50) {
+        let publishing = some.iter().map(|&(snapshot, copy)| client.publish(request(snapshot, copy)));
+        for published in futures::future::join_all(publishing).await {
+            published.unwrap();
+        }
+    }
+    eprintln!("{} volumes in {:?}", all.len(), started.elapsed());
+    assert_eq!(client.list_volumes().await.unwrap().volumes.len(), all.len());
+    for (snapshot, copy) in all.iter().step_by(37) {
+        let read = fs::read(node.place.at(&format!("t/{snapshot}-{copy}/{}", tiny.files[1]))).unwrap();
+        assert!(!read.is_empty());
+    }
+    let started = Instant::now();
+    for some in all.chunks(50) {
+        let gone = some.iter().map(|(snapshot, copy)| {
+            client.unpublish(node.place.at(&format!("t/{snapshot}-{copy}")).display().to_string())
+        });
+        for gone in futures::future::join_all(gone).await {
+            assert!(gone.unwrap());
+        }
+    }
+    eprintln!("unmounted in {:?}", started.elapsed());
+    assert_eq!(mounts::below(&node.place.at("t")).len(), 0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(client.list_volumes().await.unwrap().volumes.is_empty());
+}

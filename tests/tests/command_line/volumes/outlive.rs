@@ -1,0 +1,180 @@
+//! Volumes that outlive their agent.
+
+use std::{
+    fs::{self, File},
+    io::ErrorKind,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::time::{sleep, timeout};
+use weightd_harness::{FakeGcs, ModelShape, mounts, require};
+
+use super::{Node, fuse, until_listening};
+use crate::program::{Running, until};
+
+/// How long agents are killed while readers read. Ten minutes were run by hand.
+const STORM: Duration = Duration::from_secs(12);
+
+fn kept(node_socket: &str, agent_timeout: &str) -> String {
+    format!(
+        "[fetch]\nbandwidth = \"24MiB/s\"\n[volumes]\nkeeper = {node_socket:?}\n\
+         agent_timeout = \"{agent_timeout}\"\nread_ahead = \"1MiB\""
+    )
+}
+
+async fn node_with_keeper(gcs: &FakeGcs, agent_timeout: &str) -> (Node, Running) {
+    let node = Node::new(gcs, &gcs.endpoint(), &ModelShape::demo(), "").await;
+    let socket = node.place.at("keeper.sock");
+    node.place.configure(&node.place.at("store"), &kept(socket.to_str().unwrap(), agent_timeout));
+    let keeper = node.keeper(&[]).await;
+    (node, keeper)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_notice_nothing_of_agents_that_are_killed() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node_with_keeper(&gcs, "60s").await;
+    let mut agent = node.place.agent().await;
+    node.mount("");
+    let (stop, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let names: Vec<_> =
+        node.model.files.iter().filter(|name| name.ends_with(".safetensors")).cloned().collect();
+    let readers: Vec<_> = (0..4)
+        .map(|reader| {
+            let (stop, bytes, names) = (Arc::clone(&stop), Arc::clone(&bytes), names.clone());
+            let (origin, shown) = (node.model.directory.clone(), node.target());
+            std::thread::spawn(move || {
+                let mut random = StdRng::seed_from_u64(reader);
+                while !stop.load(Ordering::Relaxed) {
+                    let name = &names[random.random_range(0..names.len())];
+                    let (origin, shown) =
+                        (File::open(origin.join(name)).unwrap(), File::open(shown.join(name)).unwrap());
+                    let length = origin.metadata().unwrap().len();
+                    let at = random.random_range(0..length);
+                    let wanted = random.random_range(1..4_000_000).min(length - at) as usize;
+                    let (mut expected, mut found) = (vec![0; wanted], vec![0; wanted]);
+                    origin.read_exact_at(&mut expected, at).unwrap();
+                    shown.read_exact_at(&mut found, at).unwrap();
+                    assert!(expected == found, "{wanted} bytes of {name} at {at}");
+                    bytes.fetch_add(wanted as u64, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut random = StdRng::seed_from_u64(7);
+    let (started, mut kills) = (tokio::time::Instant::now(), 0);
+    while started.elapsed() < STORM {
+        sleep(Duration::from_millis(random.random_range(200..1500))).await;
+        if kills % 3 == 2 {
+            agent.signal("TERM");
+            agent.ended().await;
+        } else {
+            agent.kill();
+        }
+        kills += 1;
+        sleep(Duration::from_millis(random.random_range(0..300))).await;
+        agent = node.place.agent().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        let reader = tokio::task::spawn_blocking(move || reader.join());
+        timeout(Duration::from_secs(60), reader).await.expect("no reader hangs").unwrap().unwrap();
+    }
+    eprintln!("{kills} ends, {} bytes read", bytes.load(Ordering::Relaxed));
+    node.until_complete().await;
+    assert_eq!(node.volume().0, "passthrough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_get_an_error_when_no_agent_comes_and_bytes_again_when_one_does() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node_with_keeper(&gcs, "1s").await;
+    let mut agent = node.place.agent().await;
+    node.mount("");
+    let name = node.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap();
+    let (origin, shown) = (node.model.directory.join(name), node.target().join(name));
+    let file = File::open(&shown).unwrap();
+    agent.kill();
+    let end = file.metadata().unwrap().len() - 5000;
+    let read = tokio::task::spawn_blocking(move || (file.read_at(&mut [0; 4096], end), file));
+    let (read, file) = timeout(Duration::from_secs(30), read).await.expect("it does not hang").unwrap();
+    assert_eq!(read.unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(fs::read(node.target().join("none")).unwrap_err().raw_os_error(), Some(5));
+
+    let _agent = node.place.agent().await;
+    let mut found = [0; 4096];
+    until("the agent has taken over", async || file.read_at(&mut [0; 1], 0).ok()).await;
+    assert_eq!(file.read_at(&mut found, end).unwrap(), 4096);
+    assert!(fs::read(origin).unwrap()[end as usize..][..4096] == found);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_without_an_agent_can_be_unmounted() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node_with_keeper(&gcs, "60s").await;
+    let mut agent = node.place.agent().await;
+    node.mount("");
+    agent.kill();
+    let everything = node.place.at("");
+    let removed = tokio::task::spawn_blocking(move || {
+        mounts::remove_below(&everything);
+        mounts::below(&everything)
+    });
+    let left = timeout(Duration::from_secs(20), removed).await.expect("it does not hang").unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    // The next agent finds a connection to nothing, and begins anew.
+    let _agent = node.place.agent().await;
+    node.mount("");
+    assert_eq!(
+        fs::read(node.target().join("config.json")).unwrap().len(),
+        fs::read(node.model.directory.join("config.json")).unwrap().len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_keeper_takes_over_from_the_old_one() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, mut old) = node_with_keeper(&gcs, "60s").await;
+    let mut agent = node.place.agent().await;
+    node.mount("");
+    let mut new = node.keeper(&["--replace"]).await;
+    assert_eq!(old.ended().await, Some(0));
+    let name = node.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap();
+    let file = File::open(node.target().join(name)).unwrap();
+    // Also one that is killed: the agent looks for the next, and gives it what it has.
+    new.kill();
+    let _newest = node.keeper(&[]).await;
+    sleep(Duration::from_secs(4)).await;
+    agent.kill();
+    let _agent = node.place.agent().await;
+    until_listening(&node.place).await;
+    let end = file.metadata().unwrap().len() - 1;
+    let read = tokio::task::spawn_blocking(move || file.read_at(&mut [0; 4096], end));
+    let read = timeout(Duration::from_secs(60), read).await.expect("it does not hang").unwrap();
+    assert_eq!(read.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_listens_for_root_alone_and_leaves_its_place_to_no_second_one() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node_with_keeper(&gcs, "60s").await;
+    let socket = node.place.at("keeper.sock");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let mut second = crate::program::program("weightd-keeper");
+    let second = crate::program::Ended::of(second.arg("--socket").arg(&socket));
+    second.failed(69, &["a keeper listens there", "--replace"]);
+    let refused = fs::read(&socket).unwrap_err();
+    assert_ne!(refused.kind(), ErrorKind::NotFound);
+}
