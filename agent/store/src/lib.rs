@@ -11,6 +11,7 @@ mod commit;
 mod config;
 mod error;
 mod evict;
+mod gate;
 mod index;
 pub mod io;
 mod manifest;

@@ -10,7 +10,7 @@ use crate::{
     index::{ChunkUpdate, PartialRecord},
     io::{Access, Buffer, IoFile},
     manifest::parse_blob_manifest,
-    partial::read_span,
+    partial::{read_span, write_to_the_end},
     snapshots::set_mode,
     store::now,
 };
@@ -83,8 +83,8 @@ impl StoredBlob {
         }
         let path = self.path().to_owned();
         let file = self.store.blocking(move |store| store.open_sealed(&path)).await?;
-        let (_, outcome) =
-            self.store.engine().write(&file, self.placement.chunk_range(chunk).start, buffer).await;
+        let (pass, start) = (self.store.inner.gate.enter()?, self.placement.chunk_range(chunk).start);
+        let outcome = write_to_the_end(self.store.engine(), &file, start, buffer, pass).await;
         outcome.map_err(StoreError::io("write", self.path()))?;
         let path = self.path().to_owned();
         self.store
