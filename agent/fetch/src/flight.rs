@@ -156,7 +156,7 @@ impl Leg {
         let url = &self.route.url;
         let mut attempts = 0;
         loop {
-            if inner.store.has_blob(&self.key) {
+            if inner.store.is_stored(self.key).await? {
                 break;
             }
             let again;

@@ -280,7 +280,7 @@ impl Run {
         route: Route,
     ) -> Result<Result<(), WeightIndexError>, FetchError> {
         // What is complete was checked when it was fetched.
-        if self.inner.store.has_blob(&entry.blob) {
+        if self.inner.store.is_stored(entry.blob).await? {
             return Ok(Ok(()));
         }
         let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare(&route, entry.blob)).await?;

@@ -3,10 +3,10 @@
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use weightd_types::{BlobKey, ByteRange, Crc32c, Placement};
+use weightd_types::{BlobKey, ByteRange, Crc32c, Placement, SnapshotKey};
 
 use crate::{
-    BlobManifest, Store, StoreError,
+    BlobManifest, SnapshotEntry, SnapshotManifest, Store, StoreError,
     index::{ChunkUpdate, PartialRecord},
     io::{Access, Buffer, IoFile},
     manifest::parse_blob_manifest,
@@ -159,7 +159,15 @@ impl Store {
         .await
     }
 
-    /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says.
+    /// Whether a blob is complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn is_stored(&self, key: BlobKey) -> Result<bool, StoreError> {
+        self.blocking(move |store| Ok(store.has_blob(&key))).await
+    }
+
+    /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says. Blocks.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
         let found = std::fs::metadata(self.paths().blob(key));
         found
@@ -194,6 +202,26 @@ impl Store {
             bytes.extend_from_slice(&buffer[..index(blob.placement.chunk_range(chunk).len())]);
         }
         Ok(bytes)
+    }
+
+    /// Whether a snapshot was complete at some time: its directory is still there, also when a blob turned out damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn was_published(&self, key: SnapshotKey) -> Result<bool, StoreError> {
+        self.blocking(move |store| Ok(store.paths().snapshot(&key).exists())).await
+    }
+
+    /// Objects of a snapshot whose blobs are complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn stored(&self, manifest: Arc<SnapshotManifest>) -> Result<Vec<SnapshotEntry>, StoreError> {
+        self.blocking(move |store| {
+            let stored = manifest.objects.iter().filter(|entry| store.has_blob(&entry.blob));
+            Ok(stored.cloned().collect())
+        })
+        .await
     }
 
     /// Says that a blob is not complete after all: the snapshots that need it are not either.
@@ -236,7 +264,7 @@ impl Store {
     fn mark_users_incomplete(&self, blob: &BlobKey) -> Result<(), StoreError> {
         let users: Vec<_> = {
             let catalog = self.catalog();
-            let uses = |objects: &[crate::SnapshotEntry]| objects.iter().any(|entry| entry.blob == *blob);
+            let uses = |objects: &[SnapshotEntry]| objects.iter().any(|entry| entry.blob == *blob);
             catalog.iter().filter(|(_, entry)| uses(&entry.manifest.objects)).map(|(key, _)| *key).collect()
         };
         users.iter().try_for_each(|key| self.mark_incomplete(key))

@@ -7,9 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use weightd_fetch::{BadChunk, VerifyEvent, VerifySummary};
+use weightd_source::{Fault, Faults, Rule};
 use weightd_types::Layout;
 
-use crate::common::{Fixture, MODEL, assert_holds, put_model, soon};
+use crate::common::{Fixture, MODEL, assert_holds, hasty, put_model, soon};
 
 async fn verify(fixture: &Fixture, repair: bool) -> (VerifySummary, Vec<BadChunk>) {
     let mut events = fixture.fetcher.verify(None, repair).unwrap();
@@ -123,4 +124,18 @@ async fn what_is_found_bad_is_fetched_by_the_next_prefetch_and_nothing_else() {
     let fetched = fixture.origin.bytes_served() - before;
     assert!(fetched <= (8 << 20) + (256 << 10), "{fetched} bytes for one chunk");
     assert_holds(&completed.snapshot.directory.unwrap(), &objects);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_still_on_its_way_is_not_bad() {
+    let faults = Faults::new(1).with(Rule::reads(Fault::Unauthenticated).of("2.safetensors"));
+    let fixture = Fixture::faulty(&faults, hasty()).await;
+    put_model(&fixture.origin);
+    soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err();
+    let record = fixture.store().find(MODEL).unwrap();
+    let stored = fixture.store().stored(record.manifest).await.unwrap().len() as u64;
+    let (summary, bad) = verify(&fixture, true).await;
+    assert_eq!((bad.len(), summary.checked_blobs), (0, stored), "{bad:?}");
+    assert!(stored > 0, "the index came before the shard that cannot");
+    assert!(!fixture.store().find(MODEL).unwrap().complete);
 }
