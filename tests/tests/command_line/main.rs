@@ -9,7 +9,6 @@
 
 mod crash;
 mod daemon;
-mod disk;
 mod faults;
 mod logs;
 mod output;

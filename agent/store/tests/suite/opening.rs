@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use weightd_harness::SmallDisk;
 use weightd_store::{Store, StoreError};
 
 use crate::common::{
-    SmallDisk, TWO_CHUNKS, aligned, assert_sound, assert_whole, bring, config, on_disk, open, plain, skip,
-    snapshot,
+    TWO_CHUNKS, aligned, assert_sound, assert_whole, bring, config, on_disk, open, plain, snapshot,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,11 +62,8 @@ fn a_second_agent_is_told_who_has_it() {
 #[test]
 fn a_read_only_disk_is_named() {
     let directory = on_disk();
-    let disk = match SmallDisk::mount(directory.path(), 32 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip("a_read_only_disk_is_named", &reason),
-    };
-    let config = config(&disk.mounted_at);
+    let Some(disk) = SmallDisk::mount(directory.path(), 32 << 20) else { return };
+    let config = config(disk.path());
     drop(open(&config));
     for _ in 0..100 {
         // Whoever dropped the store may still be closing its files.
@@ -77,8 +74,8 @@ fn a_read_only_disk_is_named() {
     }
     let error = Store::open(config).unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
-    let mut new = crate::common::config(&disk.mounted_at);
-    new.directory = disk.mounted_at.join("new");
+    let mut new = crate::common::config(disk.path());
+    new.directory = disk.path().join("new");
     assert!(matches!(Store::open(new).unwrap_err(), StoreError::ReadOnly { .. }));
 }
 
