@@ -78,6 +78,14 @@ impl Catalog {
         Some(entry)
     }
 
+    /// Takes a snapshot out unless someone uses it.
+    pub(crate) fn remove_unused(&mut self, key: &SnapshotKey) -> Result<Option<Entry>, StoreError> {
+        match self.entries.get(key) {
+            Some(entry) if entry.uses > 0 => Err(StoreError::InUse { name: key.to_string() }),
+            _ => Ok(self.remove(key)),
+        }
+    }
+
     pub(crate) fn get(&self, key: &SnapshotKey) -> Option<&Entry> {
         self.entries.get(key)
     }

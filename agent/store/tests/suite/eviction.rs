@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use weightd_store::{Config, Store, StoreError};
 
-use crate::common::{Thing, assert_whole, bring, config, in_memory, open, plain, snapshot};
+use crate::common::{Thing, assert_whole, bring, config, in_memory, on_disk, open, plain, snapshot};
 
 const MIB: usize = 1 << 20;
 
@@ -181,4 +181,38 @@ async fn garbage_is_what_nobody_wants_any_more() {
     assert!(collected.freed_bytes >= 17 << 20, "{collected:?}");
     assert_eq!(store.snapshots().len(), 1);
     assert_eq!(store.usage().await.unwrap().used, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_someone_begins_to_use_stays_however_close_its_eviction() {
+    let directory = on_disk();
+    let store = open(&limited(directory.path(), 1 << 20));
+    let thing = plain("wanted", MIB);
+    let (mut stayed, mut went) = (0, 0);
+    for turn in 0..60 {
+        let key = bring(&store, &[&thing]).await.unwrap().key();
+        let using = tokio::spawn({
+            let store = store.clone();
+            async move {
+                tokio::time::sleep(Duration::from_micros(turn * 100)).await;
+                store.hold(key)
+            }
+        });
+        let room = store.reserve(1).await;
+        match using.await.unwrap() {
+            Ok(hold) => {
+                // One that began before the choice stood in its way.
+                assert!(room.is_err(), "turn {turn}: it was evicted while it was used");
+                assert_whole(&store, &[&thing], &format!("turn {turn}")).await;
+                drop(hold);
+                stayed += 1;
+            }
+            Err(error) => {
+                assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+                went += 1;
+            }
+        }
+        drop(room);
+    }
+    assert!(stayed + went == 60 && went > 0, "{stayed} stayed, {went} went");
 }
