@@ -68,7 +68,6 @@ impl Store {
             catalog: Mutex::default(),
             usage: Mutex::new(Usage::default()),
             active: Mutex::default(),
-            publishing: Mutex::default(),
             changing: Mutex::default(),
             beginning: Mutex::default(),
             recording: Mutex::default(),

@@ -11,7 +11,7 @@ use std::{
 use weightd_types::{Layout, Placement, RESERVED_NAME, SafetensorsHeader, SnapshotKey};
 
 use crate::{
-    Job, Reservation, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
+    Job, Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
     catalog::Entry,
     manifest::encode,
     store::{lock, now},
@@ -86,6 +86,7 @@ impl Store {
             });
             if !intact {
                 tracing::warn!(snapshot = %key, "files of a complete snapshot are missing or have another length");
+                let _changing = lock(&store.inner.changing);
                 store.mark_incomplete(&key)?;
             }
             Ok(intact)
@@ -97,13 +98,15 @@ impl Store {
     /// it returns.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Full`].
+    /// [`StoreError::Incomplete`] names an object whose blob is not complete (any more), [`StoreError::Io`],
+    /// [`StoreError::Full`].
     pub async fn publish(&self, manifest: SnapshotManifest) -> Result<SnapshotRecord, StoreError> {
         self.blocking(move |store| {
             let key = manifest.key();
             let paths = store.paths();
-            let _alone = lock(&store.inner.publishing);
+            let _changing = lock(&store.inner.changing);
             if store.snapshot(&key).is_none_or(|record| !record.complete) {
+                store.has_all(&manifest)?;
                 if !store.is_linked(&manifest) {
                     store.link_snapshot(&manifest)?;
                 }
@@ -130,11 +133,21 @@ impl Store {
         .await
     }
 
+    fn has_all(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        let is_missing = |entry: &&SnapshotEntry| !self.paths().blob_manifest(&entry.blob).exists();
+        match manifest.objects.iter().find(is_missing) {
+            Some(entry) => {
+                Err(StoreError::Incomplete { name: manifest.source.object_url(&entry.object.path) })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether a snapshot's directory is there and holds its blobs: one that lost a blob and got it back in place may
     /// be mounted, and is left as it is.
     fn is_linked(&self, manifest: &SnapshotManifest) -> bool {
         let directory = self.paths().snapshot(&manifest.key());
-        let same = |entry: &crate::SnapshotEntry| {
+        let same = |entry: &SnapshotEntry| {
             let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
             let linked = file(&directory.join(&entry.object.path));
             linked.is_some() && linked == file(&self.paths().blob(&entry.blob))
@@ -200,7 +213,7 @@ impl Store {
         }
     }
 
-    /// Turns a complete snapshot back into one that is wanted.
+    /// Turns a complete snapshot back into one that is wanted. The caller holds `changing`.
     pub(crate) fn mark_incomplete(&self, key: &SnapshotKey) -> Result<(), StoreError> {
         let (engine, paths) = (&self.inner.engine, self.paths());
         let Some(record) = self.snapshot(key).filter(|record| record.complete) else { return Ok(()) };
@@ -226,6 +239,8 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::Index`].
     pub async fn set_pinned(&self, key: SnapshotKey, pinned: bool) -> Result<(), StoreError> {
         self.blocking(move |store| {
+            // One that was chosen for eviction is gone when this goes on, and not half pinned.
+            let _changing = lock(&store.inner.changing);
             if store.catalog().get(&key).is_none() {
                 return Err(StoreError::NotFound { name: key.to_string() });
             }
@@ -275,7 +290,7 @@ impl Store {
     pub async fn presence(&self, manifest: Arc<SnapshotManifest>) -> Result<Vec<(u64, bool)>, StoreError> {
         self.blocking(move |store| {
             let active = lock(&store.inner.active).clone();
-            let one = |entry: &crate::SnapshotEntry| {
+            let one = |entry: &SnapshotEntry| {
                 if store.paths().blob_manifest(&entry.blob).exists() {
                     return Ok((entry.object.size, true));
                 }
@@ -292,7 +307,7 @@ impl Store {
 
 impl Store {
     /// Bytes of an object whose chunks are recorded.
-    fn recorded_bytes(&self, entry: &crate::SnapshotEntry) -> Result<u64, StoreError> {
+    fn recorded_bytes(&self, entry: &SnapshotEntry) -> Result<u64, StoreError> {
         let Some((_, header, chunks)) = self.inner.index.partial(&entry.blob)? else { return Ok(0) };
         let placement = match entry.blob.layout {
             Layout::Original => Some(Placement::original(entry.object.size)),

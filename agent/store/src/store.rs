@@ -26,6 +26,9 @@ pub struct Store {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// Locks that order work on the disk are taken in this order, each only while those before it are held or not needed:
+/// `changing`, `beginning`, `recording`. Those that guard values come after them, for moments without IO where that can
+/// be helped: `catalog`, then `usage` or `active`, then the index's own.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -37,10 +40,9 @@ pub(crate) struct Inner {
     pub(crate) usage: Mutex<Usage>,
     /// Blobs that are arriving: recorded now and then, and left alone by eviction and garbage collection.
     pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
-    /// Held while a snapshot's directory is built: two transfers may end with the same one.
-    pub(crate) publishing: Mutex<()>,
     /// Held while the set of snapshots changes against the set of blobs, so that a blob that is about to be removed is
-    /// not taken for present by a snapshot that begins to want it, and room is not promised twice.
+    /// not taken for present by a snapshot that begins to want it or is published, room is not promised twice, and
+    /// no directory is built twice or collected while it is.
     pub(crate) changing: Mutex<()>,
     /// Held while a blob's file is opened or made: a caller that went away may still be at it.
     pub(crate) beginning: Mutex<()>,

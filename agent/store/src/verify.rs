@@ -12,7 +12,7 @@ use crate::{
     manifest::parse_blob_manifest,
     partial::{read_span, write_to_the_end},
     snapshots::set_mode,
-    store::now,
+    store::{lock, now},
 };
 
 /// A complete blob, open for reading.
@@ -229,7 +229,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub async fn mark_missing(&self, key: BlobKey) -> Result<(), StoreError> {
-        self.blocking(move |store| store.mark_users_incomplete(&key)).await
+        self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
+            store.mark_users_incomplete(&key)
+        })
+        .await
     }
 
     /// Removes a complete blob whose manifest or header cannot be believed, so that it is fetched again.
@@ -238,6 +242,7 @@ impl Store {
     /// [`StoreError::Io`].
     pub async fn discard_blob(&self, key: BlobKey) -> Result<(), StoreError> {
         self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
             store.mark_users_incomplete(&key)?;
             store.discard(&[key], true)
         })
@@ -251,6 +256,7 @@ impl Store {
     }
 
     fn forget_manifest(&self, update: &ChunkUpdate) -> Result<(), StoreError> {
+        let _changing = lock(&self.inner.changing);
         self.mark_users_incomplete(&update.key)?;
         self.inner.index.replace_partial(update)?;
         let (engine, manifest) = (&self.inner.engine, self.paths().blob_manifest(&update.key));

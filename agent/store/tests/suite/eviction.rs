@@ -216,3 +216,33 @@ async fn what_someone_begins_to_use_stays_however_close_its_eviction() {
     }
     assert!(stayed + went == 60 && went > 0, "{stayed} stayed, {went} went");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_published_without_its_blobs_nor_collected_while_it_is() {
+    let directory = in_memory();
+    let store = open(&config(directory.path()));
+    let (here, missing) = (plain("here", 100), plain("missing", 200));
+    here.store(&store).await.unwrap();
+    let error = store.publish(snapshot(&[&here, &missing])).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Incomplete { name } if name.ends_with("/missing")), "{error}");
+    assert!(store.snapshots().is_empty());
+
+    let many: Vec<_> = (0..300).map(|at| plain(&format!("d{}/{at}", at % 40), 10)).collect();
+    let many: Vec<_> = many.iter().collect();
+    let name = snapshot(&many).key().to_string();
+    for _ in 0..20 {
+        bring(&store, &many).await.unwrap();
+        store.mark_missing(many[0].key()).await.unwrap();
+        std::fs::remove_file(store.config().directory.join("snapshots").join(&name).join("d0/0")).unwrap();
+        let (published, collected) = tokio::join!(store.publish(snapshot(&many)), async {
+            let mut collected = Ok(());
+            for _ in 0..10 {
+                collected = collected.and(store.collect_garbage(false).await.map(drop));
+            }
+            collected
+        });
+        published.unwrap();
+        collected.unwrap();
+        assert_whole(&store, &many, "published beside a collection").await;
+    }
+}
