@@ -134,10 +134,8 @@ impl Verification {
             self.check_blob(subject, total).await?;
             self.summary.checked_blobs += 1;
         }
-        if self.repair {
-            for manifest in &published {
-                self.restore(manifest).await?;
-            }
+        for manifest in &published {
+            self.check_files(manifest).await?;
         }
         drop(holds);
         Ok(self.summary)
@@ -226,6 +224,21 @@ impl Verification {
             failure: outcome.as_ref().err().and_then(Option::as_ref).map(ToString::to_string),
         };
         let _ = self.events.send(Ok(VerifyEvent::Bad(bad))).await;
+    }
+
+    /// Checks that a snapshot's files are the blobs that were checked.
+    async fn check_files(&mut self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
+        let strange = self.inner.store.strange_files(Arc::clone(manifest)).await?;
+        if self.repair {
+            self.restore(manifest).await?;
+        }
+        let outcome = if self.repair { Ok(()) } else { Err(None) };
+        for entry in strange {
+            let range = ByteRange::new(0, entry.object.size);
+            let subject = Subject { source: manifest.source.clone(), entry };
+            self.report(&subject, range, &outcome).await;
+        }
+        Ok(())
     }
 
     /// Makes a snapshot whole again whose blobs are all here. What could not be brought back was reported.

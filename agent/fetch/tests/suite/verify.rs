@@ -1,7 +1,7 @@
 //! Rot on the disk: found, repaired from the origin, or no longer called complete.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -90,6 +90,25 @@ async fn lost_files_and_damaged_descriptions_are_brought_back() {
         assert_holds(&record.directory.unwrap(), &objects);
         assert!(verify(&fixture, false).await.1.is_empty(), "damage {at}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_not_its_blob_is_found_and_replaced() {
+    let (fixture, objects, directory) = fetched().await;
+    let file = directory.join("config.json");
+    let seal = |mode| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(mode)).unwrap();
+    seal(0o755);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, "[]").unwrap();
+    seal(0o555);
+    let (summary, bad) = verify(&fixture, false).await;
+    assert_eq!((summary.bad_chunks, summary.repaired_chunks, bad.len()), (1, 0, 1), "{bad:?}");
+    assert_eq!(bad[0].path, "config.json");
+    assert!(!fixture.store().find(MODEL).unwrap().complete);
+    let (summary, bad) = verify(&fixture, true).await;
+    assert_eq!((summary.bad_chunks, summary.repaired_chunks), (1, 1), "{bad:?}");
+    assert_holds(&directory, &objects);
+    assert!(verify(&fixture, false).await.1.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

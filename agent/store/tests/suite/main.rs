@@ -9,6 +9,7 @@
 mod common;
 mod eviction;
 mod full_disk;
+mod links;
 mod metrics;
 mod model;
 mod opening;
