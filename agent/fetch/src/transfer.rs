@@ -117,12 +117,12 @@ impl Transfer {
     }
 
     /// How far each file has come, in the order of the manifest.
-    pub fn progress(&self) -> Vec<FileProgress> {
-        let one = |(at, entry): (usize, &SnapshotEntry)| {
+    pub fn progress(&self) -> Vec<FileProgress<'_>> {
+        let files = self.manifest.objects.iter().enumerate().map(|(at, entry)| {
             let (present, verified) = self.files.state(at);
-            FileProgress { path: entry.object.path.clone(), present, total: entry.object.size, verified }
-        };
-        self.manifest.objects.iter().enumerate().map(one).collect()
+            FileProgress { path: &entry.object.path, present, total: entry.object.size, verified }
+        });
+        files.collect()
     }
 
     /// Waits for the end; this is what keeps it going.
