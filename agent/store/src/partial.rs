@@ -19,7 +19,7 @@ use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Object, Placement};
 
 use crate::{
     BlobManifest, Store, StoreError,
-    gate::{Gate, Pass},
+    gate::{Gate, write_to_the_end},
     index::{ChunkMap, ChunkUpdate, PartialRecord},
     io::{Access, BLOCK_BYTES, Buffer, IoEngine, IoFile},
     paths::FORMAT_VERSION,
@@ -295,23 +295,6 @@ impl PartialBlob {
         }
         Ok(())
     }
-}
-
-/// Writes, and is at work until that has ended, also when the caller goes away: after the store was closed, nothing of
-/// it may reach a file that the next one has open.
-pub(crate) async fn write_to_the_end(
-    engine: &Arc<dyn IoEngine>,
-    file: &Arc<IoFile>,
-    offset: u64,
-    buffer: Buffer,
-    pass: Pass,
-) -> io::Result<()> {
-    let (engine, file) = (Arc::clone(engine), Arc::clone(file));
-    let writing = tokio::spawn(async move {
-        let _pass = pass;
-        engine.write(&file, offset, buffer).await.1
-    });
-    writing.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Reads a range of at most a chunk, wherever it begins.

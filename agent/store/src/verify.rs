@@ -7,10 +7,11 @@ use weightd_types::{BlobKey, ByteRange, Crc32c, Placement, SnapshotKey};
 
 use crate::{
     BlobManifest, SnapshotEntry, SnapshotManifest, Store, StoreError,
+    gate::write_to_the_end,
     index::{ChunkUpdate, PartialRecord},
     io::{Access, Buffer, IoFile},
     manifest::parse_blob_manifest,
-    partial::{read_span, write_to_the_end},
+    partial::read_span,
     snapshots::set_mode,
     store::{lock, now},
 };
