@@ -14,4 +14,5 @@ mod logs;
 mod output;
 mod place;
 mod program;
+mod scale;
 mod wire;
