@@ -113,7 +113,7 @@ impl Watch {
                     Err(error) => Err(failure::fetch_status(&error)),
                 },
                 _ = ticks.tick() => {
-                    let progress = report.next(&self.transfer);
+                    let progress = report.next(&self.transfer, &self.transfer.progress());
                     // A client that does not keep up misses reports, and holds up nobody.
                     if let Ok(slot) = self.events.try_reserve() {
                         slot.send(Ok(event(Event::Progress(progress))));
@@ -125,8 +125,10 @@ impl Watch {
     }
 
     async fn report_rest(&self, report: &mut Report) {
+        // Asked for once: it is as long as the snapshot, and there may be a hundred reports.
+        let files = self.transfer.progress();
         loop {
-            let progress = report.next(&self.transfer);
+            let progress = report.next(&self.transfer, &files);
             let is_rest = progress.files.len() < FILES_PER_REPORT;
             if progress.files.is_empty()
                 || self.events.send(Ok(event(Event::Progress(progress)))).await.is_err()
@@ -148,8 +150,7 @@ impl Report {
         Self { said: vec![(0, false); files] }
     }
 
-    fn next(&mut self, transfer: &Transfer) -> v1::Progress {
-        let files = transfer.progress();
+    fn next(&mut self, transfer: &Transfer, files: &[FileProgress]) -> v1::Progress {
         let manifest = transfer.manifest();
         v1::Progress {
             done_bytes: files.iter().map(|file| file.present).sum(),
@@ -157,7 +158,7 @@ impl Report {
             rate_bytes: transfer.rate_bytes(),
             verified_files: count(files.iter().filter(|file| file.verified).count()),
             total_files: count(files.len()),
-            files: self.changed(&files),
+            files: self.changed(files),
         }
     }
 

@@ -213,14 +213,14 @@ impl Inner {
 
     async fn serve(self: Arc<Self>, request: Request) {
         let flying = self.airborne().get(&request.key).cloned();
-        let _ended = Ended { inner: &self, flying: flying.as_deref(), request: &request };
+        let _ended = Ended { inner: &self, flying: flying.as_ref(), request: &request };
         if let Some(flying) = &flying {
             tokio::select! {
                 biased;
                 () = flying.cancelled.cancelled() => {}
                 outcome = worker::run(&self, flying, &request) => {
                     if let Err(error) = outcome {
-                        flying.fail(error);
+                        self.crash(flying, error);
                     }
                 }
             }
@@ -231,14 +231,14 @@ impl Inner {
 /// Tells the planner that a request ended, however it did: pieces that stay in flight would be waited for for ever.
 struct Ended<'a> {
     inner: &'a Inner,
-    flying: Option<&'a Flying>,
+    flying: Option<&'a Arc<Flying>>,
     request: &'a Request,
 }
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
         if let Some(flying) = self.flying.filter(|_| std::thread::panicking()) {
-            flying.fail(FetchError::Closed);
+            self.inner.crash(flying, FetchError::Closed);
         }
         self.inner.planner().ended(self.request);
     }

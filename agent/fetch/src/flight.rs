@@ -42,11 +42,29 @@ pub(crate) struct Flying {
 }
 
 impl Flying {
-    pub(crate) fn fail(&self, error: FetchError) {
+    fn fail(&self, error: FetchError) {
         let waiting = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(waiting) = waiting {
             // Nobody waits when the flight was given up at the same moment.
             let _ = waiting.send(error);
+        }
+    }
+}
+
+impl Inner {
+    /// Ends a flight with an error, before anything can be asked for again that a worker has given up.
+    pub(crate) fn crash(&self, flying: &Arc<Flying>, error: FetchError) {
+        self.ground(flying);
+        flying.fail(error);
+    }
+
+    /// Forgets a flight; the next one of the same blob may have taken off already, and goes on.
+    fn ground(&self, flying: &Arc<Flying>) {
+        let key = flying.partial.key();
+        let mut airborne = self.airborne();
+        if airborne.get(&key).is_some_and(|known| Arc::ptr_eq(known, flying)) {
+            airborne.remove(&key);
+            self.planner().remove(&key);
         }
     }
 }
@@ -156,7 +174,7 @@ impl Leg {
         let url = &self.route.url;
         let mut attempts = 0;
         loop {
-            if inner.store.has_blob(&self.key) {
+            if inner.store.is_stored(self.key).await? {
                 break;
             }
             let again;
@@ -234,15 +252,7 @@ impl Airborne {
 
 impl Drop for Airborne {
     fn drop(&mut self) {
-        let key = self.flying.partial.key();
-        {
-            let mut airborne = self.inner.airborne();
-            // The next flight of the same blob may have taken off already.
-            if airborne.get(&key).is_some_and(|flying| Arc::ptr_eq(flying, &self.flying)) {
-                airborne.remove(&key);
-                self.inner.planner().remove(&key);
-            }
-        }
+        self.inner.ground(&self.flying);
         // Last: a worker that ends while the planner still knows the blob would have its pieces asked for again.
         self.flying.cancelled.cancel();
     }

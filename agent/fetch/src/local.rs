@@ -17,7 +17,7 @@ impl Inner {
             Layout::Aligned => Layout::Original,
         };
         let twin = BlobKey { layout, ..key };
-        if !partial.wanted().object.path.is_safetensors() || !self.store.has_blob(&twin) {
+        if !partial.wanted().object.path.is_safetensors() {
             return Ok(());
         }
         let Ok(Some(twin)) = self.store.stored_blob(twin).await else { return Ok(()) };

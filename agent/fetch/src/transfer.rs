@@ -140,12 +140,12 @@ impl Transfer {
     }
 
     /// How far each file has come, in the order of the manifest.
-    pub fn progress(&self) -> Vec<FileProgress> {
-        let one = |(at, entry): (usize, &SnapshotEntry)| {
+    pub fn progress(&self) -> Vec<FileProgress<'_>> {
+        let files = self.manifest.objects.iter().enumerate().map(|(at, entry)| {
             let (present, verified) = self.files.state(at);
-            FileProgress { path: entry.object.path.clone(), present, total: entry.object.size, verified }
-        };
-        self.manifest.objects.iter().enumerate().map(one).collect()
+            FileProgress { path: &entry.object.path, present, total: entry.object.size, verified }
+        });
+        files.collect()
     }
 
     /// Waits until every blob's length is known, in the order of the manifest: long before the end, and enough to show
@@ -372,7 +372,7 @@ impl Run {
         route: Route,
     ) -> Result<Result<(), WeightIndexError>, FetchError> {
         // What is complete was checked when it was fetched.
-        if self.inner.store.has_blob(&entry.blob) {
+        if self.inner.store.is_stored(entry.blob).await? {
             return Ok(Ok(()));
         }
         let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare(&route, entry.blob)).await?;

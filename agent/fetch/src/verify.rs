@@ -147,14 +147,19 @@ impl Verification {
     async fn run(mut self, records: Vec<SnapshotRecord>) -> Result<VerifySummary, FetchError> {
         let store = self.inner.store.clone();
         let holds: Vec<_> = records.iter().filter_map(|record| store.hold(record.key()).ok()).collect();
-        let mut subjects = BTreeMap::new();
+        let (mut subjects, mut published) = (BTreeMap::new(), Vec::new());
         for record in &records {
+            let manifest = &record.manifest;
             // Of a snapshot that was complete, what is missing is bad too: an earlier verification may have found it.
-            for entry in
-                record.manifest.objects.iter().filter(|entry| record.published || store.has_blob(&entry.blob))
-            {
-                let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
-                subjects.entry(entry.blob).or_insert(subject);
+            let entries = if store.was_published(record.key()).await? {
+                published.push(Arc::clone(manifest));
+                manifest.objects.clone()
+            } else {
+                store.stored(Arc::clone(manifest)).await?
+            };
+            for entry in entries {
+                let source = manifest.source.clone();
+                subjects.entry(entry.blob).or_insert(Subject { source, entry });
             }
         }
         let total = subjects.values().map(|subject| subject.entry.object.size).sum();
@@ -162,10 +167,8 @@ impl Verification {
             self.check_blob(subject, total).await?;
             self.summary.checked_blobs += 1;
         }
-        if self.repair {
-            for record in records.iter().filter(|record| record.published) {
-                self.restore(&record.manifest).await?;
-            }
+        for manifest in &published {
+            self.check_files(manifest).await?;
         }
         drop(holds);
         Ok(self.summary)
@@ -256,11 +259,26 @@ impl Verification {
         let _ = self.events.send(Ok(VerifyEvent::Bad(bad))).await;
     }
 
+    /// Checks that a snapshot's files are the blobs that were checked.
+    async fn check_files(&mut self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
+        let strange = self.inner.store.strange_files(Arc::clone(manifest)).await?;
+        if self.repair {
+            self.restore(manifest).await?;
+        }
+        let outcome = if self.repair { Ok(()) } else { Err(None) };
+        for entry in strange {
+            let range = ByteRange::new(0, entry.object.size);
+            let subject = Subject { source: manifest.source.clone(), entry };
+            self.report(&subject, range, &outcome).await;
+        }
+        Ok(())
+    }
+
     /// Makes a snapshot whole again whose blobs are all here. What could not be brought back was reported.
     async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
         let store = &self.inner.store;
-        let has_all = manifest.objects.iter().all(|entry| store.has_blob(&entry.blob));
-        if has_all && !store.is_complete(manifest.key()).await? {
+        let stored = store.stored(Arc::clone(manifest)).await?;
+        if stored.len() == manifest.objects.len() && !store.is_complete(manifest.key()).await? {
             store.publish(manifest.as_ref().clone()).await?;
         }
         Ok(())

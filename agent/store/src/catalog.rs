@@ -17,8 +17,6 @@ pub struct SnapshotRecord {
     pub manifest: Arc<SnapshotManifest>,
     /// Whether all of it is here, confirmed and durable.
     pub complete: bool,
-    /// Whether it was complete at some time: its directory is still there, also when a blob of it turned out damaged.
-    pub published: bool,
     /// Whether it is never evicted.
     pub pinned: bool,
     /// Whether someone holds it right now.
@@ -78,6 +76,14 @@ impl Catalog {
             }
         }
         Some(entry)
+    }
+
+    /// Takes a snapshot out unless someone uses it.
+    pub(crate) fn remove_unused(&mut self, key: &SnapshotKey) -> Result<Option<Entry>, StoreError> {
+        match self.entries.get(key) {
+            Some(entry) if entry.uses > 0 => Err(StoreError::InUse { name: key.to_string() }),
+            _ => Ok(self.remove(key)),
+        }
     }
 
     pub(crate) fn get(&self, key: &SnapshotKey) -> Option<&Entry> {
@@ -199,7 +205,6 @@ impl Store {
         SnapshotRecord {
             manifest: Arc::clone(&entry.manifest),
             complete: entry.complete,
-            published: self.paths().snapshot(&entry.manifest.key()).exists(),
             pinned: entry.pinned,
             in_use: entry.uses > 0,
             last_used_at: entry.last_used_at,

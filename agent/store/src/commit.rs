@@ -131,6 +131,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Full`]; the blob stays partial then.
     pub async fn finish(&self, partial: Arc<PartialBlob>) -> Result<Arc<BlobManifest>, StoreError> {
+        let _pass = self.inner.gate.enter()?;
         let (done, outcome) = oneshot::channel();
         self.order(Order::Finish(partial, done)).await?;
         outcome.await.map_err(|_| StoreError::Closed)?
@@ -141,6 +142,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Index`].
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        let _pass = self.inner.gate.enter()?;
         let (done, outcome) = oneshot::channel();
         self.order(Order::Checkpoint(done)).await?;
         outcome.await.map_err(|_| StoreError::Closed)?

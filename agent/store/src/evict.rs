@@ -51,10 +51,35 @@ impl Store {
     }
 
     fn make_room(&self, needed: u64) -> Result<Vec<SnapshotKey>, StoreError> {
+        let mut evicted = Vec::new();
+        loop {
+            let (idle, victims) = self.choose(needed)?;
+            self.discard(&idle, true)?;
+            let count = evicted.len() + victims.len();
+            for key in victims {
+                match self.remove_now(&key) {
+                    Ok(_) => {
+                        tracing::info!(snapshot = %key, "evicted the least recently used snapshot to make room");
+                        self.inner.metrics.evicted_snapshots.inc();
+                        evicted.push(key);
+                    }
+                    // Someone began to use it meanwhile: another has to go.
+                    Err(StoreError::InUse { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if evicted.len() == count {
+                return Ok(evicted);
+            }
+        }
+    }
+
+    /// Partial blobs and snapshots to remove so that `needed` more bytes fit.
+    fn choose(&self, needed: u64) -> Result<(Vec<BlobKey>, Vec<SnapshotKey>), StoreError> {
         let usage = self.usage_now()?;
         let shortage = self.shortage(&usage, needed);
         if shortage.wished == 0 {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         }
         let (idle, idle_bytes) = self.idle_partials(Duration::ZERO)?;
         let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle);
@@ -63,13 +88,7 @@ impl Store {
             let directory = self.paths().root().to_owned();
             return Err(StoreError::Full { directory, needed, available, limit: shortage.limit });
         }
-        self.discard(&idle, true)?;
-        for key in &victims {
-            tracing::info!(snapshot = %key, "evicting the least recently used snapshot to make room");
-            self.remove_now(key)?;
-            self.inner.metrics.evicted_snapshots.inc();
-        }
-        Ok(victims)
+        Ok((idle, victims))
     }
 
     /// What has to be freed before `needed` more bytes fit.
@@ -176,19 +195,17 @@ impl Store {
         .await
     }
 
-    /// Removes a snapshot, and the blobs that nothing else needs. The manifest goes first, durably: a snapshot whose
-    /// files are going must not look complete after a crash.
+    /// Removes a snapshot, and the blobs that nothing else needs; [`StoreError::InUse`] when it is used after all. From
+    /// the moment that is checked it is unknown, so that nobody begins to use what is going.
     fn remove_now(&self, key: &SnapshotKey) -> Result<u64, StoreError> {
-        let (engine, paths) = (&self.inner.engine, self.paths());
-        for manifest in [paths.snapshot_manifest(key), paths.loading_manifest(key)] {
-            engine.remove(&manifest).map_err(StoreError::io("remove", &manifest))?;
+        let paths = self.paths();
+        let Some(entry) = self.catalog().remove_unused(key)? else { return Ok(0) };
+        if let Err(error) = self.remove_manifests(key) {
+            self.catalog().insert(entry);
+            return Err(error);
         }
-        engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
-        let removed = self.catalog().remove(key);
         self.inner.index.forget_snapshot(key)?;
-        let directory = paths.snapshot(key);
-        self.remove_directory(&directory)?;
-        let Some(entry) = removed else { return Ok(0) };
+        self.remove_directory(&paths.snapshot(key))?;
         let orphans: Vec<BlobKey> = {
             let (catalog, active) = (self.catalog(), lock(&self.inner.active));
             let needed =
@@ -205,6 +222,15 @@ impl Store {
         Ok(bytes)
     }
 
+    /// They go first, durably: a snapshot whose files are going must not look complete after a crash.
+    fn remove_manifests(&self, key: &SnapshotKey) -> Result<(), StoreError> {
+        let (engine, paths) = (&self.inner.engine, self.paths());
+        for manifest in [paths.snapshot_manifest(key), paths.loading_manifest(key)] {
+            engine.remove(&manifest).map_err(StoreError::io("remove", &manifest))?;
+        }
+        engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))
+    }
+
     /// Removes what no snapshot needs (all partial blobs too, if `partials`), and evicts down to the low watermark
     /// when the store is above the high one.
     ///
@@ -216,7 +242,11 @@ impl Store {
             let keep = if partials { Duration::ZERO } else { store.config().partials_keep };
             let mut collected = Collected::default();
             for key in store.expired_snapshots(keep) {
-                collected.freed_bytes += store.remove_now(&key)?;
+                match store.remove_now(&key) {
+                    // Someone takes it up again.
+                    Err(StoreError::InUse { .. }) => {}
+                    removed => collected.freed_bytes += removed?,
+                }
             }
             store.remove_orphans(keep, &mut collected)?;
             for directory in entries(&store.paths().temporary())? {

@@ -254,9 +254,11 @@ impl Index {
         })
     }
 
-    /// Makes every earlier change durable.
-    pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.write(Durability::Immediate, |_| Ok(()))
+    /// Makes every earlier change durable, and lets go of the file. Nothing may be asked of it afterwards.
+    pub(crate) fn close(&self) -> Result<(), StoreError> {
+        let outcome = self.write(Durability::Immediate, |_| Ok(()));
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        outcome
     }
 }
 

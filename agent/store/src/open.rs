@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, Write},
     path::Path,
-    sync::{Arc, Mutex, atomic::AtomicBool, mpsc},
+    sync::{Arc, Mutex, mpsc},
 };
 
 use weightd_types::SnapshotKey;
@@ -13,6 +13,7 @@ use crate::{
     Config, Metrics, Store, StoreError,
     catalog::{Catalog, Entry},
     commit::{Committer, QUEUE},
+    gate::Gate,
     index::Index,
     io::{BufferPool, IoEngine, open_engine},
     manifest::parse_snapshot_manifest,
@@ -72,15 +73,14 @@ impl Store {
             active: Mutex::default(),
             begun: tokio::sync::Notify::new(),
             discarded: tokio::sync::broadcast::Sender::new(DISCARDED),
-            publishing: Mutex::default(),
             changing: Mutex::default(),
             beginning: Mutex::default(),
             recording: Mutex::default(),
-            closed: AtomicBool::new(false),
+            gate: Gate::new(),
             metrics: Metrics::default(),
             committer: Mutex::new(None),
             orders,
-            _lock: lock_file,
+            lock: Mutex::new(Some(lock_file)),
         });
         let store = Self { inner };
         *store.catalog() = store.recover()?;

@@ -4,7 +4,7 @@
 //! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
 
 use std::{
-    io::ErrorKind,
+    io::{self, ErrorKind},
     ops::Range,
     path::Path,
     sync::{
@@ -19,6 +19,7 @@ use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Object, Placement};
 
 use crate::{
     BlobManifest, Store, StoreError,
+    gate::{Gate, write_to_the_end},
     index::{ChunkMap, ChunkUpdate, PartialRecord},
     io::{Access, BLOCK_BYTES, Buffer, IoEngine, IoFile},
     paths::FORMAT_VERSION,
@@ -48,6 +49,7 @@ pub struct PartialBlob {
     wanted: WantedBlob,
     file: Arc<IoFile>,
     engine: Arc<dyn IoEngine>,
+    gate: Gate,
     state: Mutex<State>,
     advanced: Notify,
     /// Set once the literal is written.
@@ -170,15 +172,15 @@ impl PartialBlob {
     /// Writes bytes at `blob_offset`, which complete `pieces` (index and checksum of each).
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`], [`StoreError::Full`], [`StoreError::Closed`].
     pub async fn write(
         &self,
         blob_offset: u64,
         buffer: Buffer,
         pieces: &[(usize, Crc32c)],
     ) -> Result<(), StoreError> {
-        let (buffer, outcome) = self.engine.write(&self.file, blob_offset, buffer).await;
-        drop(buffer);
+        let pass = self.gate.enter()?;
+        let outcome = write_to_the_end(&self.engine, &self.file, blob_offset, buffer, pass).await;
         outcome.map_err(|error| self.write_error(error))?;
         let mut state = lock(&self.state);
         for &(piece, crc) in pieces {
@@ -190,7 +192,7 @@ impl PartialBlob {
     }
 
     /// Blobs have their room beforehand, but not on every file system.
-    fn write_error(&self, error: std::io::Error) -> StoreError {
+    fn write_error(&self, error: io::Error) -> StoreError {
         let path = self.file.path();
         if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
             return StoreError::io("write", path)(error);
@@ -347,7 +349,7 @@ pub(crate) async fn read_span(
     let (buffer, outcome) = engine.read(file, start, to, buffer).await;
     outcome.map_err(StoreError::io("read", file.path()))?;
     if buffer.len() < to {
-        let short = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        let short = io::Error::from(ErrorKind::UnexpectedEof);
         return Err(StoreError::io("read", file.path())(short));
     }
     Ok((buffer, from..to))
@@ -470,6 +472,7 @@ impl Store {
             wanted,
             file,
             engine,
+            gate: self.inner.gate.clone(),
             state: Mutex::new(state),
             advanced: Notify::new(),
             literal: OnceCell::new(),

@@ -1,17 +1,11 @@
-//! Snapshots: directories of hard links to blobs.
+//! Snapshots: what is wanted, published, pinned and used.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use weightd_types::{Layout, Placement, RESERVED_NAME, SafetensorsHeader, SnapshotKey};
+use weightd_types::{Layout, Placement, SafetensorsHeader, SnapshotKey};
 
 use crate::{
-    Job, Reservation, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
+    Job, Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
     catalog::Entry,
     manifest::encode,
     store::{lock, now},
@@ -20,8 +14,6 @@ use crate::{
 
 /// Room to allow for the padded header of an aligned blob, beyond its object's length.
 const HEADER_ROOM: u64 = 128 << 10;
-/// Snapshots with more directories sync the file system once instead of each.
-const FEW_DIRECTORIES: usize = 8;
 
 impl Store {
     /// Writes down that a snapshot is wanted, and holds it. One that is complete stays so.
@@ -86,6 +78,7 @@ impl Store {
             });
             if !intact {
                 tracing::warn!(snapshot = %key, "files of a complete snapshot are missing or have another length");
+                let _changing = lock(&store.inner.changing);
                 store.mark_incomplete(&key)?;
             }
             Ok(intact)
@@ -97,14 +90,16 @@ impl Store {
     /// it returns.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Full`].
+    /// [`StoreError::Incomplete`] names an object whose blob is not complete (any more), [`StoreError::Io`],
+    /// [`StoreError::Full`].
     pub async fn publish(&self, manifest: SnapshotManifest) -> Result<SnapshotRecord, StoreError> {
         self.blocking(move |store| {
             let key = manifest.key();
             let paths = store.paths();
-            let _alone = lock(&store.inner.publishing);
+            let _changing = lock(&store.inner.changing);
             if store.snapshot(&key).is_none_or(|record| !record.complete) {
-                if !store.is_linked(&manifest) {
+                store.has_all(&manifest)?;
+                if !store.is_linked(&manifest)? {
                     store.link_snapshot(&manifest)?;
                 }
                 store.write_whole(&paths.snapshot_manifest(&key), &encode(&manifest), true)?;
@@ -130,77 +125,17 @@ impl Store {
         .await
     }
 
-    /// Whether a snapshot's directory is there and holds its blobs: one that lost a blob and got it back in place may
-    /// be mounted, and is left as it is.
-    fn is_linked(&self, manifest: &SnapshotManifest) -> bool {
-        let directory = self.paths().snapshot(&manifest.key());
-        let same = |entry: &crate::SnapshotEntry| {
-            let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
-            let linked = file(&directory.join(&entry.object.path));
-            linked.is_some() && linked == file(&self.paths().blob(&entry.blob))
-        };
-        directory.join(RESERVED_NAME).exists() && manifest.objects.iter().all(same)
-    }
-
-    /// Links a snapshot's blobs into a directory under a temporary name, and renames it.
-    fn link_snapshot(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let (engine, paths, key) = (&self.inner.engine, self.paths(), manifest.key());
-        let building = paths.temporary().join(key.to_string());
-        self.remove_directory(&building)?;
-        let mut directories = BTreeSet::from([building.clone()]);
-        engine.create_directories(&building).map_err(StoreError::io("create", &building))?;
-        for entry in &manifest.objects {
-            let file = building.join(&entry.object.path);
-            for above in file.ancestors().skip(1).take_while(|above| *above != building) {
-                directories.insert(above.to_owned());
+    fn has_all(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
+        let is_missing = |entry: &&SnapshotEntry| !self.paths().blob_manifest(&entry.blob).exists();
+        match manifest.objects.iter().find(is_missing) {
+            Some(entry) => {
+                Err(StoreError::Incomplete { name: manifest.source.object_url(&entry.object.path) })
             }
-            if !entry.object.path.directory().is_empty()
-                && let Some(parent) = file.parent()
-            {
-                engine.create_directories(parent).map_err(StoreError::io("create", parent))?;
-            }
-            self.link_or_copy(&paths.blob(&entry.blob), &file)?;
-        }
-        let placeholder = building.join(RESERVED_NAME);
-        self.write_whole(&placeholder, b"", false)?;
-        set_mode(&placeholder, 0o444)?;
-        self.sync_directories(&directories)?;
-        let directory = paths.snapshot(&key);
-        self.remove_directory(&directory)?;
-        engine.rename(&building, &directory).map_err(StoreError::io("rename", &building))?;
-        // Sealed under the final name: moving a directory needs leave to write to it, for anyone but root.
-        for sealed in directories.iter().rev() {
-            let below = sealed.strip_prefix(&building).unwrap_or(Path::new(""));
-            set_mode(&directory.join(below), 0o555)?;
-        }
-        Ok(())
-    }
-
-    fn sync_directories(&self, directories: &BTreeSet<PathBuf>) -> Result<(), StoreError> {
-        let engine = &self.inner.engine;
-        if directories.len() > FEW_DIRECTORIES {
-            let root = self.paths().root();
-            return engine.sync_all(root).map_err(StoreError::io("sync", root));
-        }
-        let sync =
-            |directory: &PathBuf| engine.sync_directory(directory).map_err(StoreError::io("sync", directory));
-        directories.iter().try_for_each(sync)
-    }
-
-    /// File systems bound how many names a file has (ext4: 65,000); beyond that a snapshot gets a copy of its own.
-    fn link_or_copy(&self, blob: &Path, file: &Path) -> Result<(), StoreError> {
-        match self.inner.engine.link(blob, file) {
-            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
-                std::fs::copy(blob, file).map_err(|error| self.disk_error("copy", file, 0, error))?;
-                let copy = std::fs::File::open(file).map_err(StoreError::io("open", file))?;
-                copy.sync_all().map_err(StoreError::io("sync", file))?;
-                set_mode(file, 0o444)
-            }
-            other => other.map_err(|error| self.disk_error("link", file, 0, error)),
+            None => Ok(()),
         }
     }
 
-    /// Turns a complete snapshot back into one that is wanted.
+    /// Turns a complete snapshot back into one that is wanted. The caller holds `changing`.
     pub(crate) fn mark_incomplete(&self, key: &SnapshotKey) -> Result<(), StoreError> {
         let (engine, paths) = (&self.inner.engine, self.paths());
         let Some(record) = self.snapshot(key).filter(|record| record.complete) else { return Ok(()) };
@@ -226,6 +161,8 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::Index`].
     pub async fn set_pinned(&self, key: SnapshotKey, pinned: bool) -> Result<(), StoreError> {
         self.blocking(move |store| {
+            // One that was chosen for eviction is gone when this goes on, and not half pinned.
+            let _changing = lock(&store.inner.changing);
             if store.catalog().get(&key).is_none() {
                 return Err(StoreError::NotFound { name: key.to_string() });
             }
@@ -275,7 +212,7 @@ impl Store {
     pub async fn presence(&self, manifest: Arc<SnapshotManifest>) -> Result<Vec<(u64, bool)>, StoreError> {
         self.blocking(move |store| {
             let active = lock(&store.inner.active).clone();
-            let one = |entry: &crate::SnapshotEntry| {
+            let one = |entry: &SnapshotEntry| {
                 if store.paths().blob_manifest(&entry.blob).exists() {
                     return Ok((entry.object.size, true));
                 }
@@ -292,7 +229,7 @@ impl Store {
 
 impl Store {
     /// Bytes of an object whose chunks are recorded.
-    fn recorded_bytes(&self, entry: &crate::SnapshotEntry) -> Result<u64, StoreError> {
+    fn recorded_bytes(&self, entry: &SnapshotEntry) -> Result<u64, StoreError> {
         let Some((_, header, chunks)) = self.inner.index.partial(&entry.blob)? else { return Ok(0) };
         let placement = match entry.blob.layout {
             Layout::Original => Some(Placement::original(entry.object.size)),

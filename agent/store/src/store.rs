@@ -3,11 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -18,18 +14,22 @@ use crate::{
     Config, Metrics, PartialBlob, StoreError,
     catalog::Catalog,
     commit::{Committer, Order},
+    gate::Gate,
     index::Index,
     io::{BufferPool, IoEngine},
     paths::Paths,
     usage::Usage,
 };
 
-/// An open store. Clones share it; the directory stays locked until the last clone is gone.
+/// An open store. Clones share it; the directory stays locked until one of them is closed, or the last is gone.
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// Locks that order work on the disk are taken in this order, each only while those before it are held or not needed:
+/// `changing`, `beginning`, `recording`. Those that guard values come after them, for moments without IO where that can
+/// be helped: `catalog`, then `usage` or `active`, then the index's own.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -45,21 +45,20 @@ pub(crate) struct Inner {
     pub(crate) begun: Notify,
     /// Told of blobs that are thrown away.
     pub(crate) discarded: broadcast::Sender<BlobKey>,
-    /// Held while a snapshot's directory is built: two transfers may end with the same one.
-    pub(crate) publishing: Mutex<()>,
     /// Held while the set of snapshots changes against the set of blobs, so that a blob that is about to be removed is
-    /// not taken for present by a snapshot that begins to want it, and room is not promised twice.
+    /// not taken for present by a snapshot that begins to want it or is published, room is not promised twice, and
+    /// no directory is built twice or collected while it is.
     pub(crate) changing: Mutex<()>,
     /// Held while a blob's file is opened or made: a caller that went away may still be at it.
     pub(crate) beginning: Mutex<()>,
     /// Held while chunks are recorded, so that nothing is recorded of a blob that was discarded.
     pub(crate) recording: Mutex<()>,
-    pub(crate) closed: AtomicBool,
+    pub(crate) gate: Gate,
     pub(crate) metrics: Metrics,
     pub(crate) committer: Mutex<Option<Committer>>,
     pub(crate) orders: mpsc::SyncSender<Order>,
-    /// Its lock ends with it.
-    pub(crate) _lock: File,
+    /// What keeps other agents away; `None` once closed.
+    pub(crate) lock: Mutex<Option<File>>,
 }
 
 impl Store {
@@ -83,24 +82,36 @@ impl Store {
         &self.inner.metrics
     }
 
-    /// Records what is written, stops the threads, and makes the index durable. Later calls fail with
-    /// [`StoreError::Closed`].
+    /// Waits for what is at work, records what is written, stops the threads, makes the index durable, and lets go of
+    /// the directory: it can be opened again at once, also while clones are alive. Later calls fail with
+    /// [`StoreError::Closed`], and so do those that come while it waits.
     ///
     /// # Errors
     /// When the last records could not be made durable.
     pub async fn close(&self) -> Result<(), StoreError> {
-        let work = |store: &Self| {
-            let committer = lock(&store.inner.committer).take();
-            if let Some(committer) = committer {
-                committer.stop(&store.inner.orders);
-            }
-            store.inner.index.flush()
+        let Some(everyone) = self.inner.gate.clear().await else { return Ok(()) };
+        let store = self.clone();
+        // Goes on to the end when the caller goes away.
+        let closing = move || {
+            let outcome = store.end();
+            store.inner.gate.shut();
+            drop(everyone);
+            outcome
         };
-        if self.inner.closed.load(Ordering::Acquire) {
-            return Ok(());
+        run_blocking(closing).await
+    }
+
+    fn end(&self) -> Result<(), StoreError> {
+        let inner = &self.inner;
+        if let Some(committer) = lock(&inner.committer).take() {
+            committer.stop(&inner.orders);
         }
-        let outcome = self.blocking(work).await;
-        self.inner.closed.store(true, Ordering::Release);
+        lock(&inner.active).clear();
+        let outcome = inner.index.close();
+        if let Some(file) = lock(&inner.lock).take() {
+            // Said aloud, because a child that is being started has the file open too, for a moment.
+            let _ = file.unlock();
+        }
         outcome
     }
 
@@ -117,15 +128,22 @@ impl Store {
         &self,
         work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        if self.inner.closed.load(Ordering::Acquire) {
-            return Err(StoreError::Closed);
-        }
-        let store = self.clone();
-        match tokio::task::spawn_blocking(move || work(&store)).await {
-            Ok(outcome) => outcome,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(StoreError::Closed),
-        }
+        let (pass, store) = (self.inner.gate.enter()?, self.clone());
+        run_blocking(move || {
+            let _pass = pass;
+            work(&store)
+        })
+        .await
+    }
+}
+
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(StoreError::Closed),
     }
 }
 

@@ -3,16 +3,17 @@
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use weightd_types::{BlobKey, ByteRange, Crc32c, Placement};
+use weightd_types::{BlobKey, ByteRange, Crc32c, Placement, SnapshotKey};
 
 use crate::{
-    BlobManifest, Store, StoreError,
+    BlobManifest, SnapshotEntry, SnapshotManifest, Store, StoreError,
+    gate::write_to_the_end,
     index::{ChunkUpdate, PartialRecord},
     io::{Access, Buffer, IoFile},
     manifest::parse_blob_manifest,
     partial::read_span,
     snapshots::set_mode,
-    store::now,
+    store::{lock, now},
 };
 
 /// A complete blob, open for reading.
@@ -83,8 +84,8 @@ impl StoredBlob {
         }
         let path = self.path().to_owned();
         let file = self.store.blocking(move |store| store.open_sealed(&path)).await?;
-        let (_, outcome) =
-            self.store.engine().write(&file, self.placement.chunk_range(chunk).start, buffer).await;
+        let (pass, start) = (self.store.inner.gate.enter()?, self.placement.chunk_range(chunk).start);
+        let outcome = write_to_the_end(self.store.engine(), &file, start, buffer, pass).await;
         outcome.map_err(StoreError::io("write", self.path()))?;
         let path = self.path().to_owned();
         self.store
@@ -159,7 +160,15 @@ impl Store {
         .await
     }
 
-    /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says.
+    /// Whether a blob is complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn is_stored(&self, key: BlobKey) -> Result<bool, StoreError> {
+        self.blocking(move |store| Ok(store.has_blob(&key))).await
+    }
+
+    /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says. Blocks.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
         let found = std::fs::metadata(self.paths().blob(key));
         found
@@ -218,12 +227,36 @@ impl Store {
         Ok(bytes)
     }
 
+    /// Whether a snapshot was complete at some time: its directory is still there, also when a blob turned out damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn was_published(&self, key: SnapshotKey) -> Result<bool, StoreError> {
+        self.blocking(move |store| Ok(store.paths().snapshot(&key).exists())).await
+    }
+
+    /// Objects of a snapshot whose blobs are complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn stored(&self, manifest: Arc<SnapshotManifest>) -> Result<Vec<SnapshotEntry>, StoreError> {
+        self.blocking(move |store| {
+            let stored = manifest.objects.iter().filter(|entry| store.has_blob(&entry.blob));
+            Ok(stored.cloned().collect())
+        })
+        .await
+    }
+
     /// Says that a blob is not complete after all: the snapshots that need it are not either.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub async fn mark_missing(&self, key: BlobKey) -> Result<(), StoreError> {
-        self.blocking(move |store| store.mark_users_incomplete(&key)).await
+        self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
+            store.mark_users_incomplete(&key)
+        })
+        .await
     }
 
     /// Removes a complete blob whose manifest or header cannot be believed, so that it is fetched again.
@@ -232,6 +265,7 @@ impl Store {
     /// [`StoreError::Io`].
     pub async fn discard_blob(&self, key: BlobKey) -> Result<(), StoreError> {
         self.blocking(move |store| {
+            let _changing = lock(&store.inner.changing);
             store.mark_users_incomplete(&key)?;
             store.discard(&[key], true)
         })
@@ -245,6 +279,7 @@ impl Store {
     }
 
     fn forget_manifest(&self, update: &ChunkUpdate) -> Result<(), StoreError> {
+        let _changing = lock(&self.inner.changing);
         self.mark_users_incomplete(&update.key)?;
         self.inner.index.replace_partial(update)?;
         let (engine, manifest) = (&self.inner.engine, self.paths().blob_manifest(&update.key));
@@ -258,7 +293,7 @@ impl Store {
     fn mark_users_incomplete(&self, blob: &BlobKey) -> Result<(), StoreError> {
         let users: Vec<_> = {
             let catalog = self.catalog();
-            let uses = |objects: &[crate::SnapshotEntry]| objects.iter().any(|entry| entry.blob == *blob);
+            let uses = |objects: &[SnapshotEntry]| objects.iter().any(|entry| entry.blob == *blob);
             catalog.iter().filter(|(_, entry)| uses(&entry.manifest.objects)).map(|(key, _)| *key).collect()
         };
         users.iter().try_for_each(|key| self.mark_incomplete(key))

@@ -75,9 +75,10 @@ async fn fifty_kills_lose_nothing_that_was_recorded() {
         "{kills} kills, {advanced} advanced; {models} models of {size} bytes; {received} bytes received"
     );
     assert!(advanced >= KILLS / 4, "seed {seed}: only {advanced} of the killed runs recorded anything");
-    // A kill costs what was on its way: a chunk begun by each of the two requests, and what waited in the sockets
-    // before and behind the wire. Measured: 18 MB per kill.
-    let bound = models * size + u64::from(kills) * (32 << 20);
+    // A kill costs what was on its way: the chunk that each of the two requests had begun (16 MiB at most, half of that
+    // on average), what came since the last record (6.4 MiB in 100 ms, and what a sync takes), and what waited in the
+    // sockets before and behind the wire. Measured, six times: 18 to 21 MB per kill on average.
+    let bound = models * size + u64::from(kills) * (24 << 20);
     assert!(received <= bound, "seed {seed}: {received} bytes for {models} models of {size}");
 }
 

@@ -9,11 +9,11 @@
 
 mod crash;
 mod daemon;
-mod disk;
 mod faults;
 mod logs;
 mod output;
 mod place;
 mod program;
+mod scale;
 mod volumes;
 mod wire;

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use weightd_fetch::{Completed, Config, FetchError, Fetcher, Transfer};
 use weightd_source::{Faults, FaultyOpener, MemoryOrigin, Opener};
-use weightd_store::{Store, StoreError};
+use weightd_store::Store;
 use weightd_types::{Layout, Selection, SourceUri};
 
 /// The source every test fetches.
@@ -44,7 +44,7 @@ impl Fixture {
     }
 }
 
-/// A store with few buffers, on a directory; waits for one that was dropped a moment ago to let go.
+/// A store with few buffers, on a directory.
 pub(crate) async fn open(directory: &Path) -> Store {
     open_with(directory, 64 << 20).await
 }
@@ -53,14 +53,7 @@ pub(crate) async fn open_with(directory: &Path, buffer_bytes: u64) -> Store {
     let mut config = weightd_store::Config::new(directory.join("store"));
     (config.buffer_bytes, config.floor) = (buffer_bytes, 0.0);
     config.checkpoint_interval = Duration::from_millis(100);
-    for _ in 0..500 {
-        let config = config.clone();
-        match tokio::task::spawn_blocking(move || Store::open(config)).await.unwrap() {
-            Err(StoreError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
-            other => return other.unwrap(),
-        }
-    }
-    panic!("someone keeps the store locked");
+    tokio::task::spawn_blocking(move || Store::open(config)).await.unwrap().unwrap()
 }
 
 /// A safetensors file with tensors of these lengths, filled by a pattern of `seed`.

@@ -1,10 +1,15 @@
 //! What goes wrong on the way: retried, hedged, or given up by name; never more bytes than need be.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
 use weightd_fetch::{Config, FetchError};
-use weightd_source::{Fault, Faults, Rule};
-use weightd_types::Layout;
+use weightd_source::{ByteStream, Fault, Faults, Listed, MemoryOrigin, Opener, Rule, Source, SourceError};
+use weightd_types::{ByteRange, Layout, Object, SourceUri};
 
 use crate::common::{Fixture, MODEL, assert_holds, hasty, put_model, soon};
 
@@ -136,4 +141,67 @@ async fn an_expired_token_is_no_reason_to_try_again() {
     let error = soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err();
     assert_eq!(error.kind(), "unauthenticated");
     assert!(!error.is_retryable());
+}
+
+/// An origin whose objects are shorter than it says.
+#[derive(Debug)]
+struct Shorter<T> {
+    inner: T,
+    /// Bytes that are not there.
+    lacking: u64,
+}
+
+#[async_trait]
+impl Opener for Shorter<MemoryOrigin> {
+    async fn open(&self, uri: &SourceUri) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(Arc::new(Shorter { inner: self.inner.open(uri).await?, lacking: self.lacking }))
+    }
+}
+
+#[async_trait]
+impl Source for Shorter<Arc<dyn Source>> {
+    async fn list(&self) -> Result<Vec<Listed>, SourceError> {
+        let longer = |mut listed| {
+            if let Listed::Object(object) = &mut listed {
+                object.size += self.lacking;
+            }
+            listed
+        };
+        Ok(self.inner.list().await?.into_iter().map(longer).collect())
+    }
+
+    async fn read(&self, object: &Object, range: ByteRange) -> Result<ByteStream, SourceError> {
+        let there = ByteRange::new(0, object.size - self.lacking).intersect(&range);
+        if there.is_empty() { Ok(stream::empty().boxed()) } else { self.inner.read(object, there).await }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_shorter_than_listed_is_given_up_by_name_and_not_kept() {
+    // Within one chunk; the last chunk, all of it.
+    for (len, lacking) in [(1000, 1), (20 << 20, 4 << 20)] {
+        let origin = MemoryOrigin::new("origin");
+        origin.put("model/weights.bin", vec![5; len]);
+        let opener = Arc::new(Shorter { inner: origin.clone(), lacking });
+        let fixture = Fixture::over(origin, opener, hasty()).await;
+        let error = soon(fixture.prefetch(Layout::Original)).await.unwrap_err();
+        assert!(matches!(error, FetchError::Exhausted { attempts: 3, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("{MODEL}/weights.bin: gave up ")), "{text}");
+        assert!(text.contains("the answer ended with "), "{text}");
+        let served = fixture.origin.bytes_served();
+        assert!(served <= len as u64, "{served} bytes served of {len}: what came is not asked for again");
+        assert!(fixture.origin.read_calls() <= 8, "{}", fixture.origin.read_calls());
+        let record = fixture.store().find(MODEL).unwrap();
+        assert!(!record.complete && record.directory.is_none());
+        assert!(!fixture.store().has_blob(&record.manifest.objects[0].blob));
+        let gone = async {
+            // Workers that were under way may have it open for a moment.
+            while fixture.store().usage().await.unwrap().used > 0 {
+                fixture.store().checkpoint().await.unwrap();
+                fixture.store().collect_garbage(true).await.unwrap();
+            }
+        };
+        soon(gone).await;
+    }
 }

@@ -128,3 +128,17 @@ async fn the_bandwidth_limit_holds() {
     soon(fixture.prefetch(Layout::Aligned)).await.unwrap();
     assert!(started.elapsed() > Duration::from_millis(1700), "{:?}", started.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_told_by_the_names_of_the_manifest() {
+    let fixture = Fixture::new().await;
+    let objects = put_model(&fixture.origin);
+    let transfer = fixture.start(MODEL, 0).await;
+    soon(transfer.wait()).await.unwrap();
+    let progress = transfer.progress();
+    assert_eq!(progress.len(), objects.len());
+    for (file, entry) in progress.iter().zip(&transfer.manifest().objects) {
+        assert!(std::ptr::eq(file.path, &entry.object.path), "the name was copied");
+        assert!(file.verified && file.present == file.total && file.total == entry.object.size);
+    }
+}

@@ -1,15 +1,16 @@
 //! Rot on the disk: found, repaired from the origin, or no longer called complete.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 use weightd_fetch::{BadChunk, VerifyEvent, VerifySummary};
+use weightd_source::{Fault, Faults, Rule};
 use weightd_types::Layout;
 
-use crate::common::{Fixture, MODEL, assert_holds, put_model, soon};
+use crate::common::{Fixture, MODEL, assert_holds, hasty, put_model, soon};
 
 async fn verify(fixture: &Fixture, repair: bool) -> (VerifySummary, Vec<BadChunk>) {
     let mut events = fixture.fetcher.verify(None, repair).unwrap();
@@ -92,6 +93,25 @@ async fn lost_files_and_damaged_descriptions_are_brought_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_not_its_blob_is_found_and_replaced() {
+    let (fixture, objects, directory) = fetched().await;
+    let file = directory.join("config.json");
+    let seal = |mode| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(mode)).unwrap();
+    seal(0o755);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, "[]").unwrap();
+    seal(0o555);
+    let (summary, bad) = verify(&fixture, false).await;
+    assert_eq!((summary.bad_chunks, summary.repaired_chunks, bad.len()), (1, 0, 1), "{bad:?}");
+    assert_eq!(bad[0].path, "config.json");
+    assert!(!fixture.store().find(MODEL).unwrap().complete);
+    let (summary, bad) = verify(&fixture, true).await;
+    assert_eq!((summary.bad_chunks, summary.repaired_chunks), (1, 1), "{bad:?}");
+    assert_holds(&directory, &objects);
+    assert!(verify(&fixture, false).await.1.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_origin_damage_is_reported_and_nothing_called_complete() {
     for ending in ["", ".json"] {
         let (fixture, objects, directory) = fetched().await;
@@ -123,4 +143,18 @@ async fn what_is_found_bad_is_fetched_by_the_next_prefetch_and_nothing_else() {
     let fetched = fixture.origin.bytes_served() - before;
     assert!(fetched <= (8 << 20) + (256 << 10), "{fetched} bytes for one chunk");
     assert_holds(&completed.snapshot.directory.unwrap(), &objects);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_still_on_its_way_is_not_bad() {
+    let faults = Faults::new(1).with(Rule::reads(Fault::Unauthenticated).of("2.safetensors"));
+    let fixture = Fixture::faulty(&faults, hasty()).await;
+    put_model(&fixture.origin);
+    soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err();
+    let record = fixture.store().find(MODEL).unwrap();
+    let stored = fixture.store().stored(record.manifest).await.unwrap().len() as u64;
+    let (summary, bad) = verify(&fixture, true).await;
+    assert_eq!((bad.len(), summary.checked_blobs), (0, stored), "{bad:?}");
+    assert!(stored > 0, "the index came before the shard that cannot");
+    assert!(!fixture.store().find(MODEL).unwrap().complete);
 }

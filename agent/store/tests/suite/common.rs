@@ -1,11 +1,6 @@
 //! Blobs and snapshots to store, and ways to store them.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use weightd_store::{
@@ -215,55 +210,4 @@ pub(crate) fn in_memory() -> tempfile::TempDir {
 /// A directory beside the test binary: on the disk that builds go to, which is not a tmpfs.
 pub(crate) fn on_disk() -> tempfile::TempDir {
     tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap()
-}
-
-/// Says on the error output, and in the file named by `WEIGHTD_SKIP_LOG`, that a test did not run.
-pub(crate) fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP: {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(log) = std::env::var_os("WEIGHTD_SKIP_LOG") {
-        use std::io::Write;
-        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        writeln!(log, "{line}").unwrap();
-    }
-}
-
-/// A small ext4 on a loop device.
-pub(crate) struct SmallDisk {
-    pub(crate) mounted_at: PathBuf,
-}
-
-impl SmallDisk {
-    /// Needs root and loop devices; says why otherwise.
-    pub(crate) fn mount(under: &Path, bytes: u64) -> Result<Self, String> {
-        let (image, mounted_at) = (under.join("small.img"), under.join("small"));
-        std::fs::File::create(&image)
-            .and_then(|file| file.set_len(bytes))
-            .map_err(|error| error.to_string())?;
-        std::fs::create_dir(&mounted_at).map_err(|error| error.to_string())?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted_at))?;
-        Ok(Self { mounted_at })
-    }
-
-    pub(crate) fn make_read_only(&self) -> Result<(), String> {
-        run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.mounted_at))
-    }
-}
-
-impl Drop for SmallDisk {
-    /// Lazily, because a test that fails still holds files there, and must not leave a mount behind.
-    fn drop(&mut self) {
-        if let Err(error) = run(Command::new("umount").arg("--lazy").arg(&self.mounted_at)) {
-            eprintln!("{} stays mounted: {error}", self.mounted_at.display());
-        }
-    }
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)))
 }

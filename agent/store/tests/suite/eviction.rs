@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use weightd_store::{Config, Store, StoreError};
 
-use crate::common::{Thing, assert_whole, bring, config, in_memory, open, plain, snapshot};
+use crate::common::{Thing, assert_whole, bring, config, in_memory, on_disk, open, plain, snapshot};
 
 const MIB: usize = 1 << 20;
 
@@ -181,4 +181,68 @@ async fn garbage_is_what_nobody_wants_any_more() {
     assert!(collected.freed_bytes >= 17 << 20, "{collected:?}");
     assert_eq!(store.snapshots().len(), 1);
     assert_eq!(store.usage().await.unwrap().used, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_someone_begins_to_use_stays_however_close_its_eviction() {
+    let directory = on_disk();
+    let store = open(&limited(directory.path(), 1 << 20));
+    let thing = plain("wanted", MIB);
+    let (mut stayed, mut went) = (0, 0);
+    for turn in 0..60 {
+        let key = bring(&store, &[&thing]).await.unwrap().key();
+        let using = tokio::spawn({
+            let store = store.clone();
+            async move {
+                tokio::time::sleep(Duration::from_micros(turn * 100)).await;
+                store.hold(key)
+            }
+        });
+        let room = store.reserve(1).await;
+        match using.await.unwrap() {
+            Ok(hold) => {
+                // One that began before the choice stood in its way.
+                assert!(room.is_err(), "turn {turn}: it was evicted while it was used");
+                assert_whole(&store, &[&thing], &format!("turn {turn}")).await;
+                drop(hold);
+                stayed += 1;
+            }
+            Err(error) => {
+                assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+                went += 1;
+            }
+        }
+        drop(room);
+    }
+    assert!(stayed + went == 60 && went > 0, "{stayed} stayed, {went} went");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_published_without_its_blobs_nor_collected_while_it_is() {
+    let directory = in_memory();
+    let store = open(&config(directory.path()));
+    let (here, missing) = (plain("here", 100), plain("missing", 200));
+    here.store(&store).await.unwrap();
+    let error = store.publish(snapshot(&[&here, &missing])).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Incomplete { name } if name.ends_with("/missing")), "{error}");
+    assert!(store.snapshots().is_empty());
+
+    let many: Vec<_> = (0..300).map(|at| plain(&format!("d{}/{at}", at % 40), 10)).collect();
+    let many: Vec<_> = many.iter().collect();
+    let name = snapshot(&many).key().to_string();
+    for _ in 0..20 {
+        bring(&store, &many).await.unwrap();
+        store.mark_missing(many[0].key()).await.unwrap();
+        std::fs::remove_file(store.config().directory.join("snapshots").join(&name).join("d0/0")).unwrap();
+        let (published, collected) = tokio::join!(store.publish(snapshot(&many)), async {
+            let mut collected = Ok(());
+            for _ in 0..10 {
+                collected = collected.and(store.collect_garbage(false).await.map(drop));
+            }
+            collected
+        });
+        published.unwrap();
+        collected.unwrap();
+        assert_whole(&store, &many, "published beside a collection").await;
+    }
 }

@@ -2,26 +2,22 @@
 
 use std::io::ErrorKind;
 
+use weightd_harness::SmallDisk;
 use weightd_store::StoreError;
 
-use crate::common::{
-    SmallDisk, assert_whole, bring, config, in_memory, on_disk, open, open_losing, plain, skip, snapshot,
-};
+use crate::common::{assert_whole, bring, config, in_memory, on_disk, open, open_losing, plain, snapshot};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_costs_nothing_whole_and_the_next_run_completes() {
     let directory = on_disk();
-    let disk = match SmallDisk::mount(directory.path(), 64 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip("a_full_disk_costs_nothing_whole_and_the_next_run_completes", &reason),
-    };
-    let store = open(&config(&disk.mounted_at));
+    let Some(disk) = SmallDisk::mount(directory.path(), 64 << 20) else { return };
+    let store = open(&config(disk.path()));
     let (old, new) = (plain("old", 9 << 20), plain("new", 20 << 20));
     let key = bring(&store, &[&old]).await.unwrap().key();
     store.set_pinned(key, true).await.unwrap();
     // Someone else's file takes the rest, after room was promised.
     let promise = store.reserve(20 << 20).await.unwrap();
-    let filler = disk.mounted_at.join("filler");
+    let filler = disk.path().join("filler");
     std::fs::write(&filler, vec![1; 64 << 20]).unwrap_err();
     let error = new.store_within(&store, &promise).await.unwrap_err();
     assert!(matches!(error, StoreError::Full { .. }), "{error}");

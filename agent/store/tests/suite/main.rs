@@ -1,15 +1,15 @@
 //! The store through its public face, in process: what opening refuses, what crashes cost, who is evicted, what rots.
 #![allow(
     clippy::unwrap_used,
-    clippy::print_stderr,
     clippy::disallowed_methods,
     clippy::cast_possible_truncation,
-    reason = "a test may panic, sleep, and say why it is skipped"
+    reason = "a test may panic and sleep"
 )]
 
 mod common;
 mod eviction;
 mod full_disk;
+mod links;
 mod metrics;
 mod model;
 mod opening;

@@ -1,9 +1,12 @@
 //! Whose directory it is, and what opening makes of damage.
 
+use std::sync::Arc;
+
+use weightd_harness::SmallDisk;
 use weightd_store::{Store, StoreError};
 
 use crate::common::{
-    SmallDisk, aligned, assert_sound, assert_whole, bring, config, on_disk, open, plain, skip, snapshot,
+    TWO_CHUNKS, aligned, assert_sound, assert_whole, bring, config, on_disk, open, plain, snapshot,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -16,8 +19,7 @@ async fn a_new_store_opens_again_with_what_it_held() {
     store.set_pinned(manifest.key(), true).await.unwrap();
     store.close().await.unwrap();
     assert!(matches!(store.set_pinned(manifest.key(), false).await, Err(StoreError::Closed)));
-    drop(store);
-    let store = open(&config);
+    let store = Store::open(config).unwrap();
     assert_whole(&store, &things, "reopened").await;
     assert!(store.find("memory://m/model").unwrap().pinned);
 }
@@ -60,11 +62,8 @@ fn a_second_agent_is_told_who_has_it() {
 #[test]
 fn a_read_only_disk_is_named() {
     let directory = on_disk();
-    let disk = match SmallDisk::mount(directory.path(), 32 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip("a_read_only_disk_is_named", &reason),
-    };
-    let config = config(&disk.mounted_at);
+    let Some(disk) = SmallDisk::mount(directory.path(), 32 << 20) else { return };
+    let config = config(disk.path());
     drop(open(&config));
     for _ in 0..100 {
         // Whoever dropped the store may still be closing its files.
@@ -75,9 +74,46 @@ fn a_read_only_disk_is_named() {
     }
     let error = Store::open(config).unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
-    let mut new = crate::common::config(&disk.mounted_at);
-    new.directory = disk.mounted_at.join("new");
+    let mut new = crate::common::config(disk.path());
+    new.directory = disk.path().join("new");
     assert!(matches!(Store::open(new).unwrap_err(), StoreError::ReadOnly { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_store_opens_again_at_once_whoever_still_has_it() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let thing = plain("a", TWO_CHUNKS);
+    let mut kept = Vec::new();
+    for turn in 0..5 {
+        let store = Store::open(config.clone()).unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+        let hold = store.expect(snapshot(&[&thing])).await.unwrap();
+        let promise = store.reserve(0).await.unwrap();
+        let partial = store.begin(thing.wanted.clone(), &promise).await.unwrap();
+        // Begun, and given up by those who wanted it.
+        let recording = tokio::spawn({
+            let store = store.clone();
+            async move { store.checkpoint().await }
+        });
+        for _ in 0..3 {
+            tokio::select! {
+                biased;
+                _ = thing.write(&store, &partial, 0) => {}
+                () = std::future::ready(()) => {}
+            }
+        }
+        let (closed, again) = tokio::join!(store.close(), store.close());
+        closed.and(again).unwrap();
+        assert_eq!(store.pool().in_use(), 0, "a write goes on after the directory was let go");
+        drop(recording.await.unwrap());
+        assert!(matches!(thing.write(&store, &partial, 0).await, Err(StoreError::Closed)));
+        assert!(matches!(store.finish(Arc::clone(&partial)).await, Err(StoreError::Closed)));
+        kept.push((store, hold, promise, partial));
+    }
+    let store = Store::open(config).unwrap();
+    bring(&store, &[&thing]).await.unwrap();
+    drop(kept);
+    assert_whole(&store, &[&thing], "with older ones gone").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,3 +99,35 @@ async fn a_power_cut_while_a_store_is_made_leaves_one_that_opens() {
         bring(&store, &[&small]).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_that_are_committed_together_are_all_durable() {
+    for seed in 0..5 {
+        let directory = in_memory();
+        let config = config(directory.path());
+        let (engine, store) = open_losing(&config);
+        let store = store.unwrap();
+        let things: Vec<_> = (0..60).map(|at| plain(&format!("{at}"), 5000)).collect();
+        let promise = store.reserve(0).await.unwrap();
+        let mut finishing = tokio::task::JoinSet::new();
+        let mut partials = Vec::new();
+        for thing in &things {
+            let partial = store.begin(thing.wanted.clone(), &promise).await.unwrap();
+            thing.write(&store, &partial, 0).await.unwrap();
+            partials.push(partial);
+        }
+        for partial in partials {
+            let store = store.clone();
+            finishing.spawn(async move { store.finish(partial).await.map(drop) });
+        }
+        while let Some(finished) = finishing.join_next().await {
+            finished.unwrap().unwrap();
+        }
+        engine.power_cut(seed).unwrap();
+        drop((promise, store));
+        let store = open_losing(&config).1.unwrap();
+        for thing in &things {
+            assert_sound(&store, thing, &format!("seed {seed}")).await;
+        }
+    }
+}

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use weightd_harness::{FakeGcs, require, skip};
+use weightd_harness::{FakeGcs, SmallDisk, require};
 
 use super::{KEPT, assert_kept, with_kept};
-use crate::{disk::SmallDisk, place::Place};
+use crate::place::Place;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_a_newer_format_is_left_alone() {
@@ -35,11 +35,8 @@ async fn a_full_disk_keeps_what_is_whole_and_goes_on_when_there_is_room() {
     const FETCH: &str = "[fetch]\nattempts = 2";
     let gcs = require!(FakeGcs::start().await);
     let place = with_kept(&gcs).await;
-    let disk = match SmallDisk::mount(&place.at(""), 64 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip(&reason),
-    };
-    let store = disk.mounted_at.join("store");
+    let Some(disk) = SmallDisk::mount(&place.at(""), 64 << 20) else { return };
+    let store = disk.path().join("store");
     place.configure(&store, FETCH);
     place.run(&format!("prefetch {KEPT} --pin")).done();
     gcs.upload("models", "big/tokenizer.bin", vec![1; 80 << 20]).await.unwrap();
@@ -49,9 +46,9 @@ async fn a_full_disk_keeps_what_is_whole_and_goes_on_when_there_is_room() {
     assert_kept(&place);
     // There is room when it begins, and someone else takes it.
     gcs.upload("models", "fits/tokenizer.bin", vec![2; 24 << 20]).await.unwrap();
-    let filler = disk.mounted_at.join("filler");
+    let filler = disk.path().join("filler");
     fs::write(&filler, vec![1; 64 << 20]).unwrap_err();
-    place.run("prefetch gs://models/fits").failed(74, &[disk.mounted_at.to_str().unwrap()]);
+    place.run("prefetch gs://models/fits").failed(74, &[disk.path().to_str().unwrap()]);
     fs::remove_file(&filler).unwrap();
     assert_kept(&place);
     place.run("prefetch gs://models/fits").done();
@@ -63,11 +60,8 @@ async fn a_full_disk_keeps_what_is_whole_and_goes_on_when_there_is_room() {
 async fn a_read_only_store_is_told_as_such() {
     let gcs = require!(FakeGcs::start().await);
     let place = with_kept(&gcs).await;
-    let disk = match SmallDisk::mount(&place.at(""), 64 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip(&reason),
-    };
-    let store = disk.mounted_at.join("store");
+    let Some(disk) = SmallDisk::mount(&place.at(""), 64 << 20) else { return };
+    let store = disk.path().join("store");
     place.configure(&store, "");
     place.run(&format!("prefetch {KEPT}")).done();
     disk.make_read_only().unwrap();

@@ -78,17 +78,6 @@ pub(super) fn pattern(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Says on the error output, and in the file named by `WEIGHTD_SKIP_LOG`, that a test did not run.
-fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP: {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(log) = std::env::var_os("WEIGHTD_SKIP_LOG") {
-        use std::io::Write;
-        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        writeln!(log, "{line}").unwrap();
-    }
-}
-
 /// Runs each test of the suite with one engine.
 macro_rules! conformance {
     ($engine:ident, $start:expr, $directory:expr, [$($subject:ident::$test:ident),* $(,)?]) => {
@@ -153,7 +142,7 @@ fn the_choice_falls_back_where_nothing_bypasses_the_cache() {
             let engine = open_engine(disk.path(), &pool, EngineChoice::Auto).unwrap();
             assert_eq!((engine.name(), engine.is_direct()), ("io_uring", true));
         }
-        other => skip("the_choice_falls_back_where_nothing_bypasses_the_cache", &format!("{other:?}")),
+        other => weightd_harness::skip(&format!("{other:?}")),
     }
     assert!(std::fs::read_dir(disk.path()).unwrap().next().is_none(), "probing leaves nothing behind");
     let missing = disk.path().join("missing");
