@@ -95,7 +95,7 @@ impl Loads {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(source = %manifest.source, %error, "a volume cannot be taken up yet")
+                    tracing::warn!(source = %manifest.source, %error, "a volume cannot be taken up yet");
                 }
             }
             sleep(pause).await;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::MemfdFlags,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -86,9 +87,11 @@ impl Keeper {
         self.ask(&format!("drop {NAME}"), &[]).map(drop)
     }
 
-    /// Waits until the keeper is gone.
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// Whether the keeper has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut waiting = [PollFd::new(&self.socket, PollFlags::empty())];
+        let ready = poll(&mut waiting, Some(&Timespec::default())).unwrap_or_default();
+        ready > 0 && waiting[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     fn ask(&self, line: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(String, Vec<OwnedFd>), ExposeError> {

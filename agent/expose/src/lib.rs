@@ -9,6 +9,7 @@
 mod bind;
 mod config;
 mod error;
+mod events;
 mod fuse;
 mod keeper;
 mod metrics;
@@ -21,7 +22,8 @@ mod volumes;
 
 pub use config::Config;
 pub use error::ExposeError;
+pub use events::Event;
 pub use metrics::Metrics;
 pub use reading::Demands;
 pub use shown::Condition;
-pub use volumes::{Event, Serving, Volume, Volumes};
+pub use volumes::{Serving, Volume, Volumes};

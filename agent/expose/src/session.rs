@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use fuser::{INodeNo, Notifier};
-use rustix::event::{PollFd, PollFlags, poll};
 use weightd_types::SnapshotKey;
 
 use crate::{
@@ -23,6 +23,9 @@ use crate::{
     mount_table,
     shown::Shown,
 };
+
+/// How often the keeper is looked for.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A session that serves the FUSE mount.
 #[derive(Debug)]
@@ -52,6 +55,22 @@ impl Backing {
     }
 }
 
+impl Backing {
+    /// Goes to the keeper that has taken the place of one that is gone.
+    fn look_for_keeper(&self, path: &Path, grace: Duration) {
+        let is_gone = |keeper: &Option<Keeper>| keeper.as_ref().is_none_or(Keeper::is_gone);
+        if !is_gone(&self.keeper.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        let Ok(keeper) = Keeper::connect(path, grace) else { return };
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        match self.passthrough.with(|registered| self.save(registered)) {
+            Ok(()) => tracing::info!("another keeper has the volumes"),
+            Err(error) => tracing::warn!(%error, "the new keeper does not have the volumes"),
+        }
+    }
+}
+
 impl OpenThrough for Backing {
     fn register(&self, node: Node, blob: PathBuf) -> io::Result<u32> {
         let save = |registered: &Registered| self.save(registered).map_err(io::Error::other);
@@ -78,7 +97,7 @@ impl FuseSession {
         })?;
         tracing::info!(directory = %config.directory.display(), "taking over the volumes of an earlier agent");
         let connection = Connection::adopt(device, init);
-        Self::serve(config, shared, connection, Some(keeper), saved.registered).map(Some)
+        Self::serve(config, shared, connection, Some(keeper), &saved.registered).map(Some)
     }
 
     /// Mounts a file system, after removing one that an agent without keeper left.
@@ -95,7 +114,7 @@ impl FuseSession {
             None => None,
         };
         let connection = Connection::mount(directory, &config.source())?;
-        let session = Self::serve(config, shared, connection, keeper, Registered::new())?;
+        let session = Self::serve(config, shared, connection, keeper, &Registered::new())?;
         // Only now: the kernel's own default comes with the end of the handshake.
         read_ahead(directory, config.read_ahead_bytes);
         Ok(session)
@@ -106,7 +125,7 @@ impl FuseSession {
         shared: &Arc<Shared>,
         connection: Connection,
         keeper: Option<Keeper>,
-        registered: Registered,
+        registered: &Registered,
     ) -> Result<Self, ExposeError> {
         let device = Arc::clone(connection.device());
         let backing = Arc::new(Backing {
@@ -115,7 +134,7 @@ impl FuseSession {
             keeper: Mutex::new(keeper),
             device,
         });
-        backing.save(&registered)?;
+        backing.save(registered)?;
         let can_pass = connection.can_pass_through();
         if config.passthrough && can_pass {
             shared.open_through(Arc::clone(&backing) as Arc<dyn OpenThrough>);
@@ -143,28 +162,15 @@ impl FuseSession {
     fn stay_with_keeper(&self) {
         let Some(path) = self.config.keeper.clone() else { return };
         let (backing, grace) = (Arc::downgrade(&self.backing), self.config.agent_timeout);
-        let stay = move || {
-            while let Some(strong) = backing.upgrade() {
-                let gone = wait_for_end(&strong);
-                if !gone {
-                    continue;
-                }
-                tracing::warn!("the keeper is gone; looking for another");
-                match Keeper::connect(&path, grace) {
-                    Ok(keeper) => {
-                        *strong.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
-                        match strong.passthrough.with(|registered| strong.save(registered)) {
-                            Ok(()) => tracing::info!("the keeper has the volumes again"),
-                            Err(error) => tracing::warn!(%error, "the keeper does not have the volumes"),
-                        }
-                    }
-                    Err(_) => std::thread::sleep(std::time::Duration::from_secs(1)),
-                }
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(LOOK);
+            loop {
+                ticks.tick().await;
+                let (Some(backing), path) = (backing.upgrade(), path.clone()) else { return };
+                // It cannot panic; an agent that ends takes it along.
+                let _ = tokio::task::spawn_blocking(move || backing.look_for_keeper(&path, grace)).await;
             }
-        };
-        if let Err(error) = std::thread::Builder::new().name("weightd-keeping".to_owned()).spawn(stay) {
-            tracing::warn!(%error, "a keeper that is replaced will not be found again");
-        }
+        });
     }
 
     /// Has the kernel forget what it was given of a file.
@@ -204,22 +210,6 @@ impl FuseSession {
         // The threads end when nobody has a file open any more, which nobody can be made to wait for.
         drop(self.thread.take());
     }
-}
-
-/// Whether the keeper's connection ended; waits for that a while.
-fn wait_for_end(backing: &Backing) -> bool {
-    let keeper = backing.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(descriptor) = keeper.as_ref().and_then(|keeper| keeper.descriptor().try_clone_to_owned().ok())
-    else {
-        drop(keeper);
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        return true;
-    };
-    drop(keeper);
-    let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-    let mut waiting = [PollFd::new(&descriptor, PollFlags::empty())];
-    let ready = poll(&mut waiting, Some(&second)).unwrap_or_default();
-    ready > 0 && waiting[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// Whether a file system of ours is mounted at a directory.

@@ -4,22 +4,22 @@
 //! starts, when volumes come and go, and now and then, because anyone may unmount a volume.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::SystemTime,
 };
 
 use tokio::sync::broadcast::error::RecvError;
 use weightd_store::{SnapshotManifest, SnapshotUse, Store, StoreError, io::BufferPool};
-use weightd_types::{BlobKey, ObjectPath, SnapshotKey};
+use weightd_types::{BlobKey, SnapshotKey};
 
 use crate::{
     Condition, Config, Demands, ExposeError, Metrics,
     bind::{bind_read_only, detach},
+    events::{Event, Events},
     fuse::{Family, Shared, Tree},
     mount_table::{self, Mount},
     reading::Reader,
@@ -29,8 +29,6 @@ use crate::{
 
 /// How often volumes are looked for that others unmounted.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(10);
-/// Events that are kept for those who ask.
-const EVENTS: usize = 256;
 
 /// How a volume is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,19 +52,6 @@ pub struct Volume {
     pub serving: Serving,
 }
 
-/// Something that went wrong with a volume, for whoever looks after it.
-#[derive(Debug, Clone)]
-pub struct Event {
-    /// When.
-    pub at: SystemTime,
-    /// The snapshot.
-    pub snapshot: SnapshotKey,
-    /// The file, where it is about one.
-    pub path: Option<ObjectPath>,
-    /// Object and cause.
-    pub message: String,
-}
-
 /// The volumes of a node. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Volumes {
@@ -85,7 +70,7 @@ struct Inner {
     held: Mutex<BTreeMap<PathBuf, SnapshotUse>>,
     /// One volume at a time comes or goes.
     changing: tokio::sync::Mutex<()>,
-    events: Arc<Mutex<VecDeque<Event>>>,
+    events: Arc<Events>,
     metrics: Metrics,
 }
 
@@ -99,8 +84,7 @@ impl Volumes {
         let pool = BufferPool::with_bytes(config.buffer_bytes)
             .map_err(ExposeError::mount("get memory for volumes at", &config.directory))?;
         let reader = Reader::new(store.clone(), pool, demands, config.clone(), metrics.clone());
-        let events = Arc::new(Mutex::new(VecDeque::new()));
-        let told = Arc::clone(&events);
+        let events = Arc::new(Events::default());
         let shared = Arc::new(Shared {
             store: store.clone(),
             reader,
@@ -108,9 +92,7 @@ impl Volumes {
             shown: RwLock::default(),
             leaving: Arc::new(AtomicBool::new(false)),
             through: RwLock::default(),
-            events: Arc::new(move |shown: &Shown, position: usize, why: &str| {
-                tell(&told, shown, Some(position), why);
-            }),
+            events: Arc::clone(&events),
         });
         let inner = Arc::new(Inner {
             store,
@@ -196,7 +178,7 @@ impl Volumes {
 
     /// What went wrong lately, oldest first.
     pub fn events(&self) -> Vec<Event> {
-        lock(&self.inner.events).iter().cloned().collect()
+        self.inner.events.all()
     }
 
     /// Whether a snapshot is shown while it loads, so that its transfer must go on.
@@ -216,7 +198,7 @@ impl Volumes {
     pub fn report(&self, key: &SnapshotKey, condition: Condition) {
         let Some(shown) = self.inner.shared.find(Family::of(key)) else { return };
         if let Condition::Failed { why, .. } = &condition {
-            tell(&self.inner.events, &shown, None, why);
+            self.inner.events.tell(&shown, None, why);
         }
         shown.report(condition);
     }
@@ -426,7 +408,7 @@ impl Inner {
                 _ if volume.serving == Serving::Bind => {}
                 Some(record) => drop(manifests.insert(volume.snapshot, record.manifest)),
                 None => {
-                    tracing::warn!(target = %volume.target.display(), "a volume shows what the store lost")
+                    tracing::warn!(target = %volume.target.display(), "a volume shows what the store lost");
                 }
             }
         }
@@ -515,7 +497,7 @@ impl Inner {
                 shown.url(position)
             );
             tracing::error!(snapshot = %shown.key(), why, "a volume is stopped");
-            tell(&self.events, shown, Some(position), &why);
+            self.events.tell(shown, Some(position), &why);
             shown.report(Condition::Stopped(why.into()));
         }
         if let Some(session) = lock(&self.session).as_ref() {
@@ -554,16 +536,6 @@ async fn watch(inner: Weak<Inner>, mut discarded: tokio::sync::broadcast::Receiv
             tracing::warn!(%error, "could not look after the volumes");
         }
     }
-}
-
-fn tell(events: &Mutex<VecDeque<Event>>, shown: &Shown, position: Option<usize>, why: &str) {
-    let path = position.map(|at| shown.tree.manifest.objects[at].object.path.clone());
-    let event = Event { at: SystemTime::now(), snapshot: shown.key(), path, message: why.to_owned() };
-    let mut events = lock(events);
-    if events.len() == EVENTS {
-        events.pop_front();
-    }
-    events.push_back(event);
 }
 
 fn occupied(target: &Path, found: String) -> ExposeError {

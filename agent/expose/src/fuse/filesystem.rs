@@ -26,7 +26,7 @@ use super::{
     pending::PendingRead,
     tree::{Kind, attributes},
 };
-use crate::{Metrics, reading::Reader, shown::Shown, sys};
+use crate::{Metrics, events::Events, reading::Reader, shown::Shown, sys};
 
 /// Snapshots never change, so what the kernel knows of them it knows for ever.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
@@ -38,6 +38,7 @@ const WHILE_LOADING: Duration = Duration::from_secs(1);
 const READ_AHEAD_REQUESTS: u16 = 64;
 
 /// What the file system shares with those who fill it.
+#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) reader: Reader,
@@ -47,14 +48,8 @@ pub(crate) struct Shared {
     pub(crate) leaving: Arc<AtomicBool>,
     /// How a complete file is opened straight from its blob; absent where it is not.
     pub(crate) through: RwLock<Option<Arc<dyn OpenThrough>>>,
-    /// Told what went wrong with a read: the snapshot, the file, and why.
-    pub(crate) events: Arc<dyn Fn(&Shown, usize, &str) + Send + Sync>,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("shown", &self.shown).finish_non_exhaustive()
-    }
+    /// Told what went wrong with reads.
+    pub(crate) events: Arc<Events>,
 }
 
 /// Registers complete files with the kernel.
@@ -117,7 +112,7 @@ impl Shared {
                 if !self.leaving.load(Ordering::Acquire) {
                     self.metrics.failed_reads.inc();
                     tracing::error!(object = shown.url(position), %range, why, "a read failed");
-                    (self.events)(shown, position, &why);
+                    self.events.tell(shown, Some(position), &why);
                 }
                 pending.error(Errno::EIO);
             }

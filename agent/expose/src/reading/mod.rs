@@ -152,7 +152,8 @@ impl Reader {
                 advanced.as_mut().enable();
                 if partial.has_chunk(target.chunk) {
                     let buffer = self.cache.buffer().await;
-                    let read = partial.read_chunk(target.chunk, buffer).await.map_err(text)?;
+                    let read =
+                        partial.read_chunk(target.chunk, buffer).await.map_err(|error| text(&error))?;
                     if let Some(buffer) = read {
                         self.metrics.served_chunks.inc();
                         return Ok(buffer);
@@ -196,7 +197,8 @@ impl Reader {
     }
 
     async fn load_stored(&self, target: Target, blob: &StoredBlob) -> Result<Buffer, String> {
-        let (buffer, good) = blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(text)?;
+        let (buffer, good) =
+            blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(|error| text(&error))?;
         if good {
             self.metrics.served_chunks.inc();
             return Ok(buffer);
@@ -204,7 +206,8 @@ impl Reader {
         drop(buffer);
         tracing::warn!(path = %blob.path().display(), chunk = target.chunk, "a stored chunk rotted; fetching it again");
         self.demands.repair(target.snapshot, target.blob, target.chunk).await?;
-        let (buffer, good) = blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(text)?;
+        let (buffer, good) =
+            blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(|error| text(&error))?;
         if good { Ok(buffer) } else { Err("a chunk is damaged on disk, and stays so".to_owned()) }
     }
 
@@ -213,7 +216,9 @@ impl Reader {
         if known.is_some() {
             return Ok(known);
         }
-        let Some(blob) = self.store.stored_blob(key).await.map_err(text)? else { return Ok(None) };
+        let Some(blob) = self.store.stored_blob(key).await.map_err(|error| text(&error))? else {
+            return Ok(None);
+        };
         let blob = Arc::new(blob);
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&blob));
         Ok(Some(blob))
@@ -226,7 +231,7 @@ impl Reader {
     }
 }
 
-fn text(error: StoreError) -> String {
+fn text(error: &StoreError) -> String {
     error.to_string()
 }
 

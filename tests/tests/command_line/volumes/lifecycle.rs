@@ -135,7 +135,7 @@ async fn a_thousand_volumes_of_fifty_snapshots() {
     let request = |snapshot: usize, copy: usize| weightd_proto::v1::PublishRequest {
         source: format!("gs://models/m{snapshot}"),
         target_path: node.place.at(&format!("t/{snapshot}-{copy}")).display().to_string(),
-        mode: if snapshot % 2 == 0 { 0 } else { weightd_proto::v1::VolumeMode::Fuse.into() },
+        mode: if snapshot.is_multiple_of(2) { 0 } else { weightd_proto::v1::VolumeMode::Fuse.into() },
         ..Default::default()
     };
     let started = Instant::now();
