@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
     path::Path,
@@ -282,12 +282,9 @@ impl Keeper {
             if kept.refuses_at().is_some_and(|at| at <= now)
                 && let Some(device) = kept.device()
             {
-                match refuse::begin(device) {
-                    Ok(()) => {
-                        say(&format!("no agent came for {name} in {} s: its readers get EIO", kept.grace))
-                    }
-                    Err(error) => say(&format!("{name}: descriptor {}: {error}", device.as_raw_fd())),
-                }
+                let outcome = refuse::begin(device);
+                let outcome = outcome.map_or_else(|error| error.to_string(), |()| "its readers get EIO".to_owned());
+                say(&format!("no agent came for {name} in {} s: {outcome}", kept.grace));
                 kept.refuses = true;
             }
         }

@@ -82,6 +82,10 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         max_requests = 8
         stall = "10s"
         give_up = "5s"
+        [volumes]
+        keeper = "here"
+        passthrough = "yes"
+        read_timeout = 5
         [source]
         connect_timeout_seconds = 0
         gs = "x"
@@ -92,7 +96,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "#,
     );
     for expected in [
-        "colour: is not known; the file has agent, store, fetch, source",
+        "colour: is not known; the file has agent, store, fetch, volumes, source",
         "agent.socket = 3: write an absolute path",
         "agent.log = \"!!\": write error,",
         "agent.metrics_address = \"localhost\": write an address and a port",
@@ -108,6 +112,9 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "fetch.attempts = -1: write a whole number from 1 to 100",
         "fetch.min_requests = 9: must not be above max_requests, 8",
         "fetch.give_up = \"5s\": must not be less than stall, 10s",
+        "volumes.keeper = \"here\": write an absolute path",
+        "volumes.passthrough = \"yes\": write true or false",
+        "volumes.read_timeout = 5: write a time",
         "source.gs: is not known; [source] has connect_timeout_seconds, gcs, s3, azure, hub",
         "source.gcs.anonymus: is not known; [source.gcs] has endpoint, anonymous, user_project",
         "source.gcs.anonymous = \"yes\": ",
@@ -116,7 +123,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 21, "{said:#?}");
+    assert_eq!(said.len(), 24, "{said:#?}");
 }
 
 #[test]

@@ -147,7 +147,7 @@ async fn what_is_found_bad_is_fetched_by_the_next_prefetch_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_still_on_its_way_is_not_bad() {
-    let faults = Faults::new(1).with(Rule::reads(Fault::Unauthenticated).of("2.safetensors"));
+    let faults = Faults::new(1).with(Rule::reads(Fault::Unauthenticated).of("2.safetensors").skip(1));
     let fixture = Fixture::faulty(&faults, hasty()).await;
     put_model(&fixture.origin);
     soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err();
