@@ -283,7 +283,8 @@ impl Keeper {
                 && let Some(device) = kept.device()
             {
                 let outcome = refuse::begin(device);
-                let outcome = outcome.map_or_else(|error| error.to_string(), |()| "its readers get EIO".to_owned());
+                let outcome =
+                    outcome.map_or_else(|error| error.to_string(), |()| "its readers get EIO".to_owned());
                 say(&format!("no agent came for {name} in {} s: {outcome}", kept.grace));
                 kept.refuses = true;
             }

@@ -1,0 +1,270 @@
+//! The volumes of a node: who sees what, where.
+//!
+//! The mount table is the truth. What is held in the store is what the table says is mounted, looked at when the agent
+//! starts, when volumes come and go, and now and then, because anyone may unmount a volume.
+
+mod changes;
+mod table;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::broadcast::error::RecvError;
+use weightd_store::{SnapshotManifest, SnapshotUse, Store, StoreError, io::BufferPool};
+use weightd_types::{BlobKey, SnapshotKey};
+
+use crate::{
+    Condition, Config, Demands, ExposeError, Metrics,
+    events::{Event, Events},
+    fuse::{Family, Shared},
+    reading::Reader,
+    session::FuseSession,
+};
+
+/// How often volumes are looked for that others unmounted.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How a volume is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serving {
+    /// By the kernel, from the store's files; no agent is needed.
+    Bind,
+    /// Through FUSE; complete files by the kernel from their blobs.
+    Passthrough,
+    /// Through FUSE, by the agent.
+    Fuse,
+}
+
+/// A snapshot shown at a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Where.
+    pub target: PathBuf,
+    /// What.
+    pub snapshot: SnapshotKey,
+    /// How.
+    pub serving: Serving,
+}
+
+/// The volumes of a node. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    config: Config,
+    shared: Arc<Shared>,
+    session: Mutex<Option<FuseSession>>,
+    /// Whether what an earlier agent left was looked at.
+    adopted: AtomicBool,
+    /// What is mounted, and so held.
+    held: Mutex<BTreeMap<PathBuf, SnapshotUse>>,
+    /// One volume at a time comes or goes.
+    changing: tokio::sync::Mutex<()>,
+    events: Arc<Events>,
+    metrics: Metrics,
+}
+
+impl Volumes {
+    /// Looks at what is mounted, and holds that in the store. Serves nothing yet. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ExposeError::Mount`] when the mount table cannot be read.
+    pub fn new(store: Store, config: Config, demands: Arc<dyn Demands>) -> Result<Self, ExposeError> {
+        let metrics = Metrics::default();
+        let pool = BufferPool::with_bytes(config.buffer_bytes)
+            .map_err(ExposeError::mount("get memory for volumes at", &config.directory))?;
+        let reader = Reader::new(store.clone(), pool, demands, config.clone(), metrics.clone());
+        let events = Arc::new(Events::default());
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            reader,
+            metrics: metrics.clone(),
+            shown: RwLock::default(),
+            leaving: Arc::new(AtomicBool::new(false)),
+            through: RwLock::default(),
+            events: Arc::clone(&events),
+        });
+        let inner = Arc::new(Inner {
+            store,
+            config,
+            shared,
+            session: Mutex::default(),
+            adopted: AtomicBool::new(false),
+            held: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            events,
+            metrics,
+        });
+        inner.refresh()?;
+        tokio::spawn(watch(Arc::downgrade(&inner), inner.store.discarded()));
+        Ok(Self { inner })
+    }
+
+    /// Goes on serving what an earlier agent served: takes its connection over from the keeper, or else removes what
+    /// nobody can serve any more. Gives the snapshots whose transfers are to be taken up again.
+    ///
+    /// # Errors
+    /// [`ExposeError::Keeper`] when one is configured and cannot be reached.
+    pub async fn adopt(&self) -> Result<Vec<Arc<SnapshotManifest>>, ExposeError> {
+        let _changing = self.inner.changing.lock().await;
+        self.inner.blocking(Inner::adopt_now).await
+    }
+
+    /// Whether what an earlier agent left was looked at. Nothing must be shown before: a second file system would leave
+    /// the first without an agent.
+    pub fn is_adopted(&self) -> bool {
+        self.inner.adopted.load(Ordering::Acquire)
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Shows a complete snapshot at a directory. What is shown there already is left as it is.
+    ///
+    /// # Errors
+    /// [`ExposeError::Occupied`] when something else is mounted there, [`ExposeError::Mount`].
+    pub async fn bind(&self, key: SnapshotKey, target: PathBuf) -> Result<Volume, ExposeError> {
+        let _changing = self.inner.changing.lock().await;
+        self.inner.blocking(move |inner| inner.bind_now(key, &target)).await
+    }
+
+    /// Shows a snapshot that is loading at a directory; its files' lengths must be known, in the manifest's order.
+    ///
+    /// # Errors
+    /// As [`Volumes::bind`], and [`ExposeError::NoFuse`].
+    pub async fn show(
+        &self,
+        manifest: Arc<SnapshotManifest>,
+        lengths: Vec<u64>,
+        target: PathBuf,
+    ) -> Result<Volume, ExposeError> {
+        let _changing = self.inner.changing.lock().await;
+        self.inner.blocking(move |inner| inner.show_now(manifest, lengths, &target)).await
+    }
+
+    /// Takes a volume away. One that is not there is gone already; says whether it was.
+    ///
+    /// # Errors
+    /// [`ExposeError::Occupied`] when something else is mounted there, [`ExposeError::Mount`].
+    pub async fn unpublish(&self, target: PathBuf) -> Result<bool, ExposeError> {
+        let _changing = self.inner.changing.lock().await;
+        self.inner.blocking(move |inner| inner.unpublish_now(&target)).await
+    }
+
+    /// What is shown where.
+    ///
+    /// # Errors
+    /// [`ExposeError::Mount`] when the mount table cannot be read.
+    pub async fn list(&self) -> Result<Vec<Volume>, ExposeError> {
+        // A volume that is coming or going at the moment looks after itself.
+        let is_free = self.inner.changing.try_lock();
+        if is_free.is_ok() {
+            return self.inner.blocking(Inner::refresh).await;
+        }
+        self.inner.blocking(|inner| Ok(inner.volumes_in(&inner.mounts()?))).await
+    }
+
+    /// What went wrong lately, oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        self.inner.events.all()
+    }
+
+    /// Whether a snapshot is shown while it loads, so that its transfer must go on.
+    pub fn is_shown(&self, key: &SnapshotKey) -> bool {
+        self.inner.shared.find(Family::of(key)).is_some()
+    }
+
+    /// Says how long the files of a snapshot are that an earlier agent showed.
+    pub fn set_lengths(&self, key: &SnapshotKey, lengths: Vec<u64>) {
+        if let Some(shown) = self.inner.shared.find(Family::of(key)) {
+            // They are what they were.
+            let _ = shown.tree.lengths.set(lengths);
+        }
+    }
+
+    /// Says how the transfer of a snapshot is doing.
+    pub fn report(&self, key: &SnapshotKey, condition: Condition) {
+        let Some(shown) = self.inner.shared.find(Family::of(key)) else { return };
+        if let Condition::Failed { why, .. } = &condition {
+            self.inner.events.tell(&shown, None, why);
+        }
+        shown.report(condition);
+    }
+
+    /// Ends serving. With a keeper volumes stay for the next agent; without one those that still loaded go.
+    pub async fn end(&self) {
+        let _changing = self.inner.changing.lock().await;
+        let ended = self.inner.blocking(|inner| {
+            inner.end_now();
+            Ok(())
+        });
+        // It cannot fail.
+        let _ = ended.await;
+    }
+}
+
+impl Inner {
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, ExposeError> + Send + 'static,
+    ) -> Result<T, ExposeError> {
+        let (inner, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
+        let outcome = tokio::task::spawn_blocking(move || {
+            let _entered = runtime.enter();
+            work(&inner)
+        });
+        match outcome.await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(StoreError::Closed.into()),
+        }
+    }
+}
+
+/// Listens for blobs whose bytes were wrong, and looks now and then for volumes that others unmounted.
+async fn watch(inner: Weak<Inner>, mut discarded: tokio::sync::broadcast::Receiver<BlobKey>) {
+    let mut ticks = tokio::time::interval(LOOK);
+    loop {
+        let news = tokio::select! {
+            blob = discarded.recv() => Some(blob),
+            _ = ticks.tick() => None,
+        };
+        let Some(inner) = inner.upgrade() else { return };
+        let outcome = match news {
+            // The kernel may make a caller wait who tells it to forget something.
+            Some(Ok(blob)) => {
+                inner
+                    .blocking(move |inner| {
+                        inner.discarded(&blob);
+                        Ok(())
+                    })
+                    .await
+            }
+            Some(Err(RecvError::Lagged(_))) => Ok(()),
+            Some(Err(RecvError::Closed)) => return,
+            None => {
+                let _changing = inner.changing.lock().await;
+                inner.blocking(|inner| inner.refresh().map(drop)).await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "could not look after the volumes");
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

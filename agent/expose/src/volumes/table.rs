@@ -1,0 +1,127 @@
+//! What the mount table says of volumes, and what follows from it.
+
+use std::{
+    path::Path,
+    sync::{Arc, PoisonError},
+};
+
+use weightd_types::SnapshotKey;
+
+use super::{Inner, Serving, Volume, lock};
+use crate::{
+    ExposeError,
+    mount_table::{self, Mount},
+    shown::Shown,
+};
+
+impl Inner {
+    pub(super) fn mounts(&self) -> Result<Vec<Mount>, ExposeError> {
+        mount_table::read().map_err(ExposeError::mount("read the mount table for", &self.config.directory))
+    }
+
+    /// What the mount table says is shown where.
+    pub(super) fn volumes_in(&self, mounts: &[Mount]) -> Vec<Volume> {
+        let snapshots = self.store.snapshots_directory();
+        let under = mount_table::containing(mounts, &snapshots).and_then(|mount| {
+            let within = snapshots.strip_prefix(&mount.target).ok()?;
+            Some((&mount.device, mount.root.join(within)))
+        });
+        let source = self.config.source();
+        let volume = |mount: &Mount| {
+            let is_fuse = mount.kind == "fuse" && mount.source == source;
+            let root = match &under {
+                _ if is_fuse => mount.root.strip_prefix("/").ok()?,
+                Some((device, within)) if mount.device == **device => mount.root.strip_prefix(within).ok()?,
+                _ => return None,
+            };
+            let snapshot: SnapshotKey = root.components().next()?.as_os_str().to_str()?.parse().ok()?;
+            let serving = match is_fuse {
+                false => Serving::Bind,
+                true if self.shared.passes_through() => Serving::Passthrough,
+                true => Serving::Fuse,
+            };
+            Some(Volume { target: mount.target.clone(), snapshot, serving })
+        };
+        mount_table::visible(mounts).filter_map(volume).collect()
+    }
+
+    /// Looks at the mount table, and holds in the store what is mounted, no more and no less.
+    pub(super) fn refresh(&self) -> Result<Vec<Volume>, ExposeError> {
+        let volumes = self.volumes_in(&self.mounts()?);
+        let mut held = lock(&self.held);
+        held.retain(|target, hold| {
+            volumes.iter().any(|volume| volume.target == *target && volume.snapshot == hold.key())
+        });
+        for volume in &volumes {
+            if !held.contains_key(&volume.target) {
+                match self.store.hold(volume.snapshot) {
+                    Ok(hold) => drop(held.insert(volume.target.clone(), hold)),
+                    Err(error) => {
+                        tracing::warn!(target = %volume.target.display(), %error, "a volume shows what the store does not know");
+                    }
+                }
+            }
+        }
+        drop(held);
+        self.metrics.volumes.set(i64::try_from(volumes.len()).unwrap_or(i64::MAX));
+        self.hide_unseen(&volumes);
+        Ok(volumes)
+    }
+
+    /// Forgets snapshots of the file system that no volume shows and nobody has open.
+    pub(super) fn hide_unseen(&self, volumes: &[Volume]) {
+        let is_seen = |key: &SnapshotKey| {
+            volumes.iter().any(|volume| volume.serving != Serving::Bind && volume.snapshot == *key)
+        };
+        let gone: Vec<Arc<Shown>> = {
+            let mut shown = self.shared.shown.write().unwrap_or_else(PoisonError::into_inner);
+            shown
+                .extract_if(|_, shown| !is_seen(&shown.key()) && !shown.is_open())
+                .map(|(_, shown)| shown)
+                .collect()
+        };
+        for shown in gone {
+            for entry in &shown.tree.manifest.objects {
+                self.shared.reader.forget(&entry.blob);
+            }
+            if let Some(session) = lock(&self.session).as_ref() {
+                session.hidden(&shown.key());
+            }
+        }
+    }
+
+    /// What is mounted at a target: nothing, the snapshot, or something else.
+    pub(super) fn is_there(&self, key: SnapshotKey, target: &Path) -> Result<Option<Volume>, ExposeError> {
+        let mounts = self.mounts()?;
+        let Some(mount) = mount_table::at(&mounts, target) else { return Ok(None) };
+        let volume = self.volumes_in(&mounts).into_iter().find(|volume| volume.target == target);
+        match volume {
+            Some(volume) if volume.snapshot == key => Ok(Some(volume)),
+            Some(volume) => Err(occupied(target, format!("snapshot {}", volume.snapshot))),
+            None => Err(occupied(target, format!("a mount of {}", mount.source))),
+        }
+    }
+
+    pub(super) fn check_target(&self, target: &Path) -> Result<(), ExposeError> {
+        let bad = |why| Err(ExposeError::BadTarget { path: target.to_owned(), why });
+        let is_plain = target.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        if !target.is_absolute() || !is_plain {
+            return bad("a target is an absolute path without ..");
+        }
+        if target.starts_with(self.store.config().directory.as_path()) {
+            return bad("it lies in the store");
+        }
+        if target.starts_with(&self.config.directory) {
+            return bad("it lies where weightd mounts its own file system");
+        }
+        match std::fs::symlink_metadata(target) {
+            Ok(found) if found.is_symlink() => bad("it is a symbolic link"),
+            Ok(found) if !found.is_dir() => bad("it is a file"),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) fn occupied(target: &Path, found: String) -> ExposeError {
+    ExposeError::Occupied { path: target.to_owned(), found }
+}
