@@ -4,6 +4,7 @@
 //! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
 
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     ops::Range,
     path::Path,
@@ -68,6 +69,8 @@ struct State {
     unrecorded: Vec<u32>,
     /// Chunks that are not present.
     absent: u32,
+    /// Chunks that an earlier run wrote, and that nobody has read back since.
+    restored: BTreeSet<u32>,
 }
 
 impl State {
@@ -75,7 +78,8 @@ impl State {
         let lacking: Vec<u32> =
             (0..placement.chunk_count()).map(|chunk| count(placement.pieces_of_chunk(chunk).len())).collect();
         let absent = count(lacking.iter().filter(|&&lacking| lacking > 0).count());
-        Self { pieces: vec![None; placement.pieces().len()], lacking, unrecorded: Vec::new(), absent }
+        let pieces = vec![None; placement.pieces().len()];
+        Self { pieces, lacking, unrecorded: Vec::new(), absent, restored: BTreeSet::new() }
     }
 
     fn mark(&mut self, placement: &Placement, piece: usize, crc: Crc32c) {
@@ -100,6 +104,7 @@ impl State {
         }
         self.lacking[chunk as usize] += count(forgotten);
         self.unrecorded.retain(|unrecorded| *unrecorded != chunk);
+        self.restored.remove(&chunk);
     }
 
     /// Checksum of a chunk's bytes in the blob, if they are all written.
@@ -121,7 +126,7 @@ impl State {
                 }
             }
         }
-        self.unrecorded.clear();
+        self.restored = self.unrecorded.drain(..).collect();
     }
 }
 
@@ -162,6 +167,12 @@ impl PartialBlob {
         let pieces = self.placement().pieces().iter().zip(&state.pieces);
         self.placement().replaced()
             + pieces.filter(|(_, crc)| crc.is_some()).map(|(piece, _)| piece.object.len()).sum::<u64>()
+    }
+
+    /// Chunks taken over from an earlier run's records and not read back since: what the disk holds of them is unknown
+    /// until [`PartialBlob::read_chunk`] has compared it.
+    pub fn restored(&self) -> Vec<u32> {
+        lock(&self.state).restored.iter().copied().collect()
     }
 
     /// Waits until more is written than when the future was made.
@@ -226,6 +237,7 @@ impl PartialBlob {
         let range = self.placement().chunk_range(chunk);
         let (buffer, within) = read_span(self.engine.as_ref(), &self.file, range, buffer).await?;
         if Crc32c::of(&buffer[within]) == expected {
+            lock(&self.state).restored.remove(&chunk);
             return Ok(Some(buffer));
         }
         tracing::warn!(

@@ -4,7 +4,9 @@ use std::os::unix::fs::MetadataExt;
 
 use weightd_store::StoreError;
 
-use crate::common::{aligned, assert_sound, assert_whole, bring, config, on_disk, open, snapshot};
+use crate::common::{
+    TWO_CHUNKS, aligned, assert_sound, assert_whole, bring, config, on_disk, open, plain, snapshot,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_chunk_is_found_and_only_right_bytes_repair_it() {
@@ -102,4 +104,34 @@ async fn files_of_another_length_are_not_complete() {
     assert!(!store.has_blob(&thing.key()));
     let error = store.stored_blob(thing.key()).await.unwrap_err();
     assert!(error.to_string().contains("file is missing"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_wrote_is_known_to_be_unread_until_it_is_compared() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let thing = plain("a", TWO_CHUNKS);
+    let store = open(&config);
+    let promise = store.reserve(0).await.unwrap();
+    let partial = store.begin(thing.wanted.clone(), &promise).await.unwrap();
+    for at in 0..thing.pieces() {
+        thing.write(&store, &partial, at).await.unwrap();
+    }
+    assert_eq!(partial.restored(), [], "this run wrote it");
+    store.checkpoint().await.unwrap();
+    store.close().await.unwrap();
+
+    let store = open(&config);
+    let path = store.blob_path(&thing.key());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[TWO_CHUNKS - 1] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let promise = store.reserve(0).await.unwrap();
+    let partial = store.begin(thing.wanted.clone(), &promise).await.unwrap();
+    assert_eq!(partial.restored(), [0, 1]);
+    let read = async |chunk| partial.read_chunk(chunk, store.pool().acquire().await).await.unwrap().is_some();
+    assert!(read(0).await && !read(1).await);
+    assert!(partial.restored().is_empty() && partial.has_chunk(0) && !partial.has_chunk(1));
+    thing.store(&store).await.unwrap();
+    assert_sound(&store, &thing, "fetched again").await;
 }
