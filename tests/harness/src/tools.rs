@@ -18,6 +18,14 @@ pub(crate) fn python_program(name: &str) -> Result<PathBuf, Unready> {
     installed(name, checkout().join(".tools/venv/bin").join(name))
 }
 
+/// The Python environment's interpreter, which has numpy and safetensors.
+///
+/// # Errors
+/// When it is not installed.
+pub fn python() -> Result<PathBuf, Unready> {
+    python_program("python")
+}
+
 /// A program of the Node environment.
 pub(crate) fn node_program(name: &str) -> Result<PathBuf, Unready> {
     installed(name, checkout().join(".tools/node/node_modules/.bin").join(name))

@@ -137,7 +137,7 @@ async fn metrics_are_prometheus_text_and_move() {
 }
 
 /// Status and body; nothing when the connection is refused or cut off.
-fn get(place: &Place, path: &str) -> Option<(u16, String)> {
+pub(crate) fn get(place: &Place, path: &str) -> Option<(u16, String)> {
     let mut connection = TcpStream::connect(place.http_address()).ok()?;
     write!(connection, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();

@@ -171,3 +171,68 @@ pub(crate) fn attributes(
         flags: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weightd_types::{Checksums, Layout, Object, ObjectPath, Snapshot, Version};
+
+    use super::*;
+
+    fn tree(paths: &[&str]) -> Tree {
+        let object = |path: &&str| Object {
+            path: ObjectPath::new(*path).unwrap(),
+            size: path.len() as u64,
+            version: Version::Generation(1),
+            checksums: Checksums::default(),
+        };
+        let source = "gs://bucket/model".parse().unwrap();
+        let snapshot = Snapshot::new(source, paths.iter().map(object).collect()).unwrap();
+        Tree::new(Arc::new(SnapshotManifest::new(&snapshot, Layout::Original, 0))).unwrap()
+    }
+
+    /// Every path below a directory, files with their lengths.
+    fn walk(tree: &Tree, directory: u32, above: &str, lengths: &[u64], found: &mut Vec<String>) {
+        for child in tree.children(directory).unwrap() {
+            let path = format!("{above}{}", child.name);
+            assert_eq!(tree.child(directory, child.name), Some(child.index));
+            let node = Node { family: tree.family, index: child.index, through: false };
+            let attributes = tree.attributes(node, lengths).unwrap();
+            assert_eq!(attributes.ino, node.number());
+            if tree.kind(child.index) == Some(Kind::Directory) {
+                assert_eq!(tree.parent(child.index), Some(directory));
+                walk(tree, child.index, &format!("{path}/"), lengths, found);
+            } else {
+                found.push(format!("{path} {}", attributes.size));
+            }
+        }
+    }
+
+    #[test]
+    fn a_tree_has_every_file_of_its_manifest_and_no_other() {
+        let paths = ["a.json", "a/b/c/deep.bin", "a/b/x", "z/last"];
+        let tree = tree(&paths);
+        let lengths: Vec<u64> = tree.manifest.objects.iter().map(|entry| entry.object.size).collect();
+        let mut found = Vec::new();
+        walk(&tree, 0, "", &lengths, &mut found);
+        found.sort();
+        let mut expected: Vec<_> = paths.iter().map(|path| format!("{path} {}", path.len())).collect();
+        expected.push(format!("{RESERVED_NAME} 0"));
+        expected.sort();
+        assert_eq!(found, expected);
+        assert_eq!(tree.child(0, "b"), None);
+        assert_eq!(tree.kind(4), Some(Kind::File(3)));
+        assert_eq!(tree.child(4, "last"), None, "a file has no children");
+        assert_eq!(tree.kind(10), None);
+    }
+
+    #[test]
+    fn the_same_manifest_gives_the_same_numbers() {
+        let paths = ["a/1", "b/2", "c"];
+        let (one, other) = (tree(&paths), tree(&paths));
+        for name in ["a", "b", "c"] {
+            assert_eq!(one.child(0, name), other.child(0, name));
+        }
+        assert_eq!(one.family, other.family);
+        assert_ne!(one.family, tree(&["a/1"]).family);
+    }
+}

@@ -87,3 +87,42 @@ impl ChunkCache {
         self.chunks().retain(|(of, _), _| of != blob);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weightd_types::{BlobId, Layout};
+
+    use super::*;
+
+    fn key(chunk: u32) -> ChunkKey {
+        let id: BlobId = "ab".repeat(32).parse().unwrap();
+        (BlobKey { id, layout: Layout::Original }, chunk)
+    }
+
+    async fn fill(cache: &ChunkCache, chunk: u32) {
+        let cell = cache.cell(key(chunk));
+        let buffer = cache.buffer().await;
+        cell.set(Arc::new(buffer)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_chunk_used_longest_ago_makes_room_and_memory_stays_within_its_bound() {
+        let cache = ChunkCache::new(BufferPool::new(2).unwrap());
+        fill(&cache, 0).await;
+        fill(&cache, 1).await;
+        assert!(cache.get(&key(0)).is_some());
+        fill(&cache, 2).await;
+        assert!(cache.get(&key(0)).is_some() && cache.get(&key(2)).is_some());
+        assert!(cache.get(&key(1)).is_none());
+        assert_eq!(cache.pool.count(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_gone() {
+        let cache = ChunkCache::new(BufferPool::new(2).unwrap());
+        fill(&cache, 0).await;
+        cache.forget(&key(0).0);
+        assert!(cache.get(&key(0)).is_none());
+        assert_eq!(cache.pool.in_use(), 0);
+    }
+}

@@ -3,6 +3,8 @@
 mod binds;
 mod content;
 mod lifecycle;
+mod loaders;
+mod metrics;
 mod outlive;
 mod trouble;
 
