@@ -1,0 +1,192 @@
+//! The keeper as a process, and clients of every kind.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test may panic and wait")]
+
+use std::{
+    fs::File,
+    io::{IoSlice, IoSliceMut, Read, Seek, Write},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+    socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Keeper(Child);
+
+impl Keeper {
+    fn start(socket: &Path, more: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weightd-keeper"));
+        let child = command.arg("--socket").arg(socket).args(more).stderr(Stdio::null()).spawn().unwrap();
+        let started = Instant::now();
+        while connect(unix_socket(), &SocketAddrUnix::new(socket).unwrap()).is_err() {
+            assert!(started.elapsed() < PATIENCE, "it does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn unix_socket() -> OwnedFd {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn client(socket: &Path) -> OwnedFd {
+    let (client, started) = (unix_socket(), Instant::now());
+    // A keeper that takes over listens a moment after the old one has ended; agents try again too.
+    while connect(&client, &SocketAddrUnix::new(socket).unwrap()).is_err() {
+        assert!(started.elapsed() < PATIENCE, "nobody listens");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    set_socket_timeout(&client, Timeout::Recv, Some(PATIENCE)).unwrap();
+    client
+}
+
+fn send(client: &OwnedFd, line: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        assert!(beside.push(SendAncillaryMessage::ScmRights(descriptors)));
+    }
+    sendmsg(client, &[IoSlice::new(line)], &mut beside, SendFlags::NOSIGNAL).unwrap();
+}
+
+fn receive(client: &OwnedFd) -> (String, Vec<OwnedFd>) {
+    let (mut bytes, mut descriptors) = (vec![0; 64 << 10], Vec::new());
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(client, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC);
+    let length = received.map_or(0, |received| received.bytes);
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    (String::from_utf8(bytes[..length].to_vec()).unwrap(), descriptors)
+}
+
+fn ask(client: &OwnedFd, line: &str) -> (String, Vec<OwnedFd>) {
+    send(client, line.as_bytes(), &[]);
+    receive(client)
+}
+
+fn put(client: &OwnedFd, name: &str, text: &str) {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    send(client, format!("put plain {name} 300").as_bytes(), &[file.as_fd()]);
+    assert_eq!(receive(client).0, "ok");
+}
+
+fn text_of(client: &OwnedFd, name: &str) -> String {
+    let (answer, mut descriptors) = ask(client, &format!("attend {name}"));
+    assert_eq!(answer, "ok", "{name}");
+    let (mut file, mut text) = (File::from(descriptors.pop().unwrap()), String::new());
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn what_a_client_leaves_the_next_one_gets() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let _keeper = Keeper::start(&socket, &[]);
+    let first = client(&socket);
+    put(&first, "a", "one");
+    put(&first, "b", "two");
+    put(&first, "a", "three");
+    drop(first);
+    let second = client(&socket);
+    assert_eq!(ask(&second, "list").0, "ok a b");
+    assert_eq!((text_of(&second, "a"), text_of(&second, "b")), ("three".to_owned(), "two".to_owned()));
+    assert_eq!(ask(&second, "drop a").0, "ok");
+    assert_eq!(ask(&second, "attend a").0, "none");
+    assert_eq!(ask(&second, "drop a").0, "ok", "every request may be repeated");
+}
+
+#[test]
+fn a_new_keeper_gets_everything_and_the_old_one_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let mut old = Keeper::start(&socket, &[]);
+    let first = client(&socket);
+    for number in 0..500 {
+        put(&first, &format!("name-{number}"), &number.to_string());
+    }
+    let _new = Keeper::start(&socket, &["--replace"]);
+    let started = Instant::now();
+    while old.0.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < PATIENCE, "the old one goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let second = client(&socket);
+    for number in [0, 250, 499] {
+        assert_eq!(text_of(&second, &format!("name-{number}")), number.to_string());
+    }
+}
+
+#[test]
+fn hostile_clients_hurt_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let _keeper = Keeper::start(&socket, &[]);
+    let good = client(&socket);
+    put(&good, "good", "kept");
+    let junk = client(&socket);
+    for line in [&b"\xff\xfe\x00"[..], b"put", b"put fuse x y", b"attend", &vec![b'x'; 60_000]] {
+        send(&junk, line, &[]);
+        assert!(receive(&junk).0.starts_with("error "), "{:?}", &line[..line.len().min(9)]);
+    }
+    assert!(ask(&junk, "put plain nothing 5").0.starts_with("error there is no descriptor"));
+    // More than may be sent at once: whatever becomes of the message, its sender is the only one to notice.
+    let file = tempfile::tempfile().unwrap();
+    send(&junk, b"put plain many 5", &[file.as_fd(); 16]);
+    let _ = receive(&junk);
+    // One that never reads its answers is left behind in the end.
+    let deaf = client(&socket);
+    set_socket_timeout(&deaf, Timeout::Send, Some(Duration::from_millis(200))).unwrap();
+    for _ in 0..2000 {
+        let mut beside = SendAncillaryBuffer::default();
+        if sendmsg(&deaf, &[IoSlice::new(b"list")], &mut beside, SendFlags::NOSIGNAL).is_err() {
+            break;
+        }
+    }
+    // More clients than it takes.
+    let crowd: Vec<_> = (0..100).map(|_| client(&socket)).collect();
+    assert_eq!(ask(&good, "list").0.split(' ').next(), Some("ok"));
+    drop(crowd);
+    drop(deaf);
+    assert_eq!(text_of(&good, "good"), "kept");
+}
+
+#[test]
+fn a_second_keeper_and_a_wrong_command_line_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let _keeper = Keeper::start(&socket, &[]);
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weightd-keeper")).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = run(&["--socket", socket.to_str().unwrap()]);
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("--replace"), "{said}");
+    assert_eq!(run(&[]).0, Some(64));
+    assert_eq!(run(&["--sokcet", "x"]).0, Some(64));
+    assert_eq!(run(&["--help"]).0, Some(0));
+}
