@@ -221,7 +221,7 @@ impl Leg {
         });
         let _airborne = Airborne::take_off(&self.inner, &flying, self.priority.load(Ordering::Acquire));
         tokio::select! {
-            outcome = confirm(&self.inner.store, partial) => outcome,
+            outcome = confirm(&self.inner, &flying) => outcome,
             error = failed => Err(error.unwrap_or(FetchError::Closed)),
         }
     }

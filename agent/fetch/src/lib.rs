@@ -17,6 +17,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod range_reader;
+mod reread;
 mod throttle;
 mod transfer;
 mod verify;

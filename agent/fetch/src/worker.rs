@@ -131,7 +131,10 @@ fn write(inner: &Arc<Inner>, flying: &Arc<Flying>, request: &Request, mut span: 
         let partial: &PartialBlob = &flying.partial;
         partial.write(span.blob, span.buffer, &span.pieces).await?;
         flying.progress.add_present(span.whole as u64);
-        inner.planner().landed(&request, span.pieces.iter().map(|(piece, _)| *piece));
+        let mut planner = inner.planner();
+        // A reader may have found one of them rotten since; it is asked for again when the request ends.
+        let here = span.pieces.iter().map(|(piece, _)| *piece).filter(|&piece| partial.has_piece(piece));
+        planner.landed(&request, here);
         Ok(())
     });
 }

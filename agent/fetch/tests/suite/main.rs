@@ -14,4 +14,5 @@ mod faults;
 mod flights;
 mod metrics;
 mod prefetch;
+mod resuming;
 mod verify;

@@ -12,7 +12,7 @@ use weightd_types::Layout;
 
 use crate::common::{Fixture, MODEL, assert_holds, hasty, put_model, soon};
 
-async fn verify(fixture: &Fixture, repair: bool) -> (VerifySummary, Vec<BadChunk>) {
+pub(crate) async fn verify(fixture: &Fixture, repair: bool) -> (VerifySummary, Vec<BadChunk>) {
     let mut events = fixture.fetcher.verify(None, repair).unwrap();
     let (mut bad, mut summary) = (Vec::new(), None);
     while let Some(event) = soon(events.recv()).await {
@@ -26,7 +26,7 @@ async fn verify(fixture: &Fixture, repair: bool) -> (VerifySummary, Vec<BadChunk
 }
 
 /// Changes one byte without changing the file's times or inode in any way that matters.
-fn flip(path: &Path, at: u64) {
+pub(crate) fn flip(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -41,7 +41,7 @@ async fn fetched() -> (Fixture, Vec<(&'static str, Bytes)>, PathBuf) {
     (fixture, objects, directory)
 }
 
-fn blob_path(fixture: &Fixture, name: &str, ending: &str) -> PathBuf {
+pub(crate) fn blob_path(fixture: &Fixture, name: &str, ending: &str) -> PathBuf {
     let record = fixture.store().find(MODEL).unwrap();
     let entry = record.manifest.objects.iter().find(|entry| entry.object.path.as_str() == name).unwrap();
     let id = entry.blob.id.to_string();
