@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use crate::display_bytes;
+
 /// The index of a sharded model.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct WeightIndex {
@@ -16,6 +18,9 @@ pub enum WeightIndexError {
     /// No JSON, or no `weight_map`.
     #[error("is not an index of safetensors shards: {0}")]
     Invalid(String),
+    /// Longer than any real index, and too long to be read into memory.
+    #[error("has {found}, and an index of safetensors shards may have {allowed}: it is not one", found = display_bytes(*.0), allowed = display_bytes(WeightIndex::MAX_BYTES))]
+    TooLong(u64),
     /// A shard nobody listed.
     #[error("names the shard {shard:?}, which is missing: the upload of this model is not complete")]
     MissingShard {
@@ -33,12 +38,24 @@ pub enum WeightIndexError {
 }
 
 impl WeightIndex {
+    /// Longest index that is read. Those of the largest models have some 10 MB.
+    pub const MAX_BYTES: u64 = 64 << 20;
+
     /// Reads an index.
     ///
     /// # Errors
-    /// [`WeightIndexError::Invalid`].
+    /// [`WeightIndexError::TooLong`] and [`WeightIndexError::Invalid`].
     pub fn parse(json: &[u8]) -> Result<Self, WeightIndexError> {
+        Self::check_length(json.len() as u64)?;
         serde_json::from_slice(json).map_err(|error| WeightIndexError::Invalid(error.to_string()))
+    }
+
+    /// Whether an index of that many bytes may be read into memory.
+    ///
+    /// # Errors
+    /// [`WeightIndexError::TooLong`].
+    pub fn check_length(bytes: u64) -> Result<(), WeightIndexError> {
+        if bytes > Self::MAX_BYTES { Err(WeightIndexError::TooLong(bytes)) } else { Ok(()) }
     }
 
     /// File names of the shards, relative to the index.
@@ -92,6 +109,14 @@ mod tests {
         assert_eq!(index.check_tensors("1.safetensors", |tensor| tensor == "a"), Ok(()));
         let error = index.check_tensors("2.safetensors", |_| false).unwrap_err();
         assert!(error.to_string().contains("\"b\""), "{error}");
+    }
+
+    #[test]
+    fn an_index_too_long_for_memory_is_refused() {
+        let over = WeightIndex::MAX_BYTES + 1;
+        assert_eq!(WeightIndex::check_length(WeightIndex::MAX_BYTES), Ok(()));
+        let text = vec![b' '; usize::try_from(over).unwrap()];
+        assert_eq!(WeightIndex::parse(&text), Err(WeightIndexError::TooLong(over)));
     }
 
     #[test]
