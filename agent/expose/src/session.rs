@@ -56,6 +56,14 @@ impl Backing {
 }
 
 impl Backing {
+    /// Gives up the registrations of a snapshot that is no longer shown.
+    fn forget(&self, family: Family) {
+        let saved = self.passthrough.forget(family).map_or(Ok(()), |left| self.save(&left));
+        if let Err(error) = saved {
+            tracing::warn!(%error, "the keeper was not told of files that are closed");
+        }
+    }
+
     /// Goes to the keeper that has taken the place of one that is gone.
     fn look_for_keeper(&self, path: &Path, grace: Duration) {
         let is_gone = |keeper: &Option<Keeper>| keeper.as_ref().is_none_or(Keeper::is_gone);
@@ -73,7 +81,12 @@ impl Backing {
 
 impl OpenThrough for Backing {
     fn register(&self, node: Node, blob: PathBuf) -> io::Result<u32> {
-        let save = |registered: &Registered| self.save(registered).map_err(io::Error::other);
+        // A keeper that is gone for the moment is no reason to fail an open: the next one is given everything.
+        let save = |registered: &Registered| {
+            if let Err(error) = self.save(registered) {
+                tracing::warn!(%error, "the keeper does not know of a file that is open");
+            }
+        };
         self.passthrough.register(node, &blob, save)
     }
 }
@@ -185,9 +198,7 @@ impl FuseSession {
     /// Has the kernel forget a snapshot that is no longer shown.
     pub(crate) fn hidden(&self, key: &SnapshotKey) {
         let family = Family::of(key);
-        self.backing
-            .passthrough
-            .forget(family, |registered| self.backing.save(registered).map_err(io::Error::other));
+        self.backing.forget(family);
         // One that nobody looked up is not known.
         let _ = self.notifier.inval_entry(INodeNo::ROOT, key.to_string().as_ref());
     }

@@ -145,45 +145,42 @@ impl VolumesFilesystem {
         Ok((shown, node))
     }
 
+    /// For root alone: others see a snapshot only where it is shown to them.
     fn root() -> fuser::FileAttr {
-        attributes(INodeNo::ROOT, FileType::Directory, 0o555, 2, 0, UNIX_EPOCH)
+        attributes(INodeNo::ROOT, FileType::Directory, 0o500, 2, 0, UNIX_EPOCH)
     }
 
-    /// Adds entries until the answer is full.
-    fn list(&self, directory: INodeNo, offset: u64, reply: &mut ReplyDirectory) -> Result<(), Errno> {
-        let mut entries = vec![(directory, FileType::Directory, ".".to_owned())];
-        if directory == INodeNo::ROOT {
-            entries.push((directory, FileType::Directory, "..".to_owned()));
-            let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
-            let mut names: Vec<_> =
-                shown.values().map(|shown| (shown.key().to_string(), shown.tree.family)).collect();
-            names.sort();
-            let node = |family| Node { family, index: 0, through: false }.number();
-            entries.extend(names.into_iter().map(|(name, family)| (node(family), FileType::Directory, name)));
-        } else {
-            let (shown, node) = self.find(directory)?;
-            let children = shown.tree.children(node.index).ok_or(Errno::ENOTDIR)?;
-            let parent = match shown.tree.parent(node.index) {
-                Some(above) if node.index != 0 => Node { index: above, ..node }.number(),
-                _ => INodeNo::ROOT,
+    /// Adds the root's entries from an offset on, until the answer is full.
+    fn list_root(&self, offset: usize, reply: &mut ReplyDirectory) {
+        let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshots: Vec<_> =
+            shown.values().map(|shown| (shown.key().to_string(), shown.tree.family)).collect();
+        snapshots.sort();
+        let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, name));
+        let node = |family| Node { family, index: 0, through: false }.number();
+        let snapshots =
+            snapshots.iter().map(|(name, family)| (node(*family), FileType::Directory, name.as_str()));
+        add(dots.into_iter().chain(snapshots), offset, reply);
+    }
+
+    /// Adds a directory's entries from an offset on, until the answer is full.
+    fn list(&self, directory: INodeNo, offset: usize, reply: &mut ReplyDirectory) -> Result<(), Errno> {
+        let (shown, node) = self.find(directory)?;
+        let tree = &shown.tree;
+        let children = tree.children(node.index).ok_or(Errno::ENOTDIR)?;
+        let parent = match tree.parent(node.index) {
+            Some(above) if node.index != 0 => Node { index: above, ..node }.number(),
+            _ => INodeNo::ROOT,
+        };
+        let dots = [(directory, FileType::Directory, "."), (parent, FileType::Directory, "..")];
+        let children = children.map(|child| {
+            let kind = match tree.kind(child.index) {
+                Some(Kind::Directory) => FileType::Directory,
+                _ => FileType::RegularFile,
             };
-            entries.push((parent, FileType::Directory, "..".to_owned()));
-            for child in children {
-                let kind = match shown.tree.kind(child.index) {
-                    Some(Kind::Directory) => FileType::Directory,
-                    _ => FileType::RegularFile,
-                };
-                let number = Node { index: child.index, ..node }.number();
-                entries.push((number, kind, child.name.to_owned()));
-            }
-        }
-        for (at, (number, kind, name)) in
-            entries.into_iter().enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX))
-        {
-            if reply.add(number, at as u64 + 1, kind, name) {
-                break;
-            }
-        }
+            (Node { index: child.index, ..node }.number(), kind, child.name)
+        });
+        add(dots.into_iter().chain(children), offset, reply);
         Ok(())
     }
 
@@ -202,6 +199,19 @@ impl VolumesFilesystem {
                 tracing::error!(%error, url, "a complete file could not be handed to the kernel");
                 reply.error(Errno::EIO);
             }
+        }
+    }
+}
+
+/// Adds entries from an offset on, until the answer is full.
+fn add<'n>(
+    entries: impl Iterator<Item = (INodeNo, FileType, &'n str)>,
+    offset: usize,
+    reply: &mut ReplyDirectory,
+) {
+    for (at, (number, kind, name)) in entries.enumerate().skip(offset) {
+        if reply.add(number, at as u64 + 1, kind, name) {
+            return;
         }
     }
 }
@@ -344,6 +354,11 @@ impl Filesystem for VolumesFilesystem {
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        if number == INodeNo::ROOT {
+            self.list_root(offset, &mut reply);
+            return reply.ok();
+        }
         match self.list(number, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),

@@ -40,21 +40,16 @@ impl Passthrough {
         &self,
         node: Node,
         blob: &Path,
-        save: impl FnOnce(&Registered) -> std::io::Result<()>,
+        save: impl FnOnce(&Registered),
     ) -> std::io::Result<u32> {
         let mut registered = self.lock();
         let number = node.number().0;
         if let Some(id) = registered.get(&number) {
             return Ok(*id);
         }
-        let file = std::fs::File::open(blob)?;
-        let id = BackingId::create_raw(&self.device, &file)?;
+        let id = BackingId::create_raw(&self.device, &std::fs::File::open(blob)?)?;
         registered.insert(number, id);
-        if let Err(error) = save(&registered) {
-            registered.remove(&number);
-            sys::close_backing(&self.device, id)?;
-            return Err(error);
-        }
+        save(&registered);
         Ok(id)
     }
 
@@ -63,23 +58,16 @@ impl Passthrough {
         look(&self.lock())
     }
 
-    /// Gives up a snapshot's registrations, so that its blobs can leave the disk.
-    pub(crate) fn forget(&self, family: Family, save: impl FnOnce(&Registered) -> std::io::Result<()>) {
+    /// Gives up a snapshot's registrations, so that its blobs can leave the disk. Gives what is left, if any went.
+    pub(crate) fn forget(&self, family: Family) -> Option<Registered> {
         let mut registered = self.lock();
         let is_of = |number: u64| Node::of(fuser::INodeNo(number)).is_some_and(|node| node.family == family);
-        let (gone, kept) =
-            std::mem::take(&mut *registered).into_iter().partition(|(number, _)| is_of(*number));
-        *registered = kept;
-        let gone: Registered = gone;
+        let gone: Registered = registered.extract_if(.., |number, _| is_of(*number)).collect();
         for id in gone.values() {
             if let Err(error) = sys::close_backing(&self.device, *id) {
                 tracing::warn!(%error, id, "a file that the kernel was given stays open");
             }
         }
-        if !gone.is_empty()
-            && let Err(error) = save(&registered)
-        {
-            tracing::warn!(%error, "the keeper was not told of files that are closed");
-        }
+        (!gone.is_empty()).then(|| registered.clone())
     }
 }
