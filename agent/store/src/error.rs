@@ -52,11 +52,13 @@ pub enum StoreError {
         /// Its version.
         found: u32,
     },
-    /// A directory with other things in it.
-    #[error("{}: not a weightd store and not empty; name an empty or new directory", directory.display())]
+    /// Something else: a directory with other things in it, or a file.
+    #[error("{}: {why}; name an empty or new directory", directory.display())]
     NotAStore {
         /// The directory.
         directory: PathBuf,
+        /// What it is instead.
+        why: &'static str,
     },
     /// The index failed.
     #[error("{}: the index failed: {source}; it can be deleted while no agent runs, which costs only partial transfers and pins", path.display())]

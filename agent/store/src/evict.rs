@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::ErrorKind,
     time::Duration,
 };
 
@@ -10,8 +11,9 @@ use weightd_types::{BlobKey, SnapshotKey};
 use crate::{
     Reservation, SnapshotRecord, Store, StoreError,
     catalog::Entry,
+    io::is_leftover,
     store::{lock, now},
-    usage::{DiskUsage, blob_files, entries},
+    usage::{DiskUsage, blob_files, entries, warn_of_stranger},
 };
 
 /// What a garbage collection did.
@@ -249,9 +251,7 @@ impl Store {
                 }
             }
             store.remove_orphans(keep, &mut collected)?;
-            for directory in entries(&store.paths().temporary())? {
-                store.remove_directory(&directory)?;
-            }
+            store.remove_unfinished()?;
             let before = store.usage_now()?.used;
             // An empty need still asks for the watermarks; what cannot be evicted is no error here.
             match store.make_room(0) {
@@ -281,20 +281,40 @@ impl Store {
         expired.map(|(key, _)| *key).collect()
     }
 
+    /// Removes directories of snapshots that were never renamed into place.
+    fn remove_unfinished(&self) -> Result<(), StoreError> {
+        for path in entries(&self.paths().temporary())? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            match name.parse::<SnapshotKey>() {
+                Ok(_) => self.remove_directory(&path)?,
+                Err(_) => warn_of_stranger(&path),
+            }
+        }
+        Ok(())
+    }
+
     /// Removes blob files that belong to nothing: left by crashes, by failed transfers, by repairs.
     fn remove_orphans(&self, keep: Duration, collected: &mut Collected) -> Result<(), StoreError> {
         let (idle, _) = self.idle_partials(keep)?;
         let kept: HashMap<_, _> = self.inner.index.partials()?.into_iter().collect();
-        let mut orphans: HashMap<BlobKey, u64> = HashMap::new();
+        let (mut orphans, mut strange) = (HashMap::<BlobKey, u64>::new(), Vec::new());
         for (path, metadata) in blob_files(&self.paths().blobs())? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let stem = name.strip_suffix(".json").or_else(|| name.strip_suffix(".header")).unwrap_or(name);
-            match stem.parse::<BlobKey>() {
-                Ok(key) => *orphans.entry(key).or_default() += metadata.map_or(0, |found| found.len()),
-                // Temporary names of files that were never renamed into place.
-                Err(_) => self.inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?,
+            let key = stem.parse().ok().filter(|key| path.parent() == Some(&self.paths().blob_directory(key)));
+            match (key, metadata) {
+                (Some(key), Ok(found)) if !found.is_dir() => *orphans.entry(key).or_default() += found.len(),
+                (None, _) if is_leftover(&path) => {
+                    self.inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?;
+                }
+                (_, Err(error)) if error.kind() == ErrorKind::NotFound => {}
+                (key, _) => {
+                    strange.extend(key);
+                    warn_of_stranger(&path);
+                }
             }
         }
+        orphans.retain(|key, _| !strange.contains(key));
         {
             let (catalog, active) = (self.catalog(), lock(&self.inner.active));
             let needed = |key: &BlobKey| {

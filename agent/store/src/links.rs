@@ -12,7 +12,8 @@ use std::{
 use weightd_types::RESERVED_NAME;
 
 use crate::{
-    SnapshotEntry, SnapshotManifest, Store, StoreError, partial::to_usize, snapshots::set_mode, store::lock,
+    SnapshotEntry, SnapshotManifest, Store, StoreError, io::temporary_name, partial::to_usize,
+    snapshots::set_mode, store::lock,
 };
 
 /// What is read at a time of files that are compared.
@@ -65,9 +66,7 @@ impl Store {
 
     /// Whether a file is the copy that [`Store::link_or_copy`] would make again: the blob's bytes, and no link to be had.
     fn is_rightly_copied(&self, blob: &Path, file: &Path) -> Result<bool, StoreError> {
-        // A name that a collection removes, should a crash leave it.
-        let probe = blob.with_extension("probe");
-        self.inner.engine.remove(&probe).map_err(StoreError::io("remove", &probe))?;
+        let probe = temporary_name(blob).map_err(StoreError::io("name", blob))?;
         match self.inner.engine.link(blob, &probe) {
             Err(error) if error.kind() == io::ErrorKind::TooManyLinks => Ok(has_same_bytes(blob, file)),
             other => {

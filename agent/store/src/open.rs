@@ -15,11 +15,11 @@ use crate::{
     commit::{Committer, QUEUE},
     gate::Gate,
     index::Index,
-    io::{BufferPool, IoEngine, open_engine},
+    io::{BufferPool, IoEngine, TEMPORARY_SUFFIX, is_leftover, open_engine},
     manifest::parse_snapshot_manifest,
     paths::{FORMAT_VERSION, Paths},
     store::{Inner, lock},
-    usage::{Usage, entries},
+    usage::{Usage, entries, is_file, warn_of_stranger},
 };
 
 const FORMAT_WORD: &str = "weightd-store";
@@ -54,8 +54,12 @@ impl Store {
         engine: impl FnOnce() -> io::Result<Arc<dyn IoEngine>>,
     ) -> Result<Self, StoreError> {
         let paths = Paths::new(config.directory.clone());
-        let is_new = prepare(&paths)?;
+        make_root(&paths)?;
+        // Looked at before, so that nothing is written to a stranger's directory; and again, because whoever had the
+        // lock may just have made it a store.
+        is_new(&paths)?;
         let lock_file = take_lock(&paths)?;
+        let is_new = is_new(&paths)?;
         let engine = engine().map_err(StoreError::io("use", paths.root()))?;
         if is_new {
             initialise(engine.as_ref(), &paths)?;
@@ -99,7 +103,7 @@ impl Store {
         let mut found = entries(&self.paths().snapshots())?;
         found.sort();
         for path in found {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let (stem, complete) = match (name.strip_suffix(".loading.json"), name.strip_suffix(".json")) {
                 (Some(stem), _) => (stem, false),
                 (None, Some(stem)) => (stem, true),
@@ -108,6 +112,10 @@ impl Store {
                     continue;
                 }
             };
+            if stem.parse::<SnapshotKey>().is_err() || !is_file(&path) {
+                warn_of_stranger(&path);
+                continue;
+            }
             let Some(entry) = self.read_manifest(&path, stem, complete)? else { continue };
             let key = entry.manifest.key();
             if catalog.get(&key).is_none() {
@@ -116,23 +124,44 @@ impl Store {
                 catalog.insert(Entry { pinned: pins.contains_key(&name), last_used_at, ..entry });
             }
         }
-        for directory in directories {
-            let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let known = name.parse::<SnapshotKey>().ok().and_then(|key| catalog.get(&key));
-            // That of a snapshot which lost a blob may be mounted; publishing uses it again.
-            if known.is_none() && directory.is_dir() {
-                self.remove_directory(&directory)?;
-            }
+        for path in directories {
+            self.recover_directory(&path, &catalog)?;
         }
+        self.sweep_root()?;
         self.forget_stale_partials()?;
         Ok(catalog)
+    }
+
+    /// Removes a snapshot's directory that no manifest speaks of. That of a snapshot which lost a blob may be mounted;
+    /// publishing uses it again.
+    fn recover_directory(&self, path: &Path, catalog: &Catalog) -> Result<(), StoreError> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        match name.parse::<SnapshotKey>() {
+            Ok(key) if catalog.get(&key).is_some() => Ok(()),
+            Ok(_) if path.is_dir() => self.remove_directory(path),
+            Err(_) if is_leftover(path) => {
+                self.inner.engine.remove(path).map_err(StoreError::io("remove", path))
+            }
+            _ => {
+                warn_of_stranger(path);
+                Ok(())
+            }
+        }
+    }
+
+    /// Those in `blobs/` go when it is walked, which a command that fetches nothing is spared.
+    fn sweep_root(&self) -> Result<(), StoreError> {
+        for path in entries(self.paths().root())?.iter().filter(|path| is_leftover(path) && is_file(path)) {
+            self.inner.engine.remove(path).map_err(StoreError::io("remove", path))?;
+        }
+        Ok(())
     }
 
     /// Records of partial blobs that are complete by now, or whose file a crash took: forgetting them is not durable by
     /// itself.
     fn forget_stale_partials(&self) -> Result<(), StoreError> {
         let mut stale = self.inner.index.partials()?;
-        stale.retain(|(key, _)| self.paths().blob_manifest(key).exists() || !self.paths().blob(key).exists());
+        stale.retain(|(key, _)| self.paths().blob_manifest(key).exists() || !is_file(&self.paths().blob(key)));
         let keys: Vec<_> = stale.into_iter().map(|(key, _)| key).collect();
         if keys.is_empty() { Ok(()) } else { self.inner.index.forget_partials(&keys, true) }
     }
@@ -164,14 +193,16 @@ fn buffers(config: &Config) -> usize {
     usize::try_from(chunks).unwrap_or(usize::MAX).max(2)
 }
 
-/// Makes the directory, and checks that it is a store or may become one. Returns whether it has to.
-fn prepare(paths: &Paths) -> Result<bool, StoreError> {
+/// Makes the directory, if it is missing.
+fn make_root(paths: &Paths) -> Result<(), StoreError> {
     let root = paths.root();
-    let directory = root.to_owned();
     let missing: Vec<_> = root.ancestors().take_while(|above| !above.exists()).collect();
+    if let Some(file) = root.ancestors().find(|above| above.exists()).filter(|above| !above.is_dir()) {
+        return Err(StoreError::NotAStore { directory: file.to_owned(), why: "a file, not a directory" });
+    }
     if let Err(error) = std::fs::create_dir_all(root) {
         return Err(match error.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { directory },
+            io::ErrorKind::ReadOnlyFilesystem => StoreError::ReadOnly { directory: root.to_owned() },
             _ => StoreError::io("create", root)(error),
         });
     }
@@ -179,32 +210,49 @@ fn prepare(paths: &Paths) -> Result<bool, StoreError> {
         // A power cut must not take the whole store's name; a parent that cannot be opened is not ours to sync.
         let _ = File::open(parent).and_then(|parent| parent.sync_all());
     }
-    match std::fs::read_to_string(paths.format()) {
-        Ok(text) => {
-            match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok())
-            {
-                Some(found) if found > FORMAT_VERSION => Err(StoreError::NewerFormat { directory, found }),
-                Some(_) => Ok(false),
-                None => Err(StoreError::NotAStore { directory }),
-            }
-        }
+    Ok(())
+}
+
+/// Whether the directory has yet to become a store. One with other things in it must not.
+fn is_new(paths: &Paths) -> Result<bool, StoreError> {
+    let directory = paths.root().to_owned();
+    // Before the format is read: whoever makes a store here right now writes that first.
+    let strangers = has_strangers(paths)?;
+    let text = match std::fs::read_to_string(paths.format()) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !strangers => return Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // A crash between lock and format leaves the lock alone; a fresh file system has lost+found.
-            let ours =
-                [paths.lock(), paths.blobs(), paths.snapshots(), paths.temporary(), root.join("lost+found")];
-            let strangers =
-                entries(root)?.into_iter().any(|path| !ours.contains(&path) && !is_temporary(&path));
-            if strangers { Err(StoreError::NotAStore { directory }) } else { Ok(true) }
+            return Err(StoreError::NotAStore { directory, why: "not a weightd store and not empty" });
         }
-        Err(error) => Err(StoreError::io("read", paths.format())(error)),
+        Err(error) => return Err(StoreError::io("read", paths.format())(error)),
+    };
+    match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok()) {
+        Some(found) if found > FORMAT_VERSION => Err(StoreError::NewerFormat { directory, found }),
+        Some(_) => Ok(false),
+        None => Err(StoreError::NotAStore { directory, why: "its file `format` is not a weightd store's" }),
     }
 }
 
-/// Whether it may be what a crash left of writing `format`.
+/// Whether there is more than a crash leaves that came before the format was written.
+fn has_strangers(paths: &Paths) -> Result<bool, StoreError> {
+    // A fresh file system has lost+found.
+    let files = [paths.lock(), paths.root().join("lost+found")];
+    let directories = [paths.blobs(), paths.snapshots(), paths.temporary()];
+    for path in entries(paths.root())? {
+        let is_ours = files.contains(&path)
+            || is_temporary(&path)
+            || (directories.contains(&path) && path.is_dir() && entries(&path)?.is_empty());
+        if !is_ours {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether it may be a file under its temporary name, of any process.
 fn is_temporary(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| name.starts_with(".format") || name.starts_with("format"))
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with('.') && name.ends_with(TEMPORARY_SUFFIX)
 }
 
 fn initialise(engine: &dyn IoEngine, paths: &Paths) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use std::{
 
 use weightd_types::BlobKey;
 
-use crate::{Store, StoreError, store::lock};
+use crate::{Store, StoreError, io::is_leftover, store::lock};
 
 /// Counters behind [`DiskUsage`].
 #[derive(Debug, Default)]
@@ -111,8 +111,11 @@ impl Store {
         for (path, metadata) in blob_files(&self.paths().blobs())? {
             // Blobs are `<key>`; manifests and headers beside them are too small to count.
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if name.parse::<BlobKey>().is_ok() {
-                used += metadata.map_err(StoreError::io("inspect", path))?.len();
+            let metadata = metadata.map_err(StoreError::io("inspect", &path))?;
+            if name.parse::<BlobKey>().is_ok() && metadata.is_file() {
+                used += metadata.len();
+            } else if is_leftover(&path) {
+                self.inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?;
             }
         }
         usage.used = Some(used);
@@ -152,6 +155,16 @@ pub(crate) fn blob_files(blobs: &Path) -> Result<Vec<Found>, StoreError> {
         }
     }
     Ok(found)
+}
+
+/// Whether a file of the store is there. What someone put in its place, such as a symbolic link, is not followed.
+pub(crate) fn is_file(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+/// Says that something is not the store's, and stays.
+pub(crate) fn warn_of_stranger(path: &Path) {
+    tracing::warn!(path = %path.display(), "this is not the store's; leaving it where it is");
 }
 
 /// Paths in a directory; none when it is not there.

@@ -25,6 +25,7 @@ pub use buffer::{Buffer, BufferPool};
 pub use file::IoFile;
 pub use index_backend::IndexBackend;
 pub use plain::TEMPORARY_SUFFIX;
+pub(crate) use plain::{is_leftover, temporary_name};
 pub use power_loss::{Losses, PowerLossEngine};
 pub use probe::{EngineChoice, open_engine};
 pub use pwrite::PwriteEngine;

@@ -5,13 +5,19 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::IoFile;
 
 /// What the name of a file ends with while [`write_whole`] is at it. A crash can leave such files behind.
 pub const TEMPORARY_SUFFIX: &str = ".writing";
+
+/// This process, in temporary names. Its id would not do: in a container every process has the same.
+static PROCESS: LazyLock<String> = LazyLock::new(|| format!("{:016x}", fastrand::u64(..)));
 
 /// Makes a file's data durable, and as much of its metadata as reading it back needs.
 pub(super) fn sync(file: &IoFile) -> io::Result<()> {
@@ -59,8 +65,21 @@ pub(super) fn open_index(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
+/// Whether a file is what another process that died left of [`write_whole`].
+pub(crate) fn is_leftover(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(TEMPORARY_SUFFIX));
+    let Some((process, number)) =
+        inner.and_then(|inner| inner.rsplit_once('.')).and_then(|(_, unique)| unique.split_once('-'))
+    else {
+        return false;
+    };
+    let is_hexadecimal = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hexadecimal(process) && is_hexadecimal(number) && process != *PROCESS
+}
+
 /// A name beside `path` that nothing else uses.
-pub(super) fn temporary_name(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("{} does not name a file", path.display()))
@@ -68,7 +87,7 @@ pub(super) fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    temporary.push(format!(".{}-{number}{TEMPORARY_SUFFIX}", std::process::id()));
+    temporary.push(format!(".{}-{number}{TEMPORARY_SUFFIX}", *PROCESS));
     Ok(path.with_file_name(temporary))
 }
 

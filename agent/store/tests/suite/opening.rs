@@ -178,3 +178,64 @@ async fn damaged_manifests_are_not_believed() {
     assert_sound(&store, &thing, "fetched again").await;
     assert_eq!(snapshot(&[&thing]).key(), manifest.key());
 }
+
+#[test]
+fn directories_named_like_ours_are_no_store() {
+    for file in ["snapshots/abc/model.bin", "tmp/mydata/notes", "blobs/ab/x", "blobs"] {
+        let directory = on_disk();
+        let config = config(directory.path());
+        let path = config.directory.join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        let error = Store::open(config.clone()).unwrap_err();
+        assert!(matches!(error, StoreError::NotAStore { .. }), "{file}: {error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        assert!(!config.directory.join("lock").exists(), "{file}");
+    }
+    let directory = on_disk();
+    let config = config(directory.path());
+    std::fs::write(&config.directory, "mine").unwrap();
+    let error = Store::open(config).unwrap_err();
+    assert!(error.to_string().contains("a file, not a directory"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_the_stores_stays_and_stops_nothing() {
+    let directory = on_disk();
+    let config = config(directory.path());
+    let thing = plain("a", 100);
+    let store = open(&config);
+    bring(&store, &[&thing]).await.unwrap();
+    store.close().await.unwrap();
+    let strange = ["snapshots/mine/x", "snapshots/x.json/x", "tmp/mine/x", "blobs/zz/d/x", "blobs/zz/note"];
+    let leftover = [".a.json.123-0.writing", "snapshots/.a.json.00ff00ff00ff00ff-3.writing", "blobs/zz/.a.1-0.writing"];
+    for name in strange.iter().chain(&leftover) {
+        let path = config.directory.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "mine").unwrap();
+    }
+    let store = open(&config);
+    store.collect_garbage(true).await.unwrap();
+    assert_whole(&store, &[&thing], "among strangers").await;
+    for name in strange {
+        assert!(config.directory.join(name).exists(), "{name} is gone");
+    }
+    for name in leftover {
+        assert!(!config.directory.join(name).exists(), "{name} is still there");
+    }
+}
+
+#[test]
+fn a_store_is_made_by_one_of_many() {
+    for _ in 0..20 {
+        let directory = on_disk();
+        let config = config(directory.path());
+        std::thread::scope(|scope| {
+            let opening: Vec<_> = (0..5).map(|_| scope.spawn(|| Store::open(config.clone()).map(drop))).collect();
+            for opened in opening {
+                let outcome = opened.join().unwrap();
+                assert!(matches!(outcome, Ok(()) | Err(StoreError::Locked { .. })), "{outcome:?}");
+            }
+        });
+    }
+}

@@ -117,7 +117,7 @@ async fn what_an_earlier_run_wrote_is_known_to_be_unread_until_it_is_compared() 
     for at in 0..thing.pieces() {
         thing.write(&store, &partial, at).await.unwrap();
     }
-    assert_eq!(partial.restored(), [], "this run wrote it");
+    assert!(partial.restored().is_empty(), "this run wrote it");
     store.checkpoint().await.unwrap();
     store.close().await.unwrap();
 
