@@ -26,7 +26,9 @@ pub use safetensors_header::{
     DATA_ALIGNMENT, HEADER_LENGTH_BYTES, HeaderError, MAX_HEADER_BYTES, SafetensorsHeader, TENSOR_ALIGNMENT,
 };
 pub use selection::{InvalidGlob, Selected, Selection};
-pub use snapshot::{RESERVED_NAME, Snapshot, SnapshotError, SnapshotId, SnapshotKey};
+pub use snapshot::{
+    MAX_OBJECT_BYTES, MAX_SNAPSHOT_BYTES, RESERVED_NAME, Snapshot, SnapshotError, SnapshotId, SnapshotKey,
+};
 pub use units::{ByteRange, CHUNK_BYTES, InvalidByteSize, display_bytes, parse_bytes};
 pub use uri::{InvalidUri, Scheme, SourceUri};
 pub use weight_index::{WeightIndex, WeightIndexError};

@@ -4,11 +4,17 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, InvalidDigest, Layout, Object, ObjectPath, SourceUri, UnknownLayout};
+use crate::{Digest, InvalidDigest, Layout, Object, ObjectPath, SourceUri, UnknownLayout, display_bytes};
 
 /// File that every snapshot directory holds for a volume's hand-off socket to be mounted over; no object may be
 /// called so.
 pub const RESERVED_NAME: &str = ".weightd.sock";
+
+/// Largest object: more than any origin stores, and few enough chunks for their places to be held in memory.
+pub const MAX_OBJECT_BYTES: u64 = 64 << 40;
+
+/// Largest snapshot, far enough below 2^64 that no sum of its lengths overflows.
+pub const MAX_SNAPSHOT_BYTES: u64 = 1 << 60;
 
 /// Digest of a snapshot's object list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -95,6 +101,19 @@ pub enum SnapshotError {
         /// The one below it.
         below: String,
     },
+    /// A length that no object has, or one that makes the snapshot too large.
+    #[error(
+        "{source_uri} has an object {path:?} of {}: weightd takes objects of up to {} and snapshots of up to {}; leave it out with --exclude",
+        display_bytes(*.size), display_bytes(MAX_OBJECT_BYTES), display_bytes(MAX_SNAPSHOT_BYTES)
+    )]
+    TooLarge {
+        /// The source.
+        source_uri: String,
+        /// The object.
+        path: String,
+        /// Its length.
+        size: u64,
+    },
     /// The placeholder's name.
     #[error(
         "{source_uri} has an object {path:?}: weightd keeps the name {RESERVED_NAME} for itself; leave it out with --exclude"
@@ -111,7 +130,8 @@ impl Snapshot {
     /// Makes a snapshot of a selected listing.
     ///
     /// # Errors
-    /// [`SnapshotError`] when there are no objects, or their names cannot all be files of one directory.
+    /// [`SnapshotError`] when there are no objects, their names cannot all be files of one directory, or they are
+    /// too large.
     pub fn new(source: SourceUri, mut objects: Vec<Object>) -> Result<Self, SnapshotError> {
         let source_uri = || source.to_string();
         if objects.is_empty() {
@@ -135,6 +155,10 @@ impl Snapshot {
                 let (file, below) = (file.to_owned(), below.to_owned());
                 return Err(SnapshotError::FileIsDirectory { source_uri: source_uri(), file, below });
             }
+        }
+        if let Some(Object { path, size, .. }) = too_large(&objects) {
+            let (path, size) = (path.as_str().to_owned(), *size);
+            return Err(SnapshotError::TooLarge { source_uri: source_uri(), path, size });
         }
         let id = SnapshotId(digest(&source, &objects));
         Ok(Self { source, objects, id })
@@ -164,6 +188,15 @@ impl Snapshot {
     pub fn size(&self) -> u64 {
         self.objects.iter().map(|object| object.size).sum()
     }
+}
+
+/// The first object that no snapshot can hold: it is too large, by itself or with those before it.
+fn too_large(objects: &[Object]) -> Option<&Object> {
+    let mut total = 0_u64;
+    objects.iter().find(|object| {
+        total = total.saturating_add(object.size);
+        object.size > MAX_OBJECT_BYTES || total > MAX_SNAPSHOT_BYTES
+    })
 }
 
 /// SHA-256 of a text with one line per object. The revision is not in it: two names of one commit are one
@@ -212,6 +245,19 @@ mod tests {
             error(vec![object("a", 1), object("a-b", 1), object("a/b", 1)]).contains("also be a directory")
         );
         assert!(error(vec![object(RESERVED_NAME, 1)]).contains("--exclude"));
+    }
+
+    #[test]
+    fn lengths_that_no_sum_can_hold_are_refused_by_name() {
+        let sized = |path: &str, size| Object { size, ..object(path, 1) };
+        let error = snapshot("gs://b/m", vec![sized("a", 1 << 63), sized("b", 1 << 63)]).unwrap_err();
+        assert!(error.to_string().contains("\"a\" of 8.00 EiB"), "{error}");
+        let count = MAX_SNAPSHOT_BYTES / MAX_OBJECT_BYTES;
+        let mut full: Vec<_> = (0..count).map(|at| sized(&format!("{at:05}"), MAX_OBJECT_BYTES)).collect();
+        assert_eq!(snapshot("gs://b/m", full.clone()).unwrap().size(), MAX_SNAPSHOT_BYTES);
+        full.push(sized("z", 1));
+        let error = snapshot("gs://b/m", full).unwrap_err();
+        assert!(error.to_string().contains("\"z\""), "{error}");
     }
 
     #[test]
