@@ -27,6 +27,8 @@ pub const TENSOR_ALIGNMENT: u64 = 64;
 pub struct SafetensorsHeader {
     raw: Bytes,
     tensors: Vec<(String, TensorInfo)>,
+    /// Indices into `tensors`, in order of their names.
+    by_name: Vec<u32>,
     metadata: BTreeMap<String, String>,
     object_len: u64,
 }
@@ -106,7 +108,8 @@ impl SafetensorsHeader {
         // Empty tensors share an offset with their neighbour; the name makes the order the same every time.
         tensors.sort_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
         let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { raw, tensors, metadata, object_len })
+        let by_name = by_name(&tensors);
+        Ok(Self { raw, tensors, by_name, metadata, object_len })
     }
 
     /// Length field and JSON as the object has them.
@@ -121,7 +124,7 @@ impl SafetensorsHeader {
 
     /// Whether it has a tensor of that name.
     pub fn has_tensor(&self, name: &str) -> bool {
-        self.tensors.iter().any(|(own, _)| own == name)
+        self.by_name.binary_search_by(|&at| self.tensors[at as usize].0.as_str().cmp(name)).is_ok()
     }
 
     /// Where the object's bytes go in the aligned layout: tensors whose length is a multiple of 64 keep their
@@ -166,6 +169,13 @@ impl SafetensorsHeader {
         header.resize(total as usize, b' ');
         Ok(header.into())
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a header of 100 MB has fewer tensors than bytes")]
+fn by_name(tensors: &[(String, TensorInfo)]) -> Vec<u32> {
+    let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+    by_name.sort_unstable_by_key(|&at| tensors[at as usize].0.as_str());
+    by_name
 }
 
 /// The JSON of a header, its tensors in the order given.

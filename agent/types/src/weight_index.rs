@@ -7,8 +7,14 @@ use serde::Deserialize;
 use crate::display_bytes;
 
 /// The index of a sharded model.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightIndex {
+    /// The tensors of each shard: each is asked for its own.
+    shards: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Json {
     weight_map: BTreeMap<String, String>,
 }
 
@@ -47,7 +53,13 @@ impl WeightIndex {
     /// [`WeightIndexError::TooLong`] and [`WeightIndexError::Invalid`].
     pub fn parse(json: &[u8]) -> Result<Self, WeightIndexError> {
         Self::check_length(json.len() as u64)?;
-        serde_json::from_slice(json).map_err(|error| WeightIndexError::Invalid(error.to_string()))
+        let Json { weight_map } =
+            serde_json::from_slice(json).map_err(|error| WeightIndexError::Invalid(error.to_string()))?;
+        let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (tensor, shard) in weight_map {
+            shards.entry(shard).or_default().push(tensor);
+        }
+        Ok(Self { shards })
     }
 
     /// Whether an index of that many bytes may be read into memory.
@@ -60,7 +72,7 @@ impl WeightIndex {
 
     /// File names of the shards, relative to the index.
     pub fn shards(&self) -> BTreeSet<&str> {
-        self.weight_map.values().map(String::as_str).collect()
+        self.shards.keys().map(String::as_str).collect()
     }
 
     /// Checks that every shard is there.
@@ -83,10 +95,10 @@ impl WeightIndex {
         shard: &str,
         has_tensor: impl Fn(&str) -> bool,
     ) -> Result<(), WeightIndexError> {
-        let missing = self.weight_map.iter().find(|(tensor, file)| *file == shard && !has_tensor(tensor));
-        match missing {
+        let mut tensors = self.shards.get(shard).into_iter().flatten();
+        match tensors.find(|tensor| !has_tensor(tensor)) {
             None => Ok(()),
-            Some((tensor, _)) => {
+            Some(tensor) => {
                 Err(WeightIndexError::MissingTensor { shard: shard.to_owned(), tensor: tensor.clone() })
             }
         }

@@ -77,6 +77,21 @@ fn headers_that_lie_about_tensors_are_refused() {
     assert!(header_of(&whole, 9).unwrap_err().to_string().contains("longer"));
 }
 
+/// One look through all tensors for each of them would take minutes.
+#[test]
+fn many_tensors_are_found_by_name_at_once() {
+    const TENSORS: usize = 200_000;
+    let entry = |at| format!(r#""{at}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{}]}}"#, at + 1);
+    let json = format!("{{{}}}", (0..TENSORS).map(entry).collect::<Vec<_>>().join(","));
+    let header = header_of(&json, TENSORS as u64).unwrap();
+    let map = (0..TENSORS).map(|at| format!(r#""{at}":"s""#)).collect::<Vec<_>>().join(",");
+    let index = crate::WeightIndex::parse(format!(r#"{{"weight_map":{{{map}}}}}"#).as_bytes()).unwrap();
+    let started = std::time::Instant::now();
+    assert_eq!(index.check_tensors("s", |tensor| header.has_tensor(tensor)), Ok(()));
+    assert!(!header.has_tensor("200000") && !header.has_tensor(""));
+    assert!(started.elapsed().as_secs() < 10, "took {:?}", started.elapsed());
+}
+
 #[test]
 fn any_bytes_are_parsed_or_refused_without_a_panic() {
     bolero::check!().with_type::<(Vec<u8>, u64)>().for_each(|(bytes, object_len)| {
