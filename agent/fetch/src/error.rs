@@ -41,7 +41,7 @@ pub enum FetchError {
         source: HeaderError,
     },
     /// An index its shards do not keep.
-    #[error("{url}: {source}")]
+    #[error("{url}: {source}; upload the model again, or leave the index out with --exclude")]
     WeightIndex {
         /// The index.
         url: String,

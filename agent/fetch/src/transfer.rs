@@ -19,13 +19,15 @@ use tokio::{
 };
 use weightd_source::Resolution;
 use weightd_store::{Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord};
-use weightd_types::{BlobKey, CHUNK_BYTES, Layout, ObjectPath, SnapshotKey, WeightIndex, WeightIndexError};
+use weightd_types::{BlobKey, CHUNK_BYTES, Layout, ObjectPath, SnapshotKey};
 
 use crate::{
     FetchError, FileProgress,
     fetcher::{Inner, lock},
     flight::{Flight, Route},
 };
+
+mod index_check;
 
 /// What a prefetch ended with.
 #[derive(Debug, Clone)]
@@ -98,7 +100,7 @@ impl Transfer {
     fn of(
         inner: &Arc<Inner>,
         manifest: Arc<SnapshotManifest>,
-        left_out: Option<Vec<ObjectPath>>,
+        left_out: Option<Arc<[ObjectPath]>>,
         priority: i32,
     ) -> Self {
         let flights = manifest.objects.iter().map(|_| OnceLock::new()).collect();
@@ -198,7 +200,7 @@ struct Run {
     manifest: Arc<SnapshotManifest>,
     files: Arc<Files>,
     /// What the selection left out; `None` when a snapshot is taken up again, whose index was checked at first.
-    left_out: Option<Vec<ObjectPath>>,
+    left_out: Option<Arc<[ObjectPath]>>,
     priority: i32,
 }
 
@@ -226,6 +228,7 @@ impl Run {
             store.touch(key).await?;
             return self.completed(0, self.manifest.size(), started);
         }
+        self.check_index_lengths()?;
         let _hold = store.expect(self.manifest.as_ref().clone()).await?;
         let before = store.presence(Arc::clone(&self.manifest)).await?;
         let reused = before.iter().map(|(bytes, _)| bytes).sum();
@@ -325,59 +328,6 @@ impl Run {
     fn positions(&self, is_wanted: impl Fn(&ObjectPath) -> bool) -> Vec<usize> {
         let objects = self.manifest.objects.iter().enumerate();
         objects.filter(|(_, entry)| is_wanted(&entry.object.path)).map(|(at, _)| at).collect()
-    }
-
-    /// Checks an index that is here against the shards: all listed, each with the tensors it should have. Shards that
-    /// the selection leaves out are there, but not ours to check.
-    async fn check_index<'f>(
-        &self,
-        at: usize,
-        start: &impl Fn(usize) -> &'f Flight,
-        route: &impl Fn(&SnapshotEntry) -> Route,
-    ) -> Result<(), FetchError> {
-        let entry = &self.manifest.objects[at];
-        let url = self.manifest.source.object_url(&entry.object.path);
-        let refuse = |source: WeightIndexError| FetchError::WeightIndex { url: url.clone(), source };
-        let index = WeightIndex::parse(&self.inner.store.read_blob(entry.blob).await?).map_err(refuse)?;
-        let directory = entry.object.path.directory();
-        let path_of = |shard: &str| {
-            if directory.is_empty() { shard.to_owned() } else { format!("{directory}/{shard}") }
-        };
-        let position = |shard: &str| {
-            let path = path_of(shard);
-            self.manifest.objects.binary_search_by(|entry| entry.object.path.as_str().cmp(&path)).ok()
-        };
-        let is_left_out = |shard: &str| {
-            let is_it = |left_out: &ObjectPath| left_out.as_str() == path_of(shard);
-            self.left_out.as_ref().is_none_or(|left_out| left_out.iter().any(is_it))
-        };
-        index.check_shards(|shard| position(shard).is_some() || is_left_out(shard)).map_err(refuse)?;
-        let mut checks = Vec::new();
-        for shard in index.shards() {
-            if let Some(at) = position(shard) {
-                let entry = &self.manifest.objects[at];
-                let check = self.check_shard(&index, shard, entry, start(at), route(entry));
-                checks.push(check.map(|checked| checked.and_then(|checked| checked.map_err(refuse))));
-            }
-        }
-        stream::iter(checks).buffer_unordered(HEADERS_AT_ONCE).try_collect::<()>().await
-    }
-
-    async fn check_shard(
-        &self,
-        index: &WeightIndex,
-        shard: &str,
-        entry: &SnapshotEntry,
-        flight: &Flight,
-        route: Route,
-    ) -> Result<Result<(), WeightIndexError>, FetchError> {
-        // What is complete was checked when it was fetched.
-        if self.inner.store.is_stored(entry.blob).await? {
-            return Ok(Ok(()));
-        }
-        let prepared = flight.prepared.get_or_try_init(|| self.inner.prepare(&route, entry.blob)).await?;
-        let header = prepared.header.as_ref();
-        Ok(index.check_tensors(shard, |tensor| header.is_some_and(|header| header.has_tensor(tensor))))
     }
 }
 

@@ -5,7 +5,7 @@ use md5::{Digest as _, Md5};
 use sha1::Sha1;
 use weightd_fetch::{Config, FetchError, Fetcher};
 use weightd_source::MemoryOrigin;
-use weightd_types::{Checksums, Crc32c, Digest, Layout, Selection, SourceUri};
+use weightd_types::{Checksums, Crc32c, Digest, Layout, Selection, SourceUri, WeightIndex};
 
 use crate::common::{Fixture, MODEL, assert_holds, open_with, put_model, safetensors, soon};
 
@@ -133,6 +133,22 @@ async fn an_index_is_held_to_its_shards_unless_they_are_left_out() {
         fixture.origin.put(&format!("model/{name}"), bytes);
     }
     let selection = Selection { include: vec![], exclude: vec!["2.*".to_owned()] };
+    let resolution = fixture.fetcher.resolve(&MODEL.parse::<SourceUri>().unwrap(), &selection).await.unwrap();
+    soon(fixture.fetcher.prefetch(resolution, Layout::Aligned, 0).wait()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_too_long_for_memory_is_refused_before_it_is_fetched() {
+    let fixture = Fixture::new().await;
+    let length = usize::try_from(WeightIndex::MAX_BYTES).unwrap() + 1;
+    fixture.origin.put("model/model.safetensors.index.json", Bytes::from(vec![b' '; length]));
+    fixture.origin.put("model/config.json", Bytes::from_static(b"{}"));
+    let text = soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err().to_string();
+    for word in [&format!("{MODEL}/model.safetensors.index.json"), "64.00 MiB", "--exclude"] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    assert_eq!(fixture.origin.bytes_served(), 0);
+    let selection = Selection { include: vec![], exclude: vec!["*.index.json".to_owned()] };
     let resolution = fixture.fetcher.resolve(&MODEL.parse::<SourceUri>().unwrap(), &selection).await.unwrap();
     soon(fixture.fetcher.prefetch(resolution, Layout::Aligned, 0).wait()).await.unwrap();
 }
