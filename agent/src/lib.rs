@@ -12,6 +12,7 @@ mod http;
 pub mod logging;
 mod metrics;
 mod serve;
+pub mod signals;
 mod socket;
 
 pub use agent::Agent;

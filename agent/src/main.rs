@@ -4,11 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use weightd::{Agent, Config, Exit, Overrides, StartError};
+use weightd::{Agent, Config, Exit, Overrides, StartError, signals};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 ended by a signal, 64 usage, 65 corrupt data, 69 port or socket unavailable, 74 disk, 75 try again \
-(another agent is at work), 77 not permitted.";
+(another agent is at work), 77 not permitted, 130 and 143 ended at once by a second SIGINT or SIGTERM.";
 
 /// Keeps a verified store of model weights on this node, and fills it. Flags go before the configuration file.
 #[derive(Debug, Parser)]
@@ -85,6 +85,7 @@ fn run(config: Config) -> Exit {
 /// Serves until a signal asks for the end.
 async fn serve(config: Config) -> Result<(), StartError> {
     let (socket, store) = (config.socket.clone(), config.store.directory.clone());
+    signals::end_at_the_second().map_err(StartError::Process)?;
     // From here on, so that an agent that is told to end while it starts ends cleanly too.
     let listen = |kind| signal(kind).map_err(StartError::Process);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);

@@ -2,10 +2,10 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use weightd::Exit;
+use weightd::{Exit, signals::end_at_the_second};
 
 /// The signals that end a command. They are listened to from the moment this exists, not from the first wait: a
-/// signal in between would end the process without a word.
+/// signal in between would end the process without a word. A second one ends the process whatever it is at.
 pub(crate) struct Signals {
     interrupt: Option<Signal>,
     terminate: Option<Signal>,
@@ -14,6 +14,8 @@ pub(crate) struct Signals {
 impl Signals {
     /// Listens. Where that is refused, signals end the process as they always did.
     pub(crate) fn listen() -> Self {
+        // Where that is refused too, only the runtime ends the process.
+        let _ = end_at_the_second();
         Self {
             interrupt: signal(SignalKind::interrupt()).ok(),
             terminate: signal(SignalKind::terminate()).ok(),

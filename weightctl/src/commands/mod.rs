@@ -39,7 +39,7 @@ async fn with_agent(target: &Target, command: Command, output: &Output) -> Resul
     };
     tokio::select! {
         () = connection.close() => outcome,
-        // A second signal does not wait for what is being written down; the next run finds out what is there.
+        // A signal does not wait for what is being written down; the next run finds out what is there.
         exit = signals.next() => Err(stopped(exit)),
     }
 }
