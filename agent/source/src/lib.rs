@@ -21,6 +21,7 @@ mod gcs;
 mod hub;
 mod memory;
 mod origins;
+mod pages;
 mod resolve;
 mod source;
 mod web;

@@ -5,7 +5,7 @@
 //! however it ends). `cargo xtask tools` installs them into the checkout's `.tools`. Where one is missing, starting
 //! it says [`Unready::NotInstalled`], and [`require!`] turns that into a skip that the task runner counts.
 //!
-//! What does not exist as a package is served in process: [`StaticServer`], [`HubServer`], and [`FaultProxy`], which
+//! What does not exist as a package is served in process: [`StaticServer`], [`HubServer`], [`ScriptedServer`], and [`FaultProxy`], which
 //! stands before any of them and spoils what passes.
 
 mod azure;
@@ -19,6 +19,7 @@ mod net;
 mod process;
 mod proxy;
 mod s3;
+mod scripted;
 mod serve;
 mod skip;
 mod small_disk;
@@ -39,6 +40,7 @@ pub use net::unused_port;
 pub use process::Unready;
 pub use proxy::{Fault, FaultProxy};
 pub use s3::S3Server;
+pub use scripted::{Scripted, ScriptedServer};
 pub use serve::{Recorded, RequestLog};
 pub use skip::{Outcome, skip};
 pub use small_disk::SmallDisk;

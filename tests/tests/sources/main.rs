@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cloud_storage;
+mod endless;
 mod fixtures;
 mod hub;
 mod odd_names;

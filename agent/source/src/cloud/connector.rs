@@ -1,8 +1,10 @@
 //! Keeps what the library drops: the status, the message and `Retry-After` of an answer other than success, and
-//! the names in a listing that it does not take.
+//! the names in a listing that it does not take; and ends listings that do not end themselves.
+
+use std::{cell::RefCell, future::Future};
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use object_store::{
     ClientOptions,
     client::{
@@ -12,7 +14,20 @@ use object_store::{
 };
 
 use super::names;
-use crate::answer::{Answer, BODY_BYTES};
+use crate::{
+    answer::{Answer, BODY_BYTES},
+    pages::{self, Endless, Pages, Unread},
+};
+
+tokio::task_local! {
+    /// The pages of the listing that this task is at: the library has no place for what belongs to one listing.
+    static PAGES: RefCell<Pages>;
+}
+
+/// Runs one listing: none of its pages is asked for twice.
+pub(crate) async fn one_listing<T>(listing: impl Future<Output = T>) -> T {
+    PAGES.scope(RefCell::default(), listing).await
+}
 
 /// Makes the library's own clients, and turns every answer other than success into an [`Answer`] in the chain
 /// of causes. Its own errors have neither `Retry-After` nor a status that can be asked for.
@@ -32,10 +47,18 @@ pub(super) struct Kept(pub(super) HttpClient);
 #[async_trait]
 impl HttpService for Kept {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let lists = asks_for_listing(&request);
+        let page = asks_for_listing(&request).then(|| request.uri().to_string());
+        if let Some(Ok(asked)) =
+            page.as_deref().map(|url| PAGES.try_with(|pages| pages.borrow_mut().ask(url)))
+        {
+            asked.map_err(endless)?;
+        }
         let response = self.0.execute(request).await?;
         if response.status().is_success() {
-            return if lists { listing(response).await } else { Ok(response) };
+            return match page {
+                Some(url) => listing(response, &url).await,
+                None => Ok(response),
+            };
         }
         let (parts, body) = response.into_parts();
         let mut pieces = body.bytes_stream();
@@ -58,8 +81,19 @@ fn asks_for_listing(request: &HttpRequest) -> bool {
 }
 
 /// The library reads a listing as a whole too, so nothing more is held in memory.
-async fn listing(response: HttpResponse) -> Result<HttpResponse, HttpError> {
+async fn listing(response: HttpResponse, url: &str) -> Result<HttpResponse, HttpError> {
     let (parts, body) = response.into_parts();
-    let pieces: Vec<_> = body.bytes_stream().try_collect().await?;
-    Ok(HttpResponse::from_parts(parts, names::carry(pieces.concat().into()).into()))
+    let room = PAGES.try_with(|pages| pages.borrow().room()).unwrap_or_else(|_| Pages::default().room());
+    let page = pages::read(url, body.bytes_stream(), room).await.map_err(|unread| match unread {
+        Unread::BrokeOff(error) => error,
+        Unread::Endless(error) => endless(error),
+    })?;
+    // Outside of a listing there is nothing to count.
+    let _ = PAGES.try_with(|pages| pages.borrow_mut().came(page.len()));
+    Ok(HttpResponse::from_parts(parts, names::carry(page.into()).into()))
+}
+
+/// Of a kind that the library never retries.
+fn endless(error: Endless) -> HttpError {
+    HttpError::new(HttpErrorKind::Unknown, error)
 }

@@ -7,6 +7,7 @@ use weightd_types::{Object, Scheme, SourceUri};
 use crate::{
     SourceError,
     answer::{Answer, chain, find, no_answer},
+    pages::Endless,
 };
 
 /// Words of S3 and Azure for an identity that is wrong, rather than one that may not.
@@ -89,6 +90,9 @@ fn of_answer(answer: &Answer, error: &StoreError, uri: &SourceUri, what: &str) -
 }
 
 fn without_answer(error: &StoreError, uri: &SourceUri, what: &str) -> SourceError {
+    if let Some(endless) = find::<Endless>(error) {
+        return endless.of(what);
+    }
     if names_credential_server(error) {
         return unauthenticated(uri, what.to_owned(), chain(error));
     }

@@ -13,16 +13,17 @@ mod profile;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
 use weightd_types::{ByteRange, Checksums, Object, SourceUri, Version};
 
 pub(crate) use self::{
     builders::{open, web},
+    connector::one_listing,
     listing::entry,
 };
 use self::{connector::Connector, listing::drop_markers};
-use crate::{ByteStream, Listed, Source, SourceError, answer::broke_off};
+use crate::{ByteStream, Listed, Source, SourceError, answer::broke_off, pages};
 
 /// A prefix of a bucket or container.
 #[derive(Debug)]
@@ -64,8 +65,7 @@ impl Source for ObjectStoreSource {
     async fn list(&self) -> Result<Vec<Listed>, SourceError> {
         let failed = |error| error::of_listing(&error, &self.uri);
         let prefix = path(self.uri.prefix(), &self.uri.to_string())?;
-        let mut metas: Vec<ObjectMeta> =
-            self.store.list(Some(&prefix)).try_collect().await.map_err(failed)?;
+        let mut metas = one_listing(collect(self.store.list(Some(&prefix)))).await.map_err(failed)?;
         drop_markers(&mut metas);
         let entries = metas.iter().map(|meta| entry(&self.uri, meta, |name| self.listed(name, meta)));
         let listing: Vec<Listed> = entries.filter_map(Result::transpose).collect::<Result<_, _>>()?;
@@ -87,6 +87,24 @@ impl Source for ObjectStoreSource {
         }
         Ok(body(result, what))
     }
+}
+
+/// What a listing gives, unless it is too much.
+pub(crate) async fn collect(
+    mut listing: BoxStream<'_, object_store::Result<ObjectMeta>>,
+) -> object_store::Result<Vec<ObjectMeta>> {
+    let mut metas = Vec::new();
+    while let Some(meta) = listing.try_next().await? {
+        metas.push(meta);
+        check_count(metas.len())?;
+    }
+    Ok(metas)
+}
+
+/// As an error of the library.
+pub(crate) fn check_count(objects: usize) -> object_store::Result<()> {
+    let generic = |endless| object_store::Error::Generic { store: "listing", source: Box::new(endless) };
+    pages::check_count(objects).map_err(generic)
 }
 
 /// A name as a path of the library, which takes names as they are unless a part is empty, `.` or `..`.

@@ -8,7 +8,12 @@ use url::Url;
 use weightd_types::{Checksums, Crc32c, SourceUri, Version};
 
 use super::{GcsClient, error};
-use crate::{Listed, SourceError, answer, answer::Answer, memory::is_marker};
+use crate::{
+    Listed, SourceError,
+    answer::{self, Answer},
+    memory::is_marker,
+    pages::{self, Pages, Unread},
+};
 
 /// What is asked of each object: the rest of a listing is four times as long.
 const FIELDS: &str =
@@ -42,16 +47,19 @@ pub(super) async fn list(client: &GcsClient, uri: &SourceUri) -> Result<Vec<List
         prefix => format!("{prefix}/"),
     };
     let url = api_url(client, &["b", uri.authority(), "o"]);
-    let mut listing = Vec::new();
+    let endless = |endless: pages::Endless| endless.of(&uri.to_string());
+    let (mut listing, mut pages) = (Vec::new(), Pages::default());
     let mut page_token: Option<String> = None;
     loop {
         let mut query = vec![("prefix", below.as_str()), ("fields", FIELDS)];
         query.extend(page_token.as_deref().map(|token| ("pageToken", token)));
-        let answered = get::<Page>(client, url.clone(), &query, &uri.to_string()).await?;
+        pages.ask(&format!("{url}?{}", page_token.as_deref().unwrap_or_default())).map_err(endless)?;
+        let answered = get::<Page>(client, url.clone(), &query, &uri.to_string(), &mut pages).await?;
         let page = answered.map_err(|answer| error::of_listing(&answer, uri, &client.settings))?;
         for item in page.items {
             listing.extend(entry(uri, &below, &item)?);
         }
+        pages::check_count(listing.len()).map_err(endless)?;
         match page.next_page_token.filter(|token| !token.is_empty()) {
             None => break,
             next => page_token = next,
@@ -120,8 +128,9 @@ async fn nothing(client: &GcsClient, uri: &SourceUri) -> SourceError {
         return SourceError::nothing_below(uri, false);
     }
     let url = api_url(client, &["b", uri.authority(), "o", uri.prefix()]);
-    let is_object = match get::<serde_json::Value>(client, url, &[("fields", "name")], &uri.to_string()).await
-    {
+    let (what, fields) = (uri.to_string(), [("fields", "name")]);
+    let answered = get::<serde_json::Value>(client, url, &fields, &what, &mut Pages::default()).await;
+    let is_object = match answered {
         Ok(answered) => answered.is_ok(),
         Err(error) => return error,
     };
@@ -143,13 +152,17 @@ async fn get<T: DeserializeOwned>(
     url: Url,
     query: &[(&str, &str)],
     what: &str,
+    pages: &mut Pages,
 ) -> Result<Result<T, Answer>, SourceError> {
-    let request = client.web.get(url).query(query).headers(headers(client, what).await?);
+    let request = client.web.get(url.clone()).query(query).headers(headers(client, what).await?);
     let response = request.send().await.map_err(|error| answer::no_answer(what, &error))?;
     if response.status() != StatusCode::OK {
         return Ok(Err(Answer::read(response).await));
     }
-    let body = response.bytes().await.map_err(|error| answer::broke_off(what, &error))?;
+    let body = pages.read(url.as_str(), response.bytes_stream()).await.map_err(|unread| match unread {
+        Unread::BrokeOff(error) => answer::broke_off(what, &error),
+        Unread::Endless(endless) => endless.of(what),
+    })?;
     let nonsense = |error: serde_json::Error| SourceError::Protocol {
         what: what.to_owned(),
         detail: format!("it is no listing of Cloud Storage: {error}"),

@@ -6,7 +6,11 @@ use url::Url;
 use weightd_types::{Checksums, SourceUri, Version};
 
 use super::{HubClient, error};
-use crate::{Listed, SourceError, answer, answer::Answer};
+use crate::{
+    Listed, SourceError,
+    answer::{self, Answer},
+    pages::{self, Pages, Unread},
+};
 
 /// The hub's own default.
 const MAIN: &str = "main";
@@ -34,18 +38,20 @@ struct Lfs {
 }
 
 pub(super) async fn list(client: &HubClient, uri: &SourceUri) -> Result<Vec<Listed>, SourceError> {
-    let commit = commit(client, uri).await?;
+    let mut pages = Pages::default();
+    let commit = commit(client, uri, &mut pages).await?;
     let below = if uri.prefix().is_empty() { String::new() } else { format!("{}/", uri.prefix()) };
     let mut url = api(client, uri, ["tree", &commit].into_iter());
     url.set_query(Some("recursive=true"));
     let mut listing = Vec::new();
     let mut page = Some(url);
     while let Some(url) = page {
-        let (entries, next) = get::<Vec<Entry>>(client, uri, url).await?;
+        let (entries, next) = get::<Vec<Entry>>(client, uri, url, &mut pages).await?;
         let files = entries.into_iter().filter(|entry| entry.kind == "file");
         for entry in files.filter(|entry| entry.path.starts_with(&below)) {
             listing.push(listed(uri, &commit, entry.path[below.len()..].to_owned(), entry)?);
         }
+        pages::check_count(listing.len()).map_err(|endless| endless.of(&uri.to_string()))?;
         page = next;
     }
     if listing.is_empty() {
@@ -55,10 +61,10 @@ pub(super) async fn list(client: &HubClient, uri: &SourceUri) -> Result<Vec<List
     Ok(listing)
 }
 
-async fn commit(client: &HubClient, uri: &SourceUri) -> Result<String, SourceError> {
+async fn commit(client: &HubClient, uri: &SourceUri, pages: &mut Pages) -> Result<String, SourceError> {
     let revision = uri.revision().unwrap_or(MAIN);
     let url = api(client, uri, ["revision", revision].into_iter());
-    let (Revision { sha }, _) = get(client, uri, url).await?;
+    let (Revision { sha }, _) = get(client, uri, url, pages).await?;
     // It becomes part of URLs and of versions.
     if sha.len() < 40 || !sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(nonsense(uri, format!("the commit of {revision:?} is {sha:?}")));
@@ -97,14 +103,19 @@ async fn get<T: DeserializeOwned>(
     client: &HubClient,
     uri: &SourceUri,
     url: Url,
+    pages: &mut Pages,
 ) -> Result<(T, Option<Url>), SourceError> {
     let what = uri.to_string();
-    let response = client.get(url, &HeaderMap::new(), &what).await?;
+    pages.ask(url.as_str()).map_err(|endless| endless.of(&what))?;
+    let response = client.get(url.clone(), &HeaderMap::new(), &what).await?;
     if !response.status().is_success() {
         return Err(error::of_listing(&Answer::read(response).await, client, uri));
     }
     let next = next_page(response.headers(), client, uri)?;
-    let body = response.bytes().await.map_err(|error| answer::broke_off(&what, &error))?;
+    let body = pages.read(url.as_str(), response.bytes_stream()).await.map_err(|unread| match unread {
+        Unread::BrokeOff(error) => answer::broke_off(&what, &error.without_url()),
+        Unread::Endless(endless) => endless.of(&what),
+    })?;
     let document = serde_json::from_slice(&body)
         .map_err(|error| nonsense(uri, format!("it is no answer of a hub: {error}")))?;
     Ok((document, next))

@@ -9,7 +9,6 @@ mod well_known;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::TryStreamExt;
 use http::StatusCode;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, http::HttpStore, path::Path};
 use weightd_types::{ByteRange, Checksums, Object, SourceUri, Version};
@@ -18,6 +17,7 @@ use crate::{
     ByteStream, Listed, Source, SourceError,
     answer::{Answer, find},
     cloud::{self, etag, quoted},
+    pages::Endless,
 };
 
 /// Begins a version that is a time: the server gives no entity tags.
@@ -38,17 +38,24 @@ impl HttpSource {
     /// What a WebDAV server lists; nothing where no such server answers.
     async fn collection(&self) -> Result<Option<Vec<ObjectMeta>>, SourceError> {
         let prefix = cloud::path(self.uri.prefix(), &self.uri.to_string())?;
-        let deep: Result<Vec<ObjectMeta>, _> = self.server.list(Some(&prefix)).try_collect().await;
+        let deep = cloud::one_listing(cloud::collect(self.server.list(Some(&prefix)))).await;
         match deep {
             Ok(metas) => Ok(Some(metas)),
             Err(error) => match find::<Answer>(&error).map(|answer| answer.status) {
                 // Apache, among others, lists one level at a time only.
-                Some(StatusCode::FORBIDDEN) => Ok(self.level_by_level(prefix).await.ok()),
+                Some(StatusCode::FORBIDDEN) => match cloud::one_listing(self.level_by_level(prefix)).await {
+                    Err(error) if find::<Endless>(&error).is_some() => {
+                        Err(cloud::error::of_listing(&error, &self.uri))
+                    }
+                    levels => Ok(levels.ok()),
+                },
                 Some(StatusCode::UNAUTHORIZED) => Err(cloud::error::of_listing(&error, &self.uri)),
                 Some(status) if later(status) => Err(cloud::error::of_listing(&error, &self.uri)),
                 // Any other answer is that of a server which does not know the method.
                 Some(_) => Ok(None),
-                None if find::<object_store::client::HttpError>(&error).is_some() => {
+                None if find::<Endless>(&error).is_some()
+                    || find::<object_store::client::HttpError>(&error).is_some() =>
+                {
                     Err(cloud::error::of_listing(&error, &self.uri))
                 }
                 None => Ok(None),
@@ -61,6 +68,7 @@ impl HttpSource {
         while let Some(directory) = directories.pop() {
             let level = self.server.list_with_delimiter(Some(&directory)).await?;
             metas.extend(level.objects);
+            cloud::check_count(metas.len() + directories.len())?;
             for directory in level.common_prefixes {
                 let name = cloud::names::of(&directory).map(|name| Path::parse(&*name));
                 match name {

@@ -16,13 +16,14 @@ use crate::{
     Listed, SourceError,
     answer::{Answer, broke_off, find},
     cloud,
+    pages::{self, Pages, Unread},
 };
 
 const INDEX: &str = "model.safetensors.index.json";
 const WHOLE: &str = "model.safetensors";
 
-/// Longest index that is read, several times what the largest models have.
-const INDEX_BYTES: u64 = 64 << 20;
+/// Most shards that are asked for, far more than the largest models have.
+const SHARDS: usize = 100_000;
 
 /// Requests at once.
 const PROBES: usize = 8;
@@ -72,18 +73,23 @@ pub(super) async fn list(source: &HttpSource) -> Result<Vec<Listed>, SourceError
 /// The shards that the index names.
 async fn shards(source: &HttpSource, size: u64) -> Result<Vec<String>, SourceError> {
     let what = format!("{}/{INDEX}", source.uri.root());
-    if size > INDEX_BYTES {
-        let detail = format!("it is {size} bytes long, which no index of a model is");
-        return Err(SourceError::Protocol { what, detail });
-    }
+    let nonsense = |detail: String| SourceError::Protocol { what: what.clone(), detail };
+    WeightIndex::check_length(size).map_err(|error| nonsense(error.to_string()))?;
     let path = cloud::path(&key(source, INDEX), &what)?;
     let result = source.server.get(&path).await;
     let result = result.map_err(|error| cloud::error::of_listing(&error, &source.uri))?;
-    let json = result.bytes().await.map_err(|error| broke_off(&what, &error))?;
-    match WeightIndex::parse(&json) {
-        Ok(index) => Ok(index.shards().into_iter().map(str::to_owned).collect()),
-        Err(error) => Err(SourceError::Protocol { what, detail: error.to_string() }),
+    // What it sends may be longer than what it said.
+    let json = pages::read(&what, result.into_stream(), Pages::default().room()).await;
+    let json = json.map_err(|unread| match unread {
+        Unread::BrokeOff(error) => broke_off(&what, &error),
+        Unread::Endless(endless) => endless.of(&what),
+    })?;
+    let index = WeightIndex::parse(&json).map_err(|error| nonsense(error.to_string()))?;
+    let shards: Vec<String> = index.shards().into_iter().map(str::to_owned).collect();
+    if shards.len() > SHARDS {
+        return Err(nonsense(format!("it names {} shards", shards.len())));
     }
+    Ok(shards)
 }
 
 /// The file that the URL itself names.
