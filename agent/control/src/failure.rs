@@ -94,7 +94,7 @@ pub fn of_resolve(error: &ResolveError) -> FailureKind {
         ResolveError::Selection(_) => FailureKind::Usage,
         ResolveError::Snapshot(error) => match error {
             SnapshotError::Empty { .. } => FailureKind::NotFound,
-            SnapshotError::Duplicate { .. } => FailureKind::Unavailable,
+            SnapshotError::Duplicate { .. } | SnapshotError::TooLarge { .. } => FailureKind::Unavailable,
             SnapshotError::FileIsDirectory { .. } | SnapshotError::Reserved { .. } => FailureKind::Usage,
         },
     }
