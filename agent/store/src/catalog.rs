@@ -8,7 +8,10 @@ use std::{
 
 use weightd_types::{BlobKey, SnapshotKey, SourceUri, Version};
 
-use crate::{SnapshotManifest, Store, StoreError};
+use crate::{
+    SnapshotManifest, Store, StoreError,
+    store::{MICROS, now_precisely},
+};
 
 /// One snapshot of the store, as it was when asked for.
 #[derive(Debug, Clone)]
@@ -39,7 +42,8 @@ pub(crate) struct Entry {
     pub(crate) manifest: Arc<SnapshotManifest>,
     pub(crate) complete: bool,
     pub(crate) pinned: bool,
-    pub(crate) last_used_at: u64,
+    /// Microseconds since 1970, and no two uses at the same: seconds would leave open which of two came later.
+    pub(crate) last_used: u64,
     pub(crate) uses: usize,
 }
 
@@ -48,21 +52,30 @@ pub(crate) struct Entry {
 pub(crate) struct Catalog {
     entries: BTreeMap<SnapshotKey, Entry>,
     references: HashMap<BlobKey, usize>,
+    /// The latest use.
+    latest: u64,
 }
 
 impl Catalog {
     /// Adds a snapshot, or replaces what is known of it; its uses go on.
     pub(crate) fn insert(&mut self, mut entry: Entry) {
         let key = entry.manifest.key();
+        self.latest = self.latest.max(entry.last_used);
         for object in &entry.manifest.objects {
             *self.references.entry(object.blob).or_default() += 1;
         }
         if let Some(old) = self.remove(&key) {
             entry.uses += old.uses;
             entry.pinned |= old.pinned;
-            entry.last_used_at = entry.last_used_at.max(old.last_used_at);
+            entry.last_used = entry.last_used.max(old.last_used);
         }
         self.entries.insert(key, entry);
+    }
+
+    /// When a use is that happens now: later than all others, whatever the clock says.
+    pub(crate) fn next_use(&mut self) -> u64 {
+        self.latest = now_precisely().max(self.latest.saturating_add(1));
+        self.latest
     }
 
     pub(crate) fn remove(&mut self, key: &SnapshotKey) -> Option<Entry> {
@@ -103,7 +116,7 @@ impl Catalog {
         &self.references
     }
 
-    /// Keys that a name means: all snapshots of a source, newest first and complete ones before others, or those
+    /// Keys that a name means: all snapshots of a source, the last used first and complete ones before others, or those
     /// whose id begins with it.
     pub(crate) fn find(&self, name: &str) -> Vec<SnapshotKey> {
         let mut found: Vec<_> = match name.parse::<SourceUri>() {
@@ -111,7 +124,7 @@ impl Catalog {
             Err(_) if name.len() < 6 => Vec::new(),
             Err(_) => self.entries.iter().filter(|(key, _)| key.to_string().starts_with(name)).collect(),
         };
-        found.sort_by_key(|(_, entry)| std::cmp::Reverse((entry.complete, entry.manifest.resolved_at)));
+        found.sort_by_key(|(_, entry)| std::cmp::Reverse((entry.complete, entry.last_used)));
         found.into_iter().map(|(key, _)| *key).collect()
     }
 }
@@ -172,7 +185,7 @@ impl Store {
         self.catalog().get(key).map(|entry| self.record_of(entry))
     }
 
-    /// The snapshot a name means: a source URI (the newest complete one, else the newest), an id, or the beginning
+    /// The snapshot a name means: a source URI (the complete one used last, else the one used last), an id, or the beginning
     /// of one (six digits or more).
     ///
     /// # Errors
@@ -207,7 +220,7 @@ impl Store {
             complete: entry.complete,
             pinned: entry.pinned,
             in_use: entry.uses > 0,
-            last_used_at: entry.last_used_at,
+            last_used_at: entry.last_used / MICROS,
             directory: entry.complete.then(|| self.paths().snapshot(&entry.manifest.key())),
         }
     }

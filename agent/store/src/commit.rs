@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs::{File, Permissions},
     io,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -166,7 +167,7 @@ impl Store {
         let mut manifests = Vec::with_capacity(partials.len());
         for partial in partials {
             let path = paths.blob(&partial.key());
-            seal(&path)?;
+            seal(partial.file().buffered()).map_err(StoreError::io("seal", &path))?;
             if few {
                 engine.sync(partial.file()).map_err(StoreError::io("sync", &path))?;
             }
@@ -268,7 +269,6 @@ fn is_recorded(partial: &PartialBlob) -> bool {
 }
 
 /// Complete blobs are read-only for everyone.
-fn seal(path: &Path) -> Result<(), StoreError> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))
-        .map_err(StoreError::io("seal", path))
+fn seal(file: &File) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o444))
 }

@@ -19,7 +19,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// No room, and nothing that may be evicted.
-    #[error("{}: {} needed, {} can be made free ({limit}); remove snapshots with `weightctl rm`, unpin some, or raise the limit", directory.display(), display_bytes(*.needed), display_bytes(*.available))]
+    #[error("{}: {} needed, {} can be made free ({limit}); remove snapshots with `weightctl rm`, or unpin some", directory.display(), display_bytes(*.needed), display_bytes(*.available))]
     Full {
         /// The store.
         directory: PathBuf,
@@ -27,7 +27,7 @@ pub enum StoreError {
         needed: u64,
         /// Bytes that could be had, evictions included.
         available: u64,
-        /// Which limit binds: the quota, or the floor of free space.
+        /// Which limit binds, and how to change it: the quota, or the floor of free space.
         limit: String,
     },
     /// The directory cannot be written.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io::ErrorKind,
+    fs::Metadata,
+    io::{self, ErrorKind},
+    path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use crate::{
     Reservation, SnapshotRecord, Store, StoreError,
     catalog::Entry,
     io::is_leftover,
-    store::{lock, now},
+    store::{MICROS, lock, now},
     usage::{DiskUsage, blob_files, entries, warn_of_stranger},
 };
 
@@ -55,8 +58,12 @@ impl Store {
     fn make_room(&self, needed: u64) -> Result<Vec<SnapshotKey>, StoreError> {
         let mut evicted = Vec::new();
         loop {
-            let (idle, victims) = self.choose(needed)?;
-            self.discard(&idle, true)?;
+            let victims = {
+                let _beginning = lock(&self.inner.beginning);
+                let (idle, victims) = self.choose(needed)?;
+                self.discard(&idle, true)?;
+                victims
+            };
             let count = evicted.len() + victims.len();
             for key in victims {
                 match self.remove_now(&key) {
@@ -76,14 +83,18 @@ impl Store {
         }
     }
 
-    /// Partial blobs and snapshots to remove so that `needed` more bytes fit.
+    /// Partial blobs and snapshots to remove so that `needed` more bytes fit. The caller holds `beginning`.
     fn choose(&self, needed: u64) -> Result<(Vec<BlobKey>, Vec<SnapshotKey>), StoreError> {
         let usage = self.usage_now()?;
         let shortage = self.shortage(&usage, needed);
         if shortage.wished == 0 {
             return Ok((Vec::new(), Vec::new()));
         }
-        let (idle, idle_bytes) = self.idle_partials(Duration::ZERO)?;
+        let (mut idle, mut idle_bytes) = self.idle_partials(Duration::ZERO)?;
+        for (key, bytes) in self.unrecorded_files()? {
+            idle.push(key);
+            idle_bytes += bytes;
+        }
         let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle);
         if idle_bytes + freed < shortage.required {
             let available = (needed + idle_bytes + freed).saturating_sub(shortage.required);
@@ -98,12 +109,15 @@ impl Store {
         let free_after = usage.free.saturating_sub(usage.reserved);
         let below_floor = (needed + usage.floor).saturating_sub(free_after);
         let (mut required, mut wished) = (below_floor, below_floor);
-        let mut limit = format!("{:.0}% of the file system stays free", self.config().floor * 100.0);
+        let mut limit = format!(
+            "{:.0}% of the file system stays free: `store.floor`, lower it for more",
+            self.config().floor * 100.0
+        );
         if let Some(quota) = self.config().quota_bytes {
             let after = usage.used + usage.reserved + needed;
             let over = after.saturating_sub(quota);
             if over > required {
-                limit = "the store's quota".to_owned();
+                limit = "the store's quota: `store.quota`, raise it for more".to_owned();
             }
             required = required.max(over);
             if after > share(quota, self.config().high_watermark) {
@@ -123,7 +137,7 @@ impl Store {
         let mut counted: HashSet<BlobKey> = lock(&self.inner.active).keys().copied().collect();
         counted.extend(idle);
         let mut candidates: Vec<_> = catalog.iter().filter(|(_, entry)| may_evict(entry)).collect();
-        candidates.sort_by_key(|(_, entry)| entry.last_used_at);
+        candidates.sort_by_key(|(_, entry)| entry.last_used);
         let (mut victims, mut freed) = (Vec::new(), 0);
         for (key, entry) in candidates {
             if freed >= bytes {
@@ -167,6 +181,22 @@ impl Store {
         Ok((keys, bytes))
     }
 
+    /// Files of blobs that are neither complete nor recorded nor arriving: nobody can take them up. The caller holds
+    /// `beginning`, so that none has just been made.
+    fn unrecorded_files(&self) -> Result<Vec<(BlobKey, u64)>, StoreError> {
+        let recorded: HashSet<BlobKey> =
+            self.inner.index.partials()?.into_iter().map(|(key, _)| key).collect();
+        // Before the manifests are looked for: a blob leaves it when it has one.
+        let active: HashSet<BlobKey> = lock(&self.inner.active).keys().copied().collect();
+        let unrecorded = |(path, metadata): (PathBuf, io::Result<Metadata>)| {
+            let key: BlobKey = path.file_name()?.to_str()?.parse().ok()?;
+            let found = metadata.ok().filter(|found| found.is_file() && self.paths().blob(&key) == path)?;
+            let known = recorded.contains(&key) || active.contains(&key);
+            (!known && !self.paths().blob_manifest(&key).exists()).then_some((key, found.len()))
+        };
+        Ok(blob_files(&self.paths().blobs())?.into_iter().filter_map(unrecorded).collect())
+    }
+
     /// Removes snapshots that a name means: all of a source, or one by its id.
     ///
     /// # Errors
@@ -208,10 +238,14 @@ impl Store {
         }
         self.inner.index.forget_snapshot(key)?;
         self.remove_directory(&paths.snapshot(key))?;
+        let _beginning = lock(&self.inner.beginning);
         let orphans: Vec<BlobKey> = {
-            let (catalog, active) = (self.catalog(), lock(&self.inner.active));
-            let needed =
-                |blob: &BlobKey| catalog.references().contains_key(blob) || active.contains_key(blob);
+            // While it records, the committing thread has arriving blobs in hand that nobody fetches any more.
+            let _recording = lock(&self.inner.recording);
+            let (catalog, mut active) = (self.catalog(), lock(&self.inner.active));
+            let unwanted = |blob: &BlobKey| !catalog.references().contains_key(blob);
+            active.retain(|blob, partial| Arc::strong_count(partial) > 1 || !unwanted(blob));
+            let needed = |blob: &BlobKey| !unwanted(blob) || active.contains_key(blob);
             entry.manifest.objects.iter().map(|object| object.blob).filter(|blob| !needed(blob)).collect()
         };
         let bytes = orphans
@@ -275,7 +309,7 @@ impl Store {
             !entry.complete
                 && entry.uses == 0
                 && !entry.pinned
-                && entry.last_used_at <= before
+                && entry.last_used / MICROS <= before
                 && !jobs.contains(key)
         });
         expired.map(|(key, _)| *key).collect()

@@ -19,6 +19,7 @@ use weightd_types::{BlobKey, Crc32c, Object, Selection, SnapshotKey, SourceUri};
 use crate::{
     StoreError,
     io::{IndexBackend, IoEngine},
+    store::MICROS,
 };
 
 /// Blob to the object being fetched (JSON) and the object's own header.
@@ -27,10 +28,13 @@ const PARTIALS: TableDefinition<&str, (&[u8], &[u8])> = TableDefinition::new("pa
 const CHUNKS: TableDefinition<(&str, u32), &[u8]> = TableDefinition::new("chunks");
 /// Snapshot to when it was pinned.
 const PINS: TableDefinition<&str, u64> = TableDefinition::new("pins");
-/// Snapshot to when it was last used.
+/// Snapshot to when it was last used, in microseconds; in seconds, as long as an older agent wrote it.
 const RECENCY: TableDefinition<&str, u64> = TableDefinition::new("recency");
 /// Snapshot to the detached prefetch that asked for it (JSON).
 const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
+
+/// Less is a time in seconds, more is one in microseconds.
+const SECONDS_END: u64 = 1 << 40;
 
 /// What the database may ask of the disk at once.
 const INDEX_GROWTH: u64 = 1 << 20;
@@ -224,9 +228,11 @@ impl Index {
         self.times(PINS)
     }
 
-    /// Last uses, by snapshot.
+    /// Last uses in microseconds, by snapshot.
     pub(crate) fn recency(&self) -> Result<BTreeMap<String, u64>, StoreError> {
-        self.times(RECENCY)
+        let mut times = self.times(RECENCY)?;
+        times.values_mut().filter(|at| **at < SECONDS_END).for_each(|at| *at *= MICROS);
+        Ok(times)
     }
 
     fn times(&self, table: TableDefinition<&'static str, u64>) -> Result<BTreeMap<String, u64>, StoreError> {

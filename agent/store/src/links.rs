@@ -136,7 +136,7 @@ impl Store {
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {
-    let inode = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let inode = |path: &Path| std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
     inode(one).is_some_and(|one| inode(other) == Some(one))
 }
 

@@ -18,7 +18,7 @@ use crate::{
     io::{BufferPool, IoEngine, TEMPORARY_SUFFIX, is_leftover, open_engine},
     manifest::parse_snapshot_manifest,
     paths::{FORMAT_VERSION, Paths},
-    store::{Inner, lock},
+    store::{Inner, MICROS, lock},
     usage::{Usage, entries, is_file, warn_of_stranger},
 };
 
@@ -120,8 +120,8 @@ impl Store {
             let key = entry.manifest.key();
             if catalog.get(&key).is_none() {
                 let name = key.to_string();
-                let last_used_at = recency.get(&name).copied().unwrap_or(entry.last_used_at);
-                catalog.insert(Entry { pinned: pins.contains_key(&name), last_used_at, ..entry });
+                let last_used = recency.get(&name).copied().unwrap_or(entry.last_used);
+                catalog.insert(Entry { pinned: pins.contains_key(&name), last_used, ..entry });
             }
         }
         for path in directories {
@@ -176,9 +176,9 @@ impl Store {
                 "its directory is missing".to_owned()
             }
             Ok(manifest) => {
-                let last_used_at = manifest.resolved_at;
+                let last_used = manifest.resolved_at.saturating_mul(MICROS);
                 let manifest = Arc::new(manifest);
-                return Ok(Some(Entry { manifest, complete, pinned: false, last_used_at, uses: 0 }));
+                return Ok(Some(Entry { manifest, complete, pinned: false, last_used, uses: 0 }));
             }
             Err(error) => error.to_string(),
         };

@@ -349,6 +349,14 @@ impl PartialBlob {
     }
 }
 
+/// Removes a directory that someone put in a blob's place, if that loses nothing.
+fn remove_stranger(directory: &Path) -> Result<(), StoreError> {
+    std::fs::remove_dir(directory).map_err(|error| {
+        let why = format!("{error}; a directory is in the place of a file of the store: move it away");
+        StoreError::io("remove", directory)(io::Error::new(error.kind(), why))
+    })
+}
+
 /// Reads a range of at most a chunk, wherever it begins.
 pub(crate) async fn read_span(
     engine: &dyn IoEngine,
@@ -511,7 +519,11 @@ impl Store {
         // What is being recorded of them comes first, to be forgotten with the rest.
         let _recording = recorded.then(|| lock(&inner.recording));
         for key in keys {
-            let len = std::fs::metadata(inner.paths.blob(key)).map_or(0, |metadata| metadata.len());
+            let found = std::fs::symlink_metadata(inner.paths.blob(key));
+            let len = found.as_ref().map_or(0, |found| if found.is_file() { found.len() } else { 0 });
+            if found.is_ok_and(|found| found.is_dir()) {
+                remove_stranger(&inner.paths.blob(key))?;
+            }
             // The manifest goes first: a blob whose data is going must not look complete.
             for path in [inner.paths.blob_manifest(key), inner.paths.blob(key), inner.paths.blob_header(key)]
             {

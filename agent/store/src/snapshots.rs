@@ -1,15 +1,15 @@
 //! Snapshots: what is wanted, published, pinned and used.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use weightd_types::{Layout, Placement, SafetensorsHeader, SnapshotKey};
+use weightd_types::{BlobKey, Layout, Placement, SafetensorsHeader, SnapshotKey};
 
 use crate::{
     Job, Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
     catalog::Entry,
     manifest::encode,
     store::{lock, now},
-    usage::entries,
+    usage::{entries, is_file},
 };
 
 /// Room to allow for the padded header of an aligned blob, beyond its object's length.
@@ -28,14 +28,10 @@ impl Store {
             if !known {
                 let path = store.paths().loading_manifest(&key);
                 store.write_whole(&path, &encode(&manifest), true)?;
-                let entry = Entry {
-                    manifest: Arc::new(manifest),
-                    complete: false,
-                    pinned: false,
-                    last_used_at: now(),
-                    uses: 0,
-                };
-                store.catalog().insert(entry);
+                let manifest = Arc::new(manifest);
+                let mut catalog = store.catalog();
+                let last_used = catalog.next_use();
+                catalog.insert(Entry { manifest, complete: false, pinned: false, last_used, uses: 0 });
             }
             store.hold(key)
         })
@@ -52,7 +48,7 @@ impl Store {
             .blocking(move |store| {
                 let room = |layout| if layout == Layout::Aligned { HEADER_ROOM } else { 0 };
                 // Partial blobs are allocated in full, so a file that is there needs nothing more.
-                let missing = entries.iter().filter(|(key, _)| !store.paths().blob(key).exists());
+                let missing = entries.iter().filter(|(key, _)| !is_file(&store.paths().blob(key)));
                 Ok(missing.map(|(key, size)| size + room(key.layout)).sum())
             })
             .await?;
@@ -69,12 +65,12 @@ impl Store {
             let Some(record) = store.snapshot(&key) else { return Ok(false) };
             let Some(directory) = &record.directory else { return Ok(false) };
             let intact = record.manifest.objects.iter().all(|entry| {
-                let found = std::fs::metadata(directory.join(&entry.object.path));
+                let found = std::fs::symlink_metadata(directory.join(&entry.object.path));
                 let whole = |len: u64| match entry.blob.layout {
                     Layout::Aligned => store.manifest_of(&entry.blob).is_ok_and(|manifest| manifest.blob_bytes == len),
                     Layout::Original => len == entry.object.size,
                 };
-                found.is_ok_and(|found| whole(found.len()))
+                found.is_ok_and(|found| found.is_file() && whole(found.len()))
             });
             if !intact {
                 tracing::warn!(snapshot = %key, "files of a complete snapshot are missing or have another length");
@@ -110,24 +106,21 @@ impl Store {
                 let loading = paths.loading_manifest(&key);
                 engine.remove(&loading).map_err(StoreError::io("remove", loading))?;
                 let manifest = Arc::new(manifest);
-                store.catalog().insert(Entry {
-                    manifest,
-                    complete: true,
-                    pinned: false,
-                    last_used_at: now(),
-                    uses: 0,
-                });
+                let entry = Entry { manifest, complete: true, pinned: false, last_used: 0, uses: 0 };
+                store.catalog().insert(entry);
                 store.inner.metrics.published_snapshots.inc();
             }
-            store.inner.index.touch(&key, now())?;
+            store.mark_used(&key)?;
             store.snapshot(&key).ok_or_else(|| StoreError::NotFound { name: key.to_string() })
         })
         .await
     }
 
     fn has_all(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let is_missing = |entry: &&SnapshotEntry| !self.paths().blob_manifest(&entry.blob).exists();
-        match manifest.objects.iter().find(is_missing) {
+        let paths = self.paths();
+        let is_missing =
+            |key: &BlobKey| !paths.blob_manifest(key).exists() || !is_file(&paths.blob(key));
+        match manifest.objects.iter().find(|entry| is_missing(&entry.blob)) {
             Some(entry) => {
                 Err(StoreError::Incomplete { name: manifest.source.object_url(&entry.object.path) })
             }
@@ -180,13 +173,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`].
     pub async fn touch(&self, key: SnapshotKey) -> Result<(), StoreError> {
-        self.blocking(move |store| {
-            if let Some(entry) = store.catalog().get_mut(&key) {
-                entry.last_used_at = now();
+        self.blocking(move |store| store.mark_used(&key)).await
+    }
+
+    fn mark_used(&self, key: &SnapshotKey) -> Result<(), StoreError> {
+        let used = {
+            let mut catalog = self.catalog();
+            let used = catalog.next_use();
+            if let Some(entry) = catalog.get_mut(key) {
+                entry.last_used = used;
             }
-            store.inner.index.touch(&key, now())
-        })
-        .await
+            used
+        };
+        self.inner.index.touch(key, used)
     }
 
     /// Remembers a detached prefetch (or, with `None`, that it ended), so that it goes on after a restart.
@@ -245,9 +244,15 @@ impl Store {
     }
 }
 
+/// Of a file or directory of the store: a symbolic link would lead to one that is not.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<(), StoreError> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(StoreError::io("change the mode of", path))
+    let is_link = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    let changed = if is_link {
+        Err(io::Error::other("a symbolic link is in the place of a file of the store; remove it"))
+    } else {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+    };
+    changed.map_err(StoreError::io("change the mode of", path))
 }
 
 fn unseal(directory: &Path) -> Result<(), StoreError> {

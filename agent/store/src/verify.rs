@@ -14,6 +14,7 @@ use crate::{
     partial::read_span,
     snapshots::set_mode,
     store::{lock, now},
+    usage::is_file,
 };
 
 /// A complete blob, open for reading.
@@ -146,12 +147,11 @@ impl Store {
             };
             let placement = manifest.placement(&header).map_err(|error| damaged(error.to_string()))?;
             let blob = store.paths().blob(&key);
-            let file = match store.inner.engine.open(&blob, Access::Read) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(damaged("the blob's file is missing".to_owned()));
-                }
-                other => other.map_err(StoreError::io("open", &blob))?,
-            };
+            if !is_file(&blob) {
+                return Err(damaged("the blob's file is missing".to_owned()));
+            }
+            let opened = store.inner.engine.open(&blob, Access::Read);
+            let file = opened.map_err(StoreError::io("open", &blob))?;
             if file.len() > manifest.blob_bytes {
                 return Err(damaged("the blob's file is longer than it should be".to_owned()));
             }
@@ -170,9 +170,11 @@ impl Store {
 
     /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says. Blocks.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
-        let found = std::fs::metadata(self.paths().blob(key));
-        found
-            .is_ok_and(|found| self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len()))
+        let found = std::fs::symlink_metadata(self.paths().blob(key));
+        found.is_ok_and(|found| {
+            found.is_file()
+                && self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
+        })
     }
 
     /// Where the directories of complete snapshots are, each named by its key.

@@ -43,10 +43,10 @@ impl IoFile {
             .inspect_err(|_| drop(std::fs::remove_file(path)))
     }
 
-    /// Opens a file that exists.
+    /// Opens a file that exists. A symbolic link is none: it was put there by someone else.
     pub(super) fn open(path: &Path, access: Access, bypass: bool) -> io::Result<Self> {
         let write = access == Access::Write;
-        let buffered = OpenOptions::new().read(true).write(write).open(path)?;
+        let buffered = OpenOptions::new().read(true).write(write).custom_flags(flags(OFlags::NOFOLLOW)).open(path)?;
         Self::with_direct(path, buffered, access, bypass)
     }
 
@@ -99,7 +99,7 @@ impl Direct {
     /// `None` where the file system does not bypass its cache, or wants more alignment than [`BLOCK_BYTES`].
     fn open(path: &Path, buffered: &File, access: Access) -> io::Result<Option<Self>> {
         let Some(memory_alignment) = direct_alignment(buffered)? else { return Ok(None) };
-        let flags = i32::try_from(OFlags::DIRECT.bits()).expect("open flags are positive");
+        let flags = flags(OFlags::DIRECT | OFlags::NOFOLLOW);
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::Write).custom_flags(flags);
         let file = match options.open(path) {
@@ -112,6 +112,10 @@ impl Direct {
         let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
         Ok(same.then_some(Self { file, memory_alignment }))
     }
+}
+
+fn flags(flags: OFlags) -> i32 {
+    i32::try_from(flags.bits()).expect("open flags are positive")
 }
 
 /// What O_DIRECT on this file asks of memory, or `None` where it is not to be had.

@@ -68,7 +68,7 @@ async fn pinned_and_used_snapshots_stay_and_nothing_goes_in_vain() {
     bring(&store, &[&idle]).await.unwrap();
     let error = store.reserve(2 << 20).await.unwrap_err();
     let StoreError::Full { needed, available, ref limit, .. } = error else { panic!("{error}") };
-    assert_eq!((needed, available, limit.as_str()), (2 << 20, 1 << 20, "the store's quota"));
+    assert_eq!((needed, available, limit.as_str()), (2 << 20, 1 << 20, "the store's quota: `store.quota`, raise it for more"));
     assert!(is_there(&store, &idle), "evicting it would not have helped");
     store.reserve(1 << 20).await.unwrap();
     assert!(!is_there(&store, &idle) && is_there(&store, &pinned) && is_there(&store, &used));
@@ -153,7 +153,7 @@ async fn the_floor_of_free_space_stays_free() {
     config.floor = 0.999_999;
     let store = open(&config);
     let error = store.reserve(1 << 40).await.unwrap_err();
-    assert!(error.to_string().contains("of the file system stays free"), "{error}");
+    assert!(error.to_string().contains("of the file system stays free: `store.floor`"), "{error}");
     assert!(error.to_string().contains("1.00 TiB needed"), "{error}");
 }
 
@@ -244,5 +244,59 @@ async fn nothing_is_published_without_its_blobs_nor_collected_while_it_is() {
         published.unwrap();
         collected.unwrap();
         assert_whole(&store, &many, "published beside a collection").await;
+    }
+}
+
+/// Begins a blob of a snapshot that is expected, and gives it up before anything of it is recorded.
+async fn given_up(store: &Store, thing: &Arc<Thing>) {
+    let _hold = store.expect(snapshot(&[thing])).await.unwrap();
+    let promise = store.reserve(0).await.unwrap();
+    let partial = store.begin(thing.wanted.clone(), &promise).await.unwrap();
+    thing.write(store, &partial, 0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_a_snapshot_that_was_given_up_frees_what_had_arrived_of_it() {
+    let directory = in_memory();
+    let store = open(&limited(directory.path(), 20 << 20));
+    let thing = plain("a", 17 << 20);
+    given_up(&store, &thing).await;
+    let removed = store.remove("memory://m/model", false).await.unwrap();
+    assert_eq!(removed.freed_bytes, 17 << 20);
+    assert!(!store.blob_path(&thing.key()).exists());
+    assert_eq!(store.usage().await.unwrap().used, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_nobody_can_take_up_make_room() {
+    let directory = in_memory();
+    let config = limited(directory.path(), 20 << 20);
+    let (lost, wanted) = (plain("lost", 17 << 20), plain("wanted", 10 << 20));
+    let store = open(&config);
+    given_up(&store, &lost).await;
+    store.close().await.unwrap();
+    // As after a kill: nothing was recorded.
+    std::fs::remove_file(config.directory.join("index.redb")).unwrap();
+    let store = open(&config);
+    let hold = store.hold(snapshot(&[&lost]).key());
+    bring(&store, &[&wanted]).await.unwrap();
+    assert!(hold.is_ok() && !store.blob_path(&lost.key()).exists() && is_there(&store, &wanted));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_uri_means_the_snapshot_used_last_also_within_a_second_and_after_reopening() {
+    let directory = in_memory();
+    let config = config(directory.path());
+    let mut store = open(&config);
+    let (one, other) = (plain("one", 10), plain("other", 10));
+    let first = bring(&store, &[&one, &other]).await.unwrap().key();
+    let second = bring(&store, &[&one]).await.unwrap().key();
+    assert_eq!(store.find("memory://m/model").unwrap().key(), second);
+    for key in [first, second, first, second, first] {
+        store.touch(key).await.unwrap();
+        assert_eq!(store.find("memory://m/model").unwrap().key(), key);
+        store.close().await.unwrap();
+        store = open(&config);
+        assert_eq!(store.find("memory://m/model").unwrap().key(), key, "reopened");
     }
 }

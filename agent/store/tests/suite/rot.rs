@@ -135,3 +135,40 @@ async fn what_an_earlier_run_wrote_is_known_to_be_unread_until_it_is_compared() 
     thing.store(&store).await.unwrap();
     assert_sound(&store, &thing, "fetched again").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_someone_puts_in_a_blobs_place_is_not_followed() {
+    let directory = on_disk();
+    let store = open(&config(directory.path()));
+    let thing = plain("a", 100);
+    let key = bring(&store, &[&thing]).await.unwrap().key();
+    let (path, theirs) = (store.blob_path(&thing.key()), directory.path().join("theirs"));
+    std::fs::write(&theirs, &thing.blob).unwrap();
+    let mode = std::fs::metadata(&theirs).unwrap().mode();
+    let put_link = |at: &std::path::Path| {
+        std::fs::remove_file(at).unwrap();
+        std::os::unix::fs::symlink(&theirs, at).unwrap();
+    };
+    put_link(&path);
+    assert!(!store.has_blob(&thing.key()));
+    assert!(store.stored_blob(thing.key()).await.unwrap_err().to_string().contains("missing"));
+    thing.store(&store).await.unwrap();
+    assert_sound(&store, &thing, "fetched again").await;
+
+    put_link(&store.snapshot(&key).unwrap().directory.unwrap().join("a"));
+    assert!(!store.is_complete(key).await.unwrap());
+    bring(&store, &[&thing]).await.unwrap();
+    assert_whole(&store, &[&thing], "linked again").await;
+    assert_eq!(std::fs::metadata(&theirs).unwrap().mode(), mode);
+
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(!store.has_blob(&thing.key()));
+    std::fs::write(path.join("note"), "mine").unwrap();
+    let error = thing.store(&store).await.unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("move it away"), "{error}");
+    store.collect_garbage(true).await.unwrap();
+    std::fs::remove_file(path.join("note")).unwrap();
+    thing.store(&store).await.unwrap();
+    assert_sound(&store, &thing, "in place of an empty directory").await;
+}
