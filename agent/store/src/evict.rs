@@ -335,7 +335,8 @@ impl Store {
         for (path, metadata) in blob_files(&self.paths().blobs())? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let stem = name.strip_suffix(".json").or_else(|| name.strip_suffix(".header")).unwrap_or(name);
-            let key = stem.parse().ok().filter(|key| path.parent() == Some(&self.paths().blob_directory(key)));
+            let key =
+                stem.parse().ok().filter(|key| path.parent() == Some(&self.paths().blob_directory(key)));
             match (key, metadata) {
                 (Some(key), Ok(found)) if !found.is_dir() => *orphans.entry(key).or_default() += found.len(),
                 (None, _) if is_leftover(&path) => {

@@ -161,7 +161,8 @@ impl Store {
     /// itself.
     fn forget_stale_partials(&self) -> Result<(), StoreError> {
         let mut stale = self.inner.index.partials()?;
-        stale.retain(|(key, _)| self.paths().blob_manifest(key).exists() || !is_file(&self.paths().blob(key)));
+        stale
+            .retain(|(key, _)| self.paths().blob_manifest(key).exists() || !is_file(&self.paths().blob(key)));
         let keys: Vec<_> = stale.into_iter().map(|(key, _)| key).collect();
         if keys.is_empty() { Ok(()) } else { self.inner.index.forget_partials(&keys, true) }
     }

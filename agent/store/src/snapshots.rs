@@ -118,8 +118,7 @@ impl Store {
 
     fn has_all(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
         let paths = self.paths();
-        let is_missing =
-            |key: &BlobKey| !paths.blob_manifest(key).exists() || !is_file(&paths.blob(key));
+        let is_missing = |key: &BlobKey| !paths.blob_manifest(key).exists() || !is_file(&paths.blob(key));
         match manifest.objects.iter().find(|entry| is_missing(&entry.blob)) {
             Some(entry) => {
                 Err(StoreError::Incomplete { name: manifest.source.object_url(&entry.object.path) })

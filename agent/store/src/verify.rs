@@ -172,8 +172,7 @@ impl Store {
     pub fn has_blob(&self, key: &BlobKey) -> bool {
         let found = std::fs::symlink_metadata(self.paths().blob(key));
         found.is_ok_and(|found| {
-            found.is_file()
-                && self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
+            found.is_file() && self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
         })
     }
 

@@ -46,7 +46,8 @@ impl IoFile {
     /// Opens a file that exists. A symbolic link is none: it was put there by someone else.
     pub(super) fn open(path: &Path, access: Access, bypass: bool) -> io::Result<Self> {
         let write = access == Access::Write;
-        let buffered = OpenOptions::new().read(true).write(write).custom_flags(flags(OFlags::NOFOLLOW)).open(path)?;
+        let buffered =
+            OpenOptions::new().read(true).write(write).custom_flags(flags(OFlags::NOFOLLOW)).open(path)?;
         Self::with_direct(path, buffered, access, bypass)
     }
 

@@ -68,7 +68,10 @@ async fn pinned_and_used_snapshots_stay_and_nothing_goes_in_vain() {
     bring(&store, &[&idle]).await.unwrap();
     let error = store.reserve(2 << 20).await.unwrap_err();
     let StoreError::Full { needed, available, ref limit, .. } = error else { panic!("{error}") };
-    assert_eq!((needed, available, limit.as_str()), (2 << 20, 1 << 20, "the store's quota: `store.quota`, raise it for more"));
+    assert_eq!(
+        (needed, available, limit.as_str()),
+        (2 << 20, 1 << 20, "the store's quota: `store.quota`, raise it for more")
+    );
     assert!(is_there(&store, &idle), "evicting it would not have helped");
     store.reserve(1 << 20).await.unwrap();
     assert!(!is_there(&store, &idle) && is_there(&store, &pinned) && is_there(&store, &used));

@@ -208,7 +208,8 @@ async fn what_is_not_the_stores_stays_and_stops_nothing() {
     bring(&store, &[&thing]).await.unwrap();
     store.close().await.unwrap();
     let strange = ["snapshots/mine/x", "snapshots/x.json/x", "tmp/mine/x", "blobs/zz/d/x", "blobs/zz/note"];
-    let leftover = [".a.json.123-0.writing", "snapshots/.a.json.00ff00ff00ff00ff-3.writing", "blobs/zz/.a.1-0.writing"];
+    let leftover =
+        [".a.json.123-0.writing", "snapshots/.a.json.00ff00ff00ff00ff-3.writing", "blobs/zz/.a.1-0.writing"];
     for name in strange.iter().chain(&leftover) {
         let path = config.directory.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -231,7 +232,8 @@ fn a_store_is_made_by_one_of_many() {
         let directory = on_disk();
         let config = config(directory.path());
         std::thread::scope(|scope| {
-            let opening: Vec<_> = (0..5).map(|_| scope.spawn(|| Store::open(config.clone()).map(drop))).collect();
+            let opening: Vec<_> =
+                (0..5).map(|_| scope.spawn(|| Store::open(config.clone()).map(drop))).collect();
             for opened in opening {
                 let outcome = opened.join().unwrap();
                 assert!(matches!(outcome, Ok(()) | Err(StoreError::Locked { .. })), "{outcome:?}");
