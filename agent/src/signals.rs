@@ -64,9 +64,11 @@ mod tests {
         if std::env::var_os(SPINS).is_some() {
             spin();
         }
-        for (signals, code) in
-            [([Signal::INT, Signal::INT], 130), ([Signal::TERM, Signal::TERM], 143), ([Signal::INT, Signal::TERM], 143)]
-        {
+        for (signals, code) in [
+            ([Signal::INT, Signal::INT], 130),
+            ([Signal::TERM, Signal::TERM], 143),
+            ([Signal::INT, Signal::TERM], 143),
+        ] {
             let mut child = spinning();
             kill_process(Pid::from_child(&child), signals[0]).unwrap();
             std::thread::sleep(Duration::from_millis(100));

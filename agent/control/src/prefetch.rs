@@ -9,7 +9,7 @@ use tonic::Status;
 use weightd_fetch::{Completed, FileProgress, Transfer};
 use weightd_proto::v1::{self, prefetch_event::Event};
 use weightd_store::{Job, StoreError};
-use weightd_types::SnapshotKey;
+use weightd_types::{Checksums, SnapshotKey};
 
 use crate::{
     Control, failure, info,
@@ -194,12 +194,16 @@ async fn complete(
         let record = control.store().snapshot(&key);
         control.describe(record.as_ref().unwrap_or(&completed.snapshot)).await
     };
+    let objects = &completed.snapshot.manifest.objects;
+    let unverifiable =
+        objects.iter().filter(|entry| entry.object.checksums == Checksums::default()).count();
     let snapshot = pinned.await.map_err(|error| failure::store_status(&error))?;
     Ok(event(Event::Completed(v1::Completed {
         snapshot: Some(snapshot),
         fetched_bytes: completed.fetched_bytes,
         reused_bytes: completed.reused_bytes,
         elapsed_seconds: completed.elapsed.as_secs_f64(),
+        unverifiable_objects: count(unverifiable),
     })))
 }
 

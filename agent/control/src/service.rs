@@ -79,7 +79,11 @@ impl Control {
     }
 
     async fn get_one(&self, request: &v1::GetRequest) -> Result<v1::GetResponse, StoreError> {
-        let record = self.store().find(&request.snapshot)?;
+        let mut record = self.store().find(&request.snapshot)?;
+        // Someone is about to read its files, which someone else may have deleted.
+        if record.complete && !self.store().is_complete(record.key()).await? {
+            record = self.store().find(&request.snapshot)?;
+        }
         let objects = if request.summary {
             Vec::new()
         } else {

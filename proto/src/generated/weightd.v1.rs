@@ -94,7 +94,7 @@ pub struct FileProgress {
     pub done_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub total_bytes: u64,
-    /// Complete, checked against the origin's checksum, and durable.
+    /// Complete, checked against the origin's checksum if it publishes one, and durable.
     #[prost(bool, tag = "4")]
     pub verified: bool,
 }
@@ -110,6 +110,9 @@ pub struct Completed {
     pub reused_bytes: u64,
     #[prost(double, tag = "4")]
     pub elapsed_seconds: f64,
+    /// Objects whose origin publishes no checksum: only their length could be compared.
+    #[prost(uint32, tag = "5")]
+    pub unverifiable_objects: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Detached {
@@ -160,7 +163,7 @@ pub struct ObjectInfo {
     /// Object bytes that are in the store.
     #[prost(uint64, tag = "6")]
     pub present_bytes: u64,
-    /// Whether the whole object is in the store and was checked against its checksum.
+    /// Whether the whole object is in the store and was checked against its checksum, if it has one.
     #[prost(bool, tag = "7")]
     pub verified: bool,
 }

@@ -60,8 +60,16 @@ fn summary(view: &PrefetchView) -> String {
         0 => String::new(),
         bytes => format!(", {} were here already", display_bytes(bytes)),
     };
-    format!(
-        "complete and verified: {} files, {size}; {fetched} fetched in {seconds:.1} s ({rate}){reused}",
-        view.snapshot.object_count
-    )
+    let files = view.snapshot.object_count;
+    let complete = how_complete(view.unverifiable_objects, files);
+    format!("{complete}: {files} files, {size}; {fetched} fetched in {seconds:.1} s ({rate}){reused}")
+}
+
+/// Verified is what was compared with a checksum of the origin's.
+fn how_complete(unverifiable: u32, files: u32) -> String {
+    match unverifiable {
+        0 => "complete and verified".to_owned(),
+        all if all == files => "complete; the origin publishes no checksums to verify it by".to_owned(),
+        some => format!("complete; the origin publishes no checksums of {some} files, the rest is verified"),
+    }
 }

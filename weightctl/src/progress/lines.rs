@@ -11,7 +11,7 @@ use crate::view::percent;
 /// Time between two lines about the whole.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Up to so many files, each gets a line when it is verified.
+/// Up to so many files, each gets a line when it is complete.
 const FILES_WITH_LINES: u32 = 200;
 
 /// What was said, to know what to say next.
@@ -27,7 +27,7 @@ impl Lines {
         if update.total_files <= FILES_WITH_LINES {
             let verified = update.files.iter().filter(|file| file.verified);
             lines.extend(
-                verified.map(|file| format!("verified {} ({})", file.path, display_bytes(file.total_bytes))),
+                verified.map(|file| format!("complete: {} ({})", file.path, display_bytes(file.total_bytes))),
             );
         }
         if self.is_due() {
@@ -87,13 +87,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_per_verified_file_and_one_every_few_seconds() {
+    async fn a_line_per_complete_file_and_one_every_few_seconds() {
         let mut lines = Lines::default();
-        assert_eq!(lines.update(&update(4)), ["verified a.safetensors (1.00 GiB)"]);
+        assert_eq!(lines.update(&update(4)), ["complete: a.safetensors (1.00 GiB)"]);
         tokio::time::advance(Duration::from_secs(6)).await;
         let said = lines.update(&update(4));
         assert_eq!(said.len(), 2);
-        assert_eq!(said[1], "25%: 1.00 GiB of 4.00 GiB, 1.00 GiB/s, 1 of 4 files verified, 3 s left");
+        assert_eq!(said[1], "25%: 1.00 GiB of 4.00 GiB, 1.00 GiB/s, 1 of 4 files complete, 3 s left");
         assert_eq!(lines.update(&update(4)).len(), 1, "the next line about the whole waits");
     }
 

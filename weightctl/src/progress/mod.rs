@@ -85,13 +85,13 @@ fn opening(resolved: &v1::Resolved) -> String {
     format!("{}: {files} files, {size}, {missing}", resolved.source)
 }
 
-/// `1.20 GiB of 3.46 GiB, 812.00 MiB/s, 4 of 12 files verified, 3 s left`
+/// `1.20 GiB of 3.46 GiB, 812.00 MiB/s, 4 of 12 files complete, 3 s left`
 fn totals(update: &v1::Progress) -> String {
     let mut text = format!("{} of {}", display_bytes(update.done_bytes), display_bytes(update.total_bytes));
     if update.rate_bytes > 0 {
         text += &format!(", {}/s", display_bytes(update.rate_bytes));
     }
-    text += &format!(", {} of {} files verified", update.verified_files, update.total_files);
+    text += &format!(", {} of {} files complete", update.verified_files, update.total_files);
     let left = update.total_bytes.saturating_sub(update.done_bytes);
     if update.rate_bytes > 0 && left > 0 {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]

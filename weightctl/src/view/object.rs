@@ -10,6 +10,9 @@ use super::{
 };
 use crate::output::View;
 
+/// What agents say of an object whose origin publishes no checksum.
+const NO_CHECKSUM: &str = "none";
+
 /// One file.
 #[derive(Debug, Serialize)]
 pub(crate) struct ObjectView {
@@ -50,6 +53,8 @@ impl From<v1::ObjectInfo> for ObjectView {
 impl ObjectView {
     fn row(&self) -> Vec<String> {
         let here = match (self.verified, self.present_bytes) {
+            // Only its length could be compared.
+            (true, _) if self.checksum == NO_CHECKSUM => "complete".to_owned(),
             (true, _) => "verified".to_owned(),
             (false, 0) if self.size_bytes > 0 => "-".to_owned(),
             (false, present) => percent(present, self.size_bytes),

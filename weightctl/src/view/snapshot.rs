@@ -47,6 +47,7 @@ pub(crate) struct PrefetchView {
     pub(crate) fetched_bytes: u64,
     pub(crate) reused_bytes: u64,
     pub(crate) elapsed_seconds: f64,
+    pub(crate) unverifiable_objects: u32,
 }
 
 /// A prefetch that the agent goes on with.
@@ -181,6 +182,7 @@ impl From<v1::Completed> for PrefetchView {
             fetched_bytes: completed.fetched_bytes,
             reused_bytes: completed.reused_bytes,
             elapsed_seconds: completed.elapsed_seconds,
+            unverifiable_objects: completed.unverifiable_objects,
         }
     }
 }

@@ -69,6 +69,20 @@ fn a_model_is_brought_looked_at_checked_and_removed() {
 }
 
 #[test]
+fn a_snapshot_that_lost_a_file_is_not_complete() {
+    let place = Place::new();
+    let words = place.ask("prefetch SOURCE").words;
+    assert!(words.contains("no checksums") && !words.contains("verified:"), "{words}");
+    let directory = place.ask("path SOURCE").done();
+    fs::remove_file(Path::new(directory.trim_end()).join("config.json")).unwrap();
+    let words = place.ask("path SOURCE").failed(75);
+    assert!(words.contains("is not complete") && words.contains("weightctl prefetch file://"), "{words}");
+    assert!(place.ask("get SOURCE").done().contains("interrupted"));
+    place.ask("prefetch SOURCE").done();
+    assert_eq!(place.ask("path SOURCE").done(), directory);
+}
+
+#[test]
 fn an_interrupted_prefetch_resumes_with_the_same_command() {
     let place = Place::new();
     fs::write(place.at("model/tokenizer.bin"), vec![7; 24 << 20]).unwrap();
@@ -119,4 +133,24 @@ fn a_directory_that_is_no_store_is_left_alone() {
     let words = ended.failed(64);
     assert!(words.contains("not a weightd store"), "{words}");
     assert_eq!(fs::read_dir(place.at("model")).unwrap().count(), 2);
+}
+
+#[test]
+fn two_signals_end_a_prefetch_from_an_origin_that_stalls_at_once() {
+    let place = Place::new();
+    let origin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("http://{}/model", origin.local_addr().unwrap());
+    let mut command = weightctl();
+    command.arg("--config").arg(place.at("weightd.toml")).args(["prefetch", &source]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // It asks, and nobody answers.
+    let _asked = origin.accept().unwrap();
+    let started = std::time::Instant::now();
+    for _ in 0..2 {
+        // The second may come too late.
+        let _ = kill_process(Pid::from_child(&child), Signal::INT);
+    }
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130), "{status}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(2));
 }

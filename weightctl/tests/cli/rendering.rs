@@ -69,6 +69,7 @@ fn a_prefetch_without_a_terminal_is_told_in_lines_without_escapes() {
         fetched_bytes: 1 << 30,
         reused_bytes: 2 << 30,
         elapsed_seconds: 0.5,
+        unverifiable_objects: 0,
     };
     let prefetch = vec![Event::Resolved(resolved), Event::Progress(progress), Event::Completed(completed)];
     let agent = FakeAgent::start(Canned { prefetch, ..Canned::default() });
@@ -76,12 +77,41 @@ fn a_prefetch_without_a_terminal_is_told_in_lines_without_escapes() {
     assert_eq!(
         ended.words,
         "gs://bucket/model: 2 files, 3.00 GiB, 1.00 GiB to fetch\n\
-         verified a.safetensors (5 B)\n\
+         complete: a.safetensors (5 B)\n\
          complete and verified: 2 files, 3.00 GiB; 1.00 GiB fetched in 0.5 s (2.00 GiB/s), 2.00 GiB were here already\n"
     );
     let data = json(&ended.done());
     assert_eq!(data["fetched_bytes"], 1_u64 << 30);
     assert_eq!(data["snapshot"]["directory"], "/store/snapshots/0123");
+}
+
+#[test]
+fn nothing_is_called_verified_that_has_no_checksum() {
+    for (unverifiable, said) in [(2, "publishes no checksums to verify"), (1, "no checksums of 1 files")] {
+        let completed = v1::Completed {
+            snapshot: Some(snapshot()),
+            fetched_bytes: 1,
+            unverifiable_objects: unverifiable,
+            ..v1::Completed::default()
+        };
+        let agent =
+            FakeAgent::start(Canned { prefetch: vec![Event::Completed(completed)], ..Canned::default() });
+        let words = ask(&agent.socket, "prefetch gs://bucket/model").words;
+        assert!(words.contains(said) && !words.contains("complete and verified"), "{words}");
+    }
+    let object = |checksum: &str| v1::ObjectInfo {
+        path: checksum.to_owned(),
+        checksum: checksum.to_owned(),
+        verified: true,
+        ..v1::ObjectInfo::default()
+    };
+    let get =
+        v1::GetResponse { snapshot: Some(snapshot()), objects: vec![object("none"), object("crc32c 00")] };
+    let agent = FakeAgent::start(Canned { get: Some(get), ..Canned::default() });
+    let table = ask(&agent.socket, "get 012345").done();
+    let rows: Vec<_> = table.lines().rev().take(2).collect();
+    assert!(rows[0].contains("verified") && rows[1].contains("complete"), "{table}");
+    assert!(!rows[1].contains("verified"), "{table}");
 }
 
 #[test]

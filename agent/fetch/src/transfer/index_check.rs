@@ -55,9 +55,7 @@ impl Run {
         });
         let checks: Vec<_> = checks.collect();
         let checked = stream::iter(checks).buffer_unordered(HEADERS_AT_ONCE);
-        checked
-            .try_for_each(async |checked| checked.map_err(|source| self.refused_index(at, source)))
-            .await
+        checked.try_for_each(async |checked| checked.map_err(|source| self.refused_index(at, source))).await
     }
 
     async fn check_shard(
