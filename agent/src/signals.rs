@@ -27,7 +27,7 @@ pub fn end_at_the_second() -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test may panic and wait")]
 mod tests {
     use std::{
         io::{BufRead, BufReader, Write},

@@ -195,8 +195,7 @@ async fn complete(
         control.describe(record.as_ref().unwrap_or(&completed.snapshot)).await
     };
     let objects = &completed.snapshot.manifest.objects;
-    let unverifiable =
-        objects.iter().filter(|entry| entry.object.checksums == Checksums::default()).count();
+    let unverifiable = objects.iter().filter(|entry| entry.object.checksums == Checksums::default()).count();
     let snapshot = pinned.await.map_err(|error| failure::store_status(&error))?;
     Ok(event(Event::Completed(v1::Completed {
         snapshot: Some(snapshot),

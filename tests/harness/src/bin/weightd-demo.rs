@@ -43,6 +43,7 @@ async fn run() -> Result<()> {
     }
     step(&format!("A GCS emulator on loopback serves it as {URI} at {}.", gcs.endpoint()));
 
+    fs::write(scratch.path().join("weightd.toml"), "[store]\nfloor = 0.0\n")?;
     let weightctl = Weightctl { program: binary("weightctl"), gcs: gcs.endpoint(), scratch };
     step("weightctl brings it into a local store. Without a daemon, it does the agent's work itself:");
     weightctl.run(&["prefetch", URI])?;
@@ -94,6 +95,8 @@ impl Weightctl {
     fn command(&self, arguments: &[&str]) -> Command {
         println!("  $ weightctl --store STORE {}", arguments.join(" "));
         let mut command = Command::new(&self.program);
+        // What is brought here is gone in a minute: it may take room that an agent would leave free.
+        command.arg("--config").arg(self.scratch.path().join("weightd.toml"));
         command.arg("--store").arg(self.scratch.path().join("store")).args(arguments);
         command.env("STORAGE_EMULATOR_HOST", &self.gcs).env("NO_PROXY", "127.0.0.1");
         // What the user has set for real work must not decide over this store.
