@@ -29,19 +29,14 @@ impl Control {
             let manifests = self.volumes.adopt().await.map_err(|error| failure::expose_status(&error))?;
             self.loads.resume(&self.volumes, manifests);
         }
-        if let Some(known) = self.published(&request, &wish.target).await? {
-            if wish.wait {
-                self.wait_until_complete(known.snapshot)
-                    .await
-                    .map_err(|error| failure::fetch_status(&error))?;
-            }
-            return self.volume_info(&known).await;
-        }
-        let stored = self.store().find(&request.source).ok().filter(|_| !request.source.contains("://"));
-        let volume = match stored {
-            Some(record) => self.publish_stored(&record, &wish).await?,
-            None => self.publish_source(&request, &wish).await?,
+        let volume = match self.published(&request, &wish.target).await? {
+            Some(known) => known,
+            None => self.publish_new(&request, &wish).await?,
         };
+        if wish.wait {
+            let completed = self.wait_until_complete(volume.snapshot).await;
+            completed.map_err(|error| failure::fetch_status(&error))?;
+        }
         if request.pin {
             self.store()
                 .set_pinned(volume.snapshot, true)
@@ -63,6 +58,14 @@ impl Control {
             volume.target == target && record.is_some_and(is_named)
         };
         Ok(volumes.into_iter().find(is_it))
+    }
+
+    async fn publish_new(&self, request: &v1::PublishRequest, wish: &Wish) -> Result<Volume, Status> {
+        let stored = self.store().find(&request.source).ok().filter(|_| !request.source.contains("://"));
+        match stored {
+            Some(record) => self.publish_stored(&record, wish).await,
+            None => self.publish_source(request, wish).await,
+        }
     }
 
     async fn publish_stored(&self, record: &SnapshotRecord, wish: &Wish) -> Result<Volume, Status> {
@@ -103,10 +106,7 @@ impl Control {
         let manifest = Arc::clone(transfer.manifest());
         let shown = self.volumes.show(manifest, lengths, wish.target.clone()).await;
         let volume = shown.map_err(|error| failure::expose_status(&error))?;
-        self.loads.keep(&self.volumes, Arc::clone(&transfer));
-        if wish.wait {
-            transfer.wait().await.map_err(fetch_failed)?;
-        }
+        self.loads.keep(&self.volumes, transfer);
         Ok(volume)
     }
 
