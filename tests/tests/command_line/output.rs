@@ -53,7 +53,7 @@ fn scripts_find_the_keys_that_they_rely_on() {
     assert_keys(&plan["objects"][0], OBJECT);
     assert_keys(&plan["left_out"][0], OBJECT);
     let brought = json(&format!("prefetch {source}"));
-    assert_keys(&brought, "elapsed_seconds fetched_bytes reused_bytes snapshot");
+    assert_keys(&brought, "elapsed_seconds fetched_bytes reused_bytes snapshot unverifiable_objects");
     assert_keys(&brought["snapshot"], SNAPSHOT);
     assert_keys(&json("ls")[0], SNAPSHOT);
     let got = json(&format!("get {source}"));

@@ -152,9 +152,13 @@ async fn what_is_still_on_its_way_is_not_bad() {
     put_model(&fixture.origin);
     soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err();
     let record = fixture.store().find(MODEL).unwrap();
-    let stored = fixture.store().stored(record.manifest).await.unwrap().len() as u64;
+    // What else was on its way may be stored a moment after the failure.
+    let stored = || fixture.store().stored(record.manifest.clone());
+    let before = stored().await.unwrap().len() as u64;
     let (summary, bad) = verify(&fixture, true).await;
-    assert_eq!((bad.len(), summary.checked_blobs), (0, stored), "{bad:?}");
-    assert!(stored > 0, "the index came before the shard that cannot");
+    assert!(bad.is_empty(), "{bad:?}");
+    let after = stored().await.unwrap().len() as u64;
+    assert!((before..=after).contains(&summary.checked_blobs), "{before} to {after}: {summary:?}");
+    assert!(before > 0, "the index came before the shard that cannot");
     assert!(!fixture.store().find(MODEL).unwrap().complete);
 }
