@@ -26,6 +26,8 @@ pub struct Config {
     pub refetches: u32,
     /// Most bytes a second from all origins together.
     pub bandwidth_bytes: Option<u64>,
+    /// Bytes a second at which what is stored is read again, to find rot. `None` reads nothing.
+    pub scrub_bytes: Option<u64>,
     /// Blobs in flight at once; each holds a file open.
     pub open_blobs: usize,
 }
@@ -43,6 +45,7 @@ impl Default for Config {
             backoff_limit: Duration::from_secs(10),
             refetches: 2,
             bandwidth_bytes: None,
+            scrub_bytes: Some(8 << 20),
             open_blobs: 128,
         }
     }

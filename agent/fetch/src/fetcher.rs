@@ -52,7 +52,7 @@ pub(crate) struct Inner {
     planner: Mutex<Planner>,
     airborne: Mutex<HashMap<BlobKey, Arc<Flying>>>,
     transfers: Mutex<HashMap<SnapshotKey, Weak<Transfer>>>,
-    requests_in_flight: AtomicUsize,
+    pub(crate) requests_in_flight: AtomicUsize,
 }
 
 impl std::fmt::Debug for Inner {

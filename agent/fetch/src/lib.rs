@@ -2,8 +2,9 @@
 //!
 //! [`Planner`] is pure: it says which range to ask for next. [`Fetcher`] does the rest: one flight per blob however
 //! many prefetches want it, workers that stream ranges into chunk buffers, retries and hedges, and at the end the
-//! comparison with what the origin says of the object. Reading order: `plan`, `range_reader`, `worker`, `flight`,
-//! `confirm`, `transfer`, `fetcher`.
+//! comparison with what the origin says of the object. What is stored is read again on request (`verify`) and in the
+//! background (`scrub`), and repaired. Reading order: `plan`, `range_reader`, `worker`, `flight`, `confirm`, `transfer`,
+//! `fetcher`, `verify`, `scrub`.
 
 mod concurrency;
 mod config;
@@ -18,6 +19,7 @@ mod prepare;
 mod progress;
 mod range_reader;
 mod reread;
+mod scrub;
 mod throttle;
 mod transfer;
 mod verify;

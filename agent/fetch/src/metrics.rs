@@ -18,6 +18,10 @@ pub struct Metrics {
     pub(crate) failed: Counter,
     pub(crate) requests_in_flight: Gauge,
     pub(crate) request_limit: Gauge,
+    pub(crate) scrubbed_chunks: Counter,
+    pub(crate) scrub_bad_chunks: Counter,
+    pub(crate) scrub_repaired_chunks: Counter,
+    pub(crate) scrub_round_ended: Gauge,
 }
 
 impl Metrics {
@@ -33,6 +37,9 @@ impl Metrics {
             ("checksum_mismatches", "Objects that did not match their checksum", &self.mismatches),
             ("completed_snapshots", "Prefetches that ended with a complete snapshot", &self.completed),
             ("failed_snapshots", "Prefetches that failed", &self.failed),
+            ("scrubbed_chunks", "Stored chunks that the scrub read", &self.scrubbed_chunks),
+            ("scrub_bad_chunks", "Stored chunks that the scrub found damaged", &self.scrub_bad_chunks),
+            ("scrub_repaired_chunks", "Those of them that were fetched again", &self.scrub_repaired_chunks),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
@@ -40,6 +47,11 @@ impl Metrics {
         let gauges = [
             ("requests_in_flight", "Data requests in flight", &self.requests_in_flight),
             ("request_limit", "Data requests that may be in flight", &self.request_limit),
+            (
+                "scrub_round_end_time_seconds",
+                "When the scrub had last read all that is stored, in seconds since 1970; 0 for never",
+                &self.scrub_round_ended,
+            ),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());

@@ -27,6 +27,8 @@ pub struct Request {
     pub pieces: Range<usize>,
     /// The bytes of the object to ask for.
     pub object: ByteRange,
+    /// Whether someone waits for it.
+    pub is_demanded: bool,
     /// Which arrival of the blob it belongs to: a late answer to a flight that was given up must not be taken for one
     /// to the next flight.
     arrival: u64,
@@ -190,7 +192,8 @@ impl Planner {
     /// The next request for someone who waits for a range.
     pub fn next_demanded(&mut self) -> Option<Request> {
         let limit = self.range_bytes;
-        self.take_first(|planner| &mut planner.demands, limit)
+        let request = self.take_first(|planner| &mut planner.demands, limit)?;
+        Some(Request { is_demanded: true, ..request })
     }
 
     /// The next request of a queue. Those ahead are short, so that several connections share them.
@@ -253,6 +256,7 @@ impl Planner {
             key,
             pieces: first..end,
             object: ByteRange::at(pieces[first].object.start, len),
+            is_demanded: false,
             arrival: blob.rank.arrival,
         }
     }

@@ -9,7 +9,10 @@ use tokio::time::{sleep, timeout};
 use weightd_source::{ByteStream, Source, SourceError};
 use weightd_types::{ByteRange, Object};
 
-use crate::{Config, FetchError, Metrics, throttle::Throttle};
+use crate::{
+    Config, FetchError, Metrics,
+    throttle::{Throttle, Urgency},
+};
 
 /// Longest wait an origin can ask for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
@@ -31,6 +34,7 @@ pub(crate) struct RangeReader<'a> {
     /// What was not delivered yet.
     left: ByteRange,
     stream: Option<ByteStream>,
+    urgency: Urgency,
     /// Failures since the last byte.
     failures: u32,
 }
@@ -43,7 +47,13 @@ impl<'a> RangeReader<'a> {
         url: &'a str,
         range: ByteRange,
     ) -> Self {
-        Self { line, source, object, url, left: range, stream: None, failures: 0 }
+        Self { line, source, object, url, left: range, stream: None, urgency: Urgency::Awaited, failures: 0 }
+    }
+
+    /// Lets others go first.
+    pub(crate) fn in_bulk(mut self) -> Self {
+        self.urgency = Urgency::Bulk;
+        self
     }
 
     /// The next bytes; never empty. `None` when the range is delivered.
@@ -57,7 +67,7 @@ impl<'a> RangeReader<'a> {
                     self.failures = 0;
                     self.left.start += bytes.len() as u64;
                     self.line.metrics.fetched_bytes.inc_by(bytes.len() as u64);
-                    self.line.throttle.pass(bytes.len()).await;
+                    self.line.throttle.pass(bytes.len(), self.urgency).await;
                     return Ok(Some(bytes));
                 }
                 Err(error) => {

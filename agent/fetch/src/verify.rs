@@ -60,7 +60,7 @@ pub struct VerifySummary {
     pub repaired_chunks: u64,
 }
 
-type Events = mpsc::Sender<Result<VerifyEvent, FetchError>>;
+pub(crate) type Events = mpsc::Sender<Result<VerifyEvent, FetchError>>;
 
 impl Fetcher {
     /// Reads every chunk of the snapshots a name means (of all, for `None`) and compares it with what was recorded; `repair` fetches
@@ -110,9 +110,8 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let not_found = || StoreError::NotFound { name: key.to_string() };
         let record = self.store().snapshot(&snapshot).ok_or_else(not_found)?;
-        let entry = record.manifest.objects.iter().find(|entry| entry.blob == key).ok_or_else(not_found)?;
+        let subject = Subject::of(&record.manifest, &key).ok_or_else(not_found)?;
         let blob = self.store().stored_blob(key).await?.ok_or_else(not_found)?;
-        let subject = Subject { source: record.manifest.source.clone(), entry: entry.clone() };
         self.inner.repair(&subject, &blob, chunk).await
     }
 
@@ -130,17 +129,25 @@ impl Fetcher {
     }
 }
 
-struct Verification {
-    inner: Arc<Inner>,
-    events: Events,
-    repair: bool,
-    summary: VerifySummary,
+pub(crate) struct Verification {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) events: Events,
+    pub(crate) repair: bool,
+    pub(crate) summary: VerifySummary,
 }
 
 /// A blob to verify, and where it would come from.
-struct Subject {
+pub(crate) struct Subject {
     source: SourceUri,
-    entry: SnapshotEntry,
+    pub(crate) entry: SnapshotEntry,
+}
+
+impl Subject {
+    /// A blob of a snapshot, if it is one.
+    pub(crate) fn of(manifest: &SnapshotManifest, blob: &BlobKey) -> Option<Self> {
+        let entry = manifest.objects.iter().find(|entry| entry.blob == *blob)?;
+        Some(Self { source: manifest.source.clone(), entry: entry.clone() })
+    }
 }
 
 impl Verification {
@@ -174,7 +181,8 @@ impl Verification {
         Ok(self.summary)
     }
 
-    async fn check_blob(&mut self, subject: &Subject, total: u64) -> Result<(), FetchError> {
+    /// Compares a whole blob with what was recorded, and mends it.
+    pub(crate) async fn check_blob(&mut self, subject: &Subject, total: u64) -> Result<(), FetchError> {
         let store = &self.inner.store;
         let blob = match store.stored_blob(subject.entry.blob).await {
             Ok(Some(blob)) => blob,
@@ -205,7 +213,12 @@ impl Verification {
     }
 
     /// Repairs bad chunks in place, where readers that have the file mapped get them too.
-    async fn mend(&mut self, subject: &Subject, blob: &StoredBlob, bad: &[u32]) -> Result<(), FetchError> {
+    pub(crate) async fn mend(
+        &mut self,
+        subject: &Subject,
+        blob: &StoredBlob,
+        bad: &[u32],
+    ) -> Result<(), FetchError> {
         let mut lacking = Vec::new();
         for &chunk in bad {
             let outcome = if self.repair {
@@ -275,7 +288,7 @@ impl Verification {
     }
 
     /// Makes a snapshot whole again whose blobs are all here. What could not be brought back was reported.
-    async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
+    pub(crate) async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
         let store = &self.inner.store;
         let stored = store.stored(Arc::clone(manifest)).await?;
         if stored.len() == manifest.objects.len() && !store.is_complete(manifest.key()).await? {

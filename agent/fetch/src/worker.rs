@@ -51,6 +51,9 @@ async fn stream(
     let route = &flying.route;
     let mut reader =
         RangeReader::new(&inner.line, route.source.as_ref(), &route.object, &route.url, request.object);
+    if !request.is_demanded {
+        reader = reader.in_bulk();
+    }
     let mut arrived = Bytes::new();
     let mut span: Option<Span> = None;
     for index in request.pieces.clone() {
