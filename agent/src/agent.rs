@@ -3,11 +3,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use tokio::sync::mpsc::Receiver;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Channel};
 use weightd_control::{Control, Loads};
 use weightd_expose::{Demands, Volumes};
-use weightd_fetch::Fetcher;
+use weightd_fetch::{BadChunk, Fetcher};
 use weightd_proto::v1::{volumes_server::VolumesServer, weights_server::WeightsServer};
 use weightd_source::{Opener, Origins};
 use weightd_store::{Store, StoreError};
@@ -100,8 +101,8 @@ impl Agent {
         channel
     }
 
-    /// Listens on the socket and the HTTP port of its configuration, and goes on with the detached prefetches of an
-    /// earlier run.
+    /// Listens on the socket and the HTTP port of its configuration, goes on with the detached prefetches of an earlier
+    /// run, and looks after what is stored: an agent that is there for one command does neither.
     ///
     /// # Errors
     /// When either cannot be had.
@@ -118,6 +119,7 @@ impl Agent {
         self.tasks.spawn(adopt(self.volumes.clone(), Arc::clone(&self.loads), self.stopping.clone()));
         self.tasks.spawn(serve::socket(listener, self.routes.clone(), self.stopping.clone()));
         self.tasks.spawn(tidy(self.fetcher.store().clone(), self.stopping.clone()));
+        self.tasks.spawn(tell_volumes(self.fetcher.scrub(), self.volumes.clone()));
         Ok(())
     }
 
@@ -168,6 +170,20 @@ async fn adopt(volumes: Volumes, loads: Arc<Loads>, stopping: CancellationToken)
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(ADOPT_PAUSE) => {}
         }
+    }
+}
+
+/// Lets those who look after volumes know what the scrub finds in them, until it ends with the fetcher.
+async fn tell_volumes(mut damaged: Receiver<BadChunk>, volumes: Volumes) {
+    while let Some(bad) = damaged.recv().await {
+        let outcome = match (bad.repaired, bad.failure) {
+            (true, _) => "and were fetched again".to_owned(),
+            (false, failure) => format!(
+                "and could not be fetched again ({}): readers may be given wrong bytes",
+                failure.unwrap_or_default()
+            ),
+        };
+        volumes.rotted(&bad.blob, &format!("{} rotted on disk {outcome}", bad.range));
     }
 }
 

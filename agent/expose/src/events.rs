@@ -37,10 +37,15 @@ impl Events {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one. A reader that goes on trying is no news.
+    /// Adds one about a snapshot that is shown through FUSE.
     pub(crate) fn tell(&self, shown: &Shown, position: Option<usize>, why: &str) {
         let path = position.map(|at| shown.tree.manifest.objects[at].object.path.clone());
-        let event = Event { at: SystemTime::now(), snapshot: shown.key(), path, message: why.to_owned() };
+        self.add(shown.key(), path, why);
+    }
+
+    /// Adds one. A reader that goes on trying is no news.
+    pub(crate) fn add(&self, snapshot: SnapshotKey, path: Option<ObjectPath>, why: &str) {
+        let event = Event { at: SystemTime::now(), snapshot, path, message: why.to_owned() };
         let mut events = self.lock();
         let same = |known: &Event| {
             (known.snapshot, &known.path, &known.message) == (event.snapshot, &event.path, &event.message)

@@ -8,7 +8,7 @@ use weightd_types::CHUNK_BYTES;
 
 use super::{
     Config, LogConfig, LogFormat, Mistake,
-    raw::{Raw, RawAgent, RawFetch, RawStore, RawVolumes},
+    raw::{Raw, RawAgent, RawFetch, RawStore, RawVolumes, Setting},
     read::{self, Read, Reader},
     source,
 };
@@ -21,8 +21,10 @@ pub(super) fn check(
 ) -> Result<Config, Vec<Mistake>> {
     let mut reader = Reader { mistakes: unknown };
     let (socket, metrics_address, log) = agent(&mut reader, raw.agent);
+    // The setting stands with the store, which it is about; who reads it is the room that can repair what is found.
+    let scrub_rate = raw.store.scrub_rate.clone();
     let store = store(&mut reader, raw.store);
-    let fetch = fetch(&mut reader, raw.fetch);
+    let fetch = fetch(&mut reader, raw.fetch, scrub_rate);
     let expose = volumes(&mut reader, raw.volumes, &store.directory);
     match source::check(&mut reader, raw.source, environment) {
         Some(source) if reader.mistakes.is_empty() => {
@@ -55,7 +57,7 @@ fn store(reader: &mut Reader, raw: RawStore) -> StoreConfig {
     }
     let directory = reader.get("store.directory", raw.directory, "/".into(), read::path);
     let default = StoreConfig::new(directory);
-    let written = |setting: &super::raw::Setting| setting.as_ref().map_or(String::new(), ToString::to_string);
+    let written = |setting: &Setting| setting.as_ref().map_or(String::new(), ToString::to_string);
     let low_written = written(&raw.low_watermark);
     let high = reader.get("store.high_watermark", raw.high_watermark, default.high_watermark, read::share);
     let low =
@@ -90,9 +92,9 @@ fn store(reader: &mut Reader, raw: RawStore) -> StoreConfig {
     }
 }
 
-fn fetch(reader: &mut Reader, raw: RawFetch) -> FetchConfig {
+fn fetch(reader: &mut Reader, raw: RawFetch, scrub_rate: Setting) -> FetchConfig {
     let default = FetchConfig::default();
-    let written = |setting: &super::raw::Setting| setting.as_ref().map_or(String::new(), ToString::to_string);
+    let written = |setting: &Setting| setting.as_ref().map_or(String::new(), ToString::to_string);
     let (min_written, give_up_written) = (written(&raw.min_requests), written(&raw.give_up));
     let max = reader.get("fetch.max_requests", raw.max_requests, default.max_requests, requests);
     let min = reader.get("fetch.min_requests", raw.min_requests, default.min_requests.min(max), requests);
@@ -112,6 +114,7 @@ fn fetch(reader: &mut Reader, raw: RawFetch) -> FetchConfig {
         range_bytes: reader.get("fetch.range", raw.range, default.range_bytes, range),
         bandwidth_bytes: reader
             .get("fetch.bandwidth", raw.bandwidth, None, |value| read::rate(value).map(Some)),
+        scrub_bytes: reader.get("store.scrub_rate", scrub_rate, default.scrub_bytes, read::rate_or_off),
         attempts: reader.get("fetch.attempts", raw.attempts, default.attempts, read::count(1, 100)),
         refetches: reader.get("fetch.refetches", raw.refetches, default.refetches, read::count(0, 100)),
         ..default

@@ -46,6 +46,7 @@ pub(super) struct RawStore {
     pub(super) buffers: Setting,
     pub(super) partials_keep: Setting,
     pub(super) checkpoint_interval: Setting,
+    pub(super) scrub_rate: Setting,
 }
 
 /// `[fetch]`

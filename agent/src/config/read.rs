@@ -111,6 +111,14 @@ pub(super) fn rate(value: &Value) -> Read<u64> {
     bytes(&Value::String(per_second.to_owned())).map_err(|_| remedy())
 }
 
+/// Bytes a second, or `off`.
+pub(super) fn rate_or_off(value: &Value) -> Read<Option<u64>> {
+    match text(value) {
+        Some("off") => Ok(None),
+        _ => rate(value).map(Some).map_err(|remedy| format!("{remedy}, or \"off\"")),
+    }
+}
+
 /// A share between 0 and 1.
 pub(super) fn share(value: &Value) -> Read<f64> {
     #[expect(clippy::cast_precision_loss, reason = "only 0 and 1 are taken")]

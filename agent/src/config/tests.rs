@@ -44,6 +44,7 @@ fn the_example_is_valid_as_it_stands_and_with_every_setting_in_use() {
         fields::fields::<raw::RawAgent>(),
         fields::fields::<raw::RawStore>(),
         fields::fields::<raw::RawFetch>(),
+        fields::fields::<raw::RawVolumes>(),
         fields::fields::<weightd_source::GcsConfig>(),
         fields::fields::<weightd_source::S3Config>(),
         fields::fields::<weightd_source::AzureConfig>(),
@@ -74,6 +75,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         engine = "fast"
         partials_keep = "a while"
         buffers = "1MiB"
+        scrub_rate = "8MiB"
         [fetch]
         range = "9MiB"
         bandwidth = "2GB"
@@ -107,6 +109,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "store.engine = \"fast\": write \"auto\"",
         "store.partials_keep = \"a while\": write a time",
         "store.buffers = \"1MiB\": must hold two chunks",
+        "store.scrub_rate = \"8MiB\": write bytes a second such as \"2GB/s\", or \"off\"",
         "fetch.range = \"9MiB\": must be a multiple",
         "fetch.bandwidth = \"2GB\": write bytes a second",
         "fetch.attempts = -1: write a whole number from 1 to 100",
@@ -123,7 +126,15 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 24, "{said:#?}");
+    assert_eq!(said.len(), 25, "{said:#?}");
+}
+
+#[test]
+fn the_scrub_is_slow_unless_it_is_told_otherwise_and_can_be_off() {
+    let rate = |text: &str| parse(text, &in_store("/s")).unwrap().fetch.scrub_bytes;
+    assert_eq!(rate(""), Some(8 << 20));
+    assert_eq!(rate("[store]\nscrub_rate = \"1GiB/s\""), Some(1 << 30));
+    assert_eq!(rate("[store]\nscrub_rate = \"off\""), None);
 }
 
 #[test]

@@ -15,5 +15,6 @@ mod output;
 mod place;
 mod program;
 mod scale;
+mod scrub;
 mod volumes;
 mod wire;

@@ -7,7 +7,7 @@ mod changes;
 mod table;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
@@ -201,6 +201,16 @@ impl Volumes {
             self.inner.events.tell(&shown, None, why);
         }
         shown.report(condition);
+    }
+
+    /// Says that bytes of a blob rotted on disk: an event of every volume that shows it.
+    pub fn rotted(&self, blob: &BlobKey, what: &str) {
+        let shown: BTreeSet<SnapshotKey> = lock(&self.inner.held).values().map(SnapshotUse::key).collect();
+        for record in shown.iter().filter_map(|key| self.inner.store.snapshot(key)) {
+            for entry in record.manifest.objects.iter().filter(|entry| entry.blob == *blob) {
+                self.inner.events.add(record.key(), Some(entry.object.path.clone()), what);
+            }
+        }
     }
 
     /// Ends serving. With a keeper volumes stay for the next agent; without one those that still loaded go.

@@ -142,14 +142,18 @@ impl Scrub {
         }
         let Some(subject) = Subject::of(&record.manifest, &key) else { return Ok(()) };
         let (events, mut found) = mpsc::channel(QUEUE);
-        let telling = async {
+        let mut damages = Vec::new();
+        let listening = async {
             while let Some(event) = found.recv().await {
                 if let Ok(VerifyEvent::Bad(bad)) = event {
-                    self.tell(bad);
+                    damages.push(bad);
                 }
             }
         };
-        tokio::join!(self.mend(&subject, chunk, events), telling).0
+        let (outcome, ()) = tokio::join!(self.mend(&subject, chunk, events), listening);
+        // Not before all is done that could be: whoever is told finds the store as it will be.
+        damages.into_iter().for_each(|bad| self.tell(bad));
+        outcome
     }
 
     async fn mend(&self, subject: &Subject, chunk: Option<u32>, events: Events) -> Result<(), FetchError> {

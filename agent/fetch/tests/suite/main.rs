@@ -15,4 +15,5 @@ mod flights;
 mod metrics;
 mod prefetch;
 mod resuming;
+mod scrub;
 mod verify;

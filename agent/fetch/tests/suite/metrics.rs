@@ -7,7 +7,10 @@ use weightd_fetch::Config;
 use weightd_source::{Fault, Faults, Rule};
 use weightd_types::Layout;
 
-use crate::common::{Fixture, hasty, put_model, soon};
+use crate::{
+    common::{Fixture, hasty, put_model, soon},
+    verify::{blob_path, flip},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_moves() {
@@ -15,7 +18,12 @@ async fn every_metric_moves() {
         .with(Rule::reads(Fault::Flip { at: 12_000_000 }).of("1.safetensors").times(1))
         .with(Rule::reads(Fault::Throttle { retry_after: None }).of("config.json").times(1))
         .with(Rule::reads(Fault::Stall { after: 0, lasting: None }).of("2.safetensors").times(1));
-    let config = Config { bandwidth_bytes: Some(20 << 20), give_up: Duration::from_secs(5), ..hasty() };
+    let config = Config {
+        bandwidth_bytes: Some(20 << 20),
+        give_up: Duration::from_secs(5),
+        scrub_bytes: Some(1 << 40),
+        ..hasty()
+    };
     let fixture = Fixture::faulty(&faults, config).await;
     put_model(&fixture.origin);
     let text = || {
@@ -35,6 +43,10 @@ async fn every_metric_moves() {
     };
     let work = async {
         soon(fixture.prefetch(Layout::Aligned)).await.unwrap();
+        flip(&blob_path(&fixture, "2.safetensors", ""), 9_000_000);
+        let mut damaged = fixture.fetcher.scrub();
+        soon(damaged.recv()).await.unwrap();
+        crate::scrub::until_round_ended(&fixture).await;
         fixture.origin.put("model/bad.safetensors", "abc");
         soon(fixture.prefetch(Layout::Aligned)).await.unwrap_err();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -47,5 +59,5 @@ async fn every_metric_moves() {
         let name = line.split(' ').next().unwrap();
         assert!(name.starts_with("weightd_fetch_") && moved.contains(name), "nobody moves {name}");
     }
-    assert_eq!(moved.len(), 10, "{moved:?}");
+    assert_eq!(moved.len(), 14, "{moved:?}");
 }
