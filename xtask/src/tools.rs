@@ -1,9 +1,10 @@
 //! What tests need beside Rust, installed into the checkout's `.tools`, which git ignores.
 //!
-//! Versions are pinned in `tests/requirements.txt` and `tests/package.json`. What is there already is left alone:
-//! a copy of each list is kept beside what it installed.
+//! Versions are pinned in `tests/requirements.txt`, `tests/requirements-torch.txt` and `tests/package.json`. What is
+//! there already is left alone: a copy of each list is kept beside what it installed.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -14,12 +15,17 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{self, find, succeeds};
 
 /// Programs that tests start, and Debian's packages for them.
-const PROGRAMS: [(&str, &str); 3] =
-    [("setpriv", "util-linux"), ("mkfs.ext4", "e2fsprogs"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 4] =
+    [("setpriv", "util-linux"), ("mkfs.ext4", "e2fsprogs"), ("ip", "iproute2"), ("fio", "fio")];
+/// Debian's own Python, which alone finds Debian's PyTorch.
+const DEBIANS_PYTHON: &str = "/usr/bin/python3";
 
 /// Installs everything. What cannot be installed without harm to the rest is said, not an error.
 pub(crate) fn install(root: &Path) -> Result<()> {
     programs();
+    if let Err(error) = torch(root) {
+        eprintln!("warning: {error:#}; the test of PyTorch will be skipped");
+    }
     python(root)?;
     node(root)
 }
@@ -32,13 +38,41 @@ pub(crate) fn python(root: &Path) -> Result<()> {
         return Ok(());
     }
     println!("Installing Python packages into .tools ...");
-    if !succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
+    if !imports("python3", "ensurepip, venv") {
         debian(&["python3", "python3-venv"]).context("tests need Python with venv and ensurepip")?;
     }
     command::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    pip(&wanted, &environment)
+}
+
+/// A second Python environment: PyTorch. PyPI has it only with gigabytes of CUDA, Debian without; where Debian's cannot
+/// be had its test is skipped.
+fn torch(root: &Path) -> Result<()> {
+    let wanted = root.join("tests/requirements-torch.txt");
+    let environment = root.join(".tools/torch");
+    // Its better half is the machine's, and may be gone.
+    if installed(&wanted, &environment) && imports(environment.join("bin/python"), "torch") {
+        return Ok(());
+    }
+    println!("Installing PyTorch into .tools ...");
+    if !imports(DEBIANS_PYTHON, "ensurepip, venv, numpy, torch") {
+        debian(&["python3-torch", "python3-numpy", "python3-venv"])?;
+    }
+    let venv = ["-m", "venv", "--clear", "--system-site-packages"];
+    command::run(Command::new(DEBIANS_PYTHON).args(venv).arg(&environment))?;
+    pip(&wanted, &environment)
+}
+
+/// Whether a Python has modules.
+fn imports(python: impl AsRef<OsStr>, modules: &str) -> bool {
+    succeeds(Command::new(python).args(["-c", &format!("import {modules}")]))
+}
+
+/// Installs a list into an environment.
+fn pip(wanted: &Path, environment: &Path) -> Result<()> {
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
-    command::run(Command::new(environment.join("bin/python")).args(pip).arg(&wanted))?;
-    remember(&wanted, &environment)
+    command::run(Command::new(environment.join("bin/python")).args(pip).arg(wanted))?;
+    remember(wanted, environment)
 }
 
 /// The Node environment: Azurite. Debian's npm would bring hundreds of packages for one test, so where npm is

@@ -111,6 +111,11 @@ impl FaultProxy {
         self.shared.pace.set(bytes_per_second);
     }
 
+    /// Bytes of all answers that passed so far, without their headers.
+    pub fn bytes(&self) -> u64 {
+        self.shared.pace.passed()
+    }
+
     /// All requests so far, also those that were struck.
     pub fn requests(&self) -> &RequestLog {
         &self.shared.log

@@ -26,6 +26,22 @@ pub fn python() -> Result<PathBuf, Unready> {
     python_program("python")
 }
 
+/// The interpreter that has PyTorch, numpy and safetensors: Debian's, in an environment of its own.
+///
+/// # Errors
+/// When it is not installed, as where Debian's package cannot be had.
+pub fn torch_python() -> Result<PathBuf, Unready> {
+    installed("PyTorch (Debian's python3-torch)", checkout().join(".tools/torch/bin/python"))
+}
+
+/// The disk tester, from Debian's package.
+///
+/// # Errors
+/// When it is not installed.
+pub fn fio() -> Result<PathBuf, Unready> {
+    installed("fio", PathBuf::from("/usr/bin/fio"))
+}
+
 /// A program of the Node environment.
 pub(crate) fn node_program(name: &str) -> Result<PathBuf, Unready> {
     installed(name, checkout().join(".tools/node/node_modules/.bin").join(name))

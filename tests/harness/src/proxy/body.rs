@@ -16,10 +16,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Fault;
 
-/// A rate that all answers share.
+/// A rate that all answers share, and what passed of all of them.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     bytes_per_second: AtomicU64,
+    passed: AtomicU64,
     free_at: Mutex<Option<Instant>>,
 }
 
@@ -29,8 +30,13 @@ impl Pace {
         *self.free_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    pub(super) fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
     /// Waits for the turn of so many bytes.
     async fn turn(&self, bytes: usize) {
+        self.passed.fetch_add(bytes as u64, Ordering::Relaxed);
         let rate = self.bytes_per_second.load(Ordering::Relaxed);
         if rate == 0 {
             return;

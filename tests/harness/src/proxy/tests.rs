@@ -29,6 +29,7 @@ async fn read(url: &str) -> (Vec<u8>, bool) {
 async fn without_a_fault_everything_passes() {
     let (server, proxy, url) = fixture().await;
     assert_eq!(read(&url).await, (crate::Pattern::new(1).bytes(0, BYTES), true));
+    assert_eq!(proxy.bytes(), BYTES as u64);
     let head = serve::client().head(&url).send().await.unwrap();
     assert_eq!(head.headers()["content-length"], "1048576");
     assert_eq!(proxy.requests().all().len(), server.requests().all().len());
