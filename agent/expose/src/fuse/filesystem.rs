@@ -244,7 +244,7 @@ impl Filesystem for VolumesFilesystem {
             let is_file = matches!(shown.tree.kind(node.index), Some(Kind::File(_)));
             let valid = if is_file && will_change { WHILE_LOADING } else { FOREVER };
             match shown.tree.attributes(node, lengths) {
-                Some(attributes) => reply.entry_with_ttls(&valid, &FOREVER, &attributes, Generation(0)),
+                Some(attributes) => reply.entry_with_ttls(&FOREVER, &valid, &attributes, Generation(0)),
                 None => reply.error(Errno::ENOENT),
             }
         };

@@ -9,11 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use memmap2::Mmap;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use weightd_harness::{FakeGcs, ModelShape, assert_same_tensors, require};
 
-use super::{Node, SLOW, fuse};
+use super::{Node, SLOW, fuse, map};
 
 const O_DIRECT: i32 = 0o40000;
 
@@ -33,9 +32,7 @@ fn output(command: &mut Command) -> Vec<u8> {
 fn touch(origin: &Path, shown: &Path) {
     let expected = std::fs::read(origin).unwrap();
     let file = File::open(shown).unwrap();
-    #[expect(unsafe_code, reason = "this is what loaders do")]
-    // SAFETY: files of a volume never change.
-    let mapped = unsafe { Mmap::map(&file) }.unwrap();
+    let mapped = map(&file);
     assert_eq!(mapped.len(), expected.len());
     let mut random = StdRng::seed_from_u64(expected.len() as u64);
     for _ in 0..64 {
@@ -68,7 +65,8 @@ async fn every_way_of_reading_gives_the_origins_bytes_while_it_loads_and_after()
     let _agent = node.place.agent().await;
     node.mount("");
     assert_eq!(node.volume().1, "loading", "otherwise this shows nothing");
-    for round in ["while it loads", "after"] {
+    // The last reads straight from the store; before it the kernel may still go by what it knew while it loaded.
+    for round in ["while it loads", "after", "past the agent"] {
         let files = files(&node);
         std::thread::scope(|threads| {
             for (origin, shown) in &files {
@@ -89,6 +87,9 @@ async fn every_way_of_reading_gives_the_origins_bytes_while_it_loads_and_after()
         });
         eprintln!("right {round}");
         node.until_complete().await;
+        if round == "after" {
+            node.until_passed_through(&node.model.files).await;
+        }
     }
     assert_eq!(node.volume().0, "passthrough");
 }

@@ -8,12 +8,14 @@ mod metrics;
 mod outlive;
 mod trouble;
 
-use std::path::PathBuf;
+use std::{fs::File, path::PathBuf};
 
+use memmap2::Mmap;
 use tokio::net::UnixStream;
 use weightd_harness::{FakeGcs, Model, ModelShape, Unready, mounts};
 
 use crate::{
+    daemon::get,
     place::Place,
     program::{Running, program, until},
 };
@@ -60,6 +62,19 @@ impl Node {
         until("the snapshot is complete", async || (self.volume().1 == "complete").then_some(())).await;
     }
 
+    /// Waits until the kernel reads these files itself when they are opened: it goes by the name of a file that was
+    /// loading for a second longer.
+    pub(crate) async fn until_passed_through(&self, names: &[String]) {
+        for name in names {
+            until("a file is opened straight from the store", async || {
+                let before = metric(&self.place, "weightd_expose_passthrough_opens_total");
+                File::open(self.target().join(name)).unwrap();
+                (metric(&self.place, "weightd_expose_passthrough_opens_total") > before).then_some(())
+            })
+            .await;
+        }
+    }
+
     /// A keeper beside the agent.
     pub(crate) async fn keeper(&self, more: &[&str]) -> Running {
         let mut command = program("weightd-keeper");
@@ -86,6 +101,20 @@ pub(crate) fn fuse() -> Result<(), Unready> {
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     device.map_err(|error| refused(format!("/dev/fuse: {error}")))?;
     if rustix::process::geteuid().is_root() { Ok(()) } else { Err(refused("it needs root".to_owned())) }
+}
+
+/// A file of a volume as loaders have it.
+pub(crate) fn map(file: &File) -> Mmap {
+    #[expect(unsafe_code, reason = "this is what loaders do")]
+    // SAFETY: files of a volume never change.
+    unsafe { Mmap::map(file) }.unwrap()
+}
+
+/// What the agent's metrics say of one of them now.
+pub(crate) fn metric(place: &Place, name: &str) -> u64 {
+    let text = get(place, "/metrics").expect("the agent serves its metrics").1;
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    values.next().unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
 }
 
 /// Waits until the agent's socket answers.
