@@ -12,6 +12,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::MemfdFlags,
+    io::retry_on_intr,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
@@ -102,12 +103,14 @@ impl Keeper {
             beside.push(SendAncillaryMessage::ScmRights(descriptors));
         }
         let words = [IoSlice::new(line.as_bytes())];
-        sendmsg(&self.socket, &words, &mut beside, SendFlags::NOSIGNAL).map_err(failed)?;
+        // With a limit on its time, the kernel does not take up by itself what a signal interrupted.
+        retry_on_intr(|| sendmsg(&self.socket, &words, &mut beside, SendFlags::NOSIGNAL)).map_err(failed)?;
         let mut bytes = vec![0; 64 << 10];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let mut words = [IoSliceMut::new(&mut bytes)];
         let received =
-            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC)
+            retry_on_intr(|| recvmsg(&self.socket, &mut words, &mut beside, RecvFlags::CMSG_CLOEXEC))
                 .map_err(failed)?;
         if received.bytes == 0 {
             return Err(self.problem("went away".to_owned()));

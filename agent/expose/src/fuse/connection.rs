@@ -15,6 +15,7 @@ use std::{
 
 use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::{
+    io::retry_on_intr,
     mount::{MountFlags, mount},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
 };
@@ -63,7 +64,8 @@ impl Connection {
             .map_err(|error| ExposeError::mount("mount FUSE at", directory)(error.into()))?;
         let device = Arc::new(OwnedFd::from(device));
         let mut init = vec![0; REQUEST_BYTES];
-        let length = rustix::io::read(&device, &mut init).map_err(|error| no_fuse(error.into()))?;
+        let length =
+            retry_on_intr(|| rustix::io::read(&device, &mut init)).map_err(|error| no_fuse(error.into()))?;
         init.truncate(length);
         Ok(Self { device, init, is_new: true })
     }
@@ -123,7 +125,7 @@ impl Connection {
 fn play_back(ours: &OwnedFd, device: &OwnedFd, init: &[u8], is_new: bool) -> io::Result<()> {
     send(ours, init, SendFlags::empty())?;
     let mut answer = [0; 4096];
-    let (length, _) = recv(ours, &mut answer[..], RecvFlags::empty())?;
+    let (length, _) = retry_on_intr(|| recv(ours, &mut answer[..], RecvFlags::empty()))?;
     if is_new {
         rustix::io::write(device, &answer[..length])?;
     }
