@@ -77,12 +77,19 @@ impl Inner {
     }
 
     pub(super) fn ensure_session(&self) -> Result<(), ExposeError> {
+        self.check_not_ended()?;
         let mut session = lock(&self.session);
         if session.is_none() {
             self.remove_orphans()?;
             *session = Some(FuseSession::mount(&self.config, &self.shared)?);
         }
         Ok(())
+    }
+
+    /// A call that was under way when the agent was told to end must not begin anew: what looks like volumes without an
+    /// agent is what the next agent takes over.
+    fn check_not_ended(&self) -> Result<(), ExposeError> {
+        if self.ended.load(Ordering::Acquire) { Err(StoreError::Closed.into()) } else { Ok(()) }
     }
 
     pub(super) fn unpublish_now(&self, target: &Path) -> Result<bool, ExposeError> {
@@ -99,6 +106,7 @@ impl Inner {
 
     /// Takes an earlier agent's session over, if the keeper has one; else removes what nobody serves.
     pub(super) fn adopt_now(&self) -> Result<Vec<Arc<SnapshotManifest>>, ExposeError> {
+        self.check_not_ended()?;
         let mut session = lock(&self.session);
         if session.is_some() {
             return Ok(Vec::new());
@@ -139,6 +147,7 @@ impl Inner {
     }
 
     pub(super) fn end_now(&self) {
+        self.ended.store(true, Ordering::Release);
         if self.config.keeper.is_none()
             && let Ok(mounts) = self.mounts()
         {

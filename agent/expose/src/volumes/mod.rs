@@ -66,6 +66,8 @@ struct Inner {
     session: Mutex<Option<FuseSession>>,
     /// Whether what an earlier agent left was looked at.
     adopted: AtomicBool,
+    /// Set when the agent leaves: from then on its volumes are the next agent's, or gone.
+    ended: AtomicBool,
     /// What is mounted, and so held.
     held: Mutex<BTreeMap<PathBuf, SnapshotUse>>,
     /// One volume at a time comes or goes.
@@ -100,6 +102,7 @@ impl Volumes {
             shared,
             session: Mutex::default(),
             adopted: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             held: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             events,

@@ -28,8 +28,8 @@ fn kept(node_socket: &str, agent_timeout: &str) -> String {
     )
 }
 
-async fn node_with_keeper(gcs: &FakeGcs, agent_timeout: &str) -> (Node, Running) {
-    let node = Node::new(gcs, &gcs.endpoint(), &ModelShape::demo(), "").await;
+async fn node_with_keeper(gcs: &FakeGcs, shape: &ModelShape, agent_timeout: &str) -> (Node, Running) {
+    let node = Node::new(gcs, &gcs.endpoint(), shape, "").await;
     let socket = node.place.at("keeper.sock");
     node.place.configure(&node.place.at("store"), &kept(socket.to_str().unwrap(), agent_timeout));
     let keeper = node.keeper(&[]).await;
@@ -40,7 +40,7 @@ async fn node_with_keeper(gcs: &FakeGcs, agent_timeout: &str) -> (Node, Running)
 async fn readers_notice_nothing_of_agents_that_are_killed() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);
-    let (node, _keeper) = node_with_keeper(&gcs, "60s").await;
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
     let mut agent = node.place.agent().await;
     node.mount("");
     let (stop, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -96,7 +96,7 @@ async fn readers_notice_nothing_of_agents_that_are_killed() {
 async fn readers_get_an_error_when_no_agent_comes_and_bytes_again_when_one_does() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);
-    let (node, _keeper) = node_with_keeper(&gcs, "1s").await;
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::demo(), "1s").await;
     let mut agent = node.place.agent().await;
     node.mount("");
     let name = node.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap();
@@ -116,11 +116,55 @@ async fn readers_get_an_error_when_no_agent_comes_and_bytes_again_when_one_does(
     assert!(fs::read(origin).unwrap()[end as usize..][..4096] == found);
 }
 
+/// An agent that is told to end while others ask it to mount: it has given its volumes up and must not take them away.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_under_way_when_an_agent_ends_cost_no_volume() {
+    const MOUNTS: usize = 100;
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::tiny(), "60s").await;
+    let mut agent = node.place.agent().await;
+    node.mount("--mode fuse --wait");
+    let name = &node.model.files[0];
+    let file = File::open(node.target().join(name)).unwrap();
+    let client = weightd_client::Client::connect(&node.place.socket()).await.unwrap();
+    let publishing = (0..MOUNTS).map(|number| {
+        client.publish(weightd_proto::v1::PublishRequest {
+            source: super::SOURCE.to_owned(),
+            target_path: node.place.at(&format!("t/{number}")).display().to_string(),
+            mode: weightd_proto::v1::VolumeMode::Fuse.into(),
+            layout: weightd_proto::v1::Layout::Original.into(),
+            ..Default::default()
+        })
+    });
+    let publishing = futures::future::join_all(publishing);
+    let ending = async {
+        let mounted = || mounts::below(&node.place.at("t"));
+        until("the first is mounted", async || mounted().pop()).await;
+        agent.signal("TERM");
+        agent.ended().await
+    };
+    let (published, _) = tokio::join!(publishing, ending);
+    let failed = published.iter().filter(|published| published.is_err()).count();
+    eprintln!("{failed} of {MOUNTS} mounts failed");
+    assert!(failed > 0, "the agent was done before it was told to end");
+    assert_eq!(mounts::below(&node.target()).len(), 1);
+
+    let _agent = node.place.agent().await;
+    let shown = tokio::task::spawn_blocking({
+        let path = node.target().join(name);
+        move || (file.read_at(&mut [0; 4096], 0), fs::read(path))
+    });
+    let (early, whole) = timeout(Duration::from_secs(60), shown).await.expect("it does not hang").unwrap();
+    assert_eq!(early.unwrap(), 4096);
+    assert!(whole.unwrap() == fs::read(node.model.directory.join(name)).unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn volumes_without_an_agent_can_be_unmounted() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);
-    let (node, _keeper) = node_with_keeper(&gcs, "60s").await;
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
     let mut agent = node.place.agent().await;
     node.mount("");
     agent.kill();
@@ -144,7 +188,7 @@ async fn volumes_without_an_agent_can_be_unmounted() {
 async fn a_new_keeper_takes_over_from_the_old_one() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);
-    let (node, mut old) = node_with_keeper(&gcs, "60s").await;
+    let (node, mut old) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
     let mut agent = node.place.agent().await;
     node.mount("");
     let mut new = node.keeper(&["--replace"]).await;
@@ -168,7 +212,7 @@ async fn a_new_keeper_takes_over_from_the_old_one() {
 async fn a_keeper_listens_for_root_alone_and_leaves_its_place_to_no_second_one() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);
-    let (node, _keeper) = node_with_keeper(&gcs, "60s").await;
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
     let socket = node.place.at("keeper.sock");
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
