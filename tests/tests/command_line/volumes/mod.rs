@@ -2,6 +2,7 @@
 
 mod binds;
 mod content;
+mod fio;
 mod lifecycle;
 mod loaders;
 mod metrics;
