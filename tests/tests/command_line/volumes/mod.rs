@@ -2,6 +2,7 @@
 
 mod binds;
 mod content;
+mod economy;
 mod fio;
 mod lifecycle;
 mod loaders;
