@@ -183,6 +183,9 @@ pub(crate) struct Mount {
     /// Return only when every byte is here and verified.
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Once it is complete, have the agent read it into the page cache, as far as there is memory for it.
+    #[arg(long)]
+    pub(crate) warm_up: bool,
     /// Never evict the snapshot.
     #[arg(long)]
     pub(crate) pin: bool,

@@ -114,7 +114,7 @@ impl Loads {
                     () = sleep(LOOK) => if !volumes.is_shown(&key) { return },
                 }
             };
-            let Err(error) = outcome else { return volumes.report(&key, Condition::Fine) };
+            let Err(error) = outcome else { return volumes.completed(&key) };
             let is_lasting = !error.is_retryable();
             tracing::warn!(source = %manifest.source, %error, is_lasting, "a volume's transfer failed");
             volumes.report(&key, Condition::Failed { why: error.to_string().into(), is_lasting });

@@ -29,10 +29,13 @@ impl Control {
             let manifests = self.volumes.adopt().await.map_err(|error| failure::expose_status(&error))?;
             self.loads.resume(&self.volumes, manifests);
         }
-        let volume = match self.published(&request, &wish.target).await? {
-            Some(known) => known,
-            None => self.publish_new(&request, &wish).await?,
+        let (volume, is_new) = match self.published(&request, &wish.target).await? {
+            Some(known) => (known, false),
+            None => (self.publish_new(&request, &wish).await?, true),
         };
+        if request.warm_up || is_new && self.volumes.warms_up_all() {
+            self.volumes.warm_up(&volume);
+        }
         if wish.wait {
             let completed = self.wait_until_complete(volume.snapshot).await;
             completed.map_err(|error| failure::fetch_status(&error))?;

@@ -22,6 +22,10 @@ pub struct Config {
     pub buffer_bytes: u64,
     /// Whether complete files are read by the kernel straight from their blobs, where it can.
     pub passthrough: bool,
+    /// Whether every volume is read into the page cache once it is complete.
+    pub warm_up: bool,
+    /// Memory that stays available beside what is warmed up; `None` for a tenth of all there is, at least 1 GiB.
+    pub warm_up_floor_bytes: Option<u64>,
 }
 
 impl Config {
@@ -41,6 +45,8 @@ impl Config {
             read_ahead_bytes: 4 << 20,
             buffer_bytes: 128 << 20,
             passthrough: true,
+            warm_up: false,
+            warm_up_floor_bytes: None,
         }
     }
 }

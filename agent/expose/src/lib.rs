@@ -4,7 +4,7 @@
 //! node's one FUSE file system, and its volume a bind of that: present chunks are answered at once, missing ones raise
 //! a demand. Files that complete are from then on opened straight from their blobs. What keeps a volume alive when the
 //! agent dies is the keeper, which holds the connection. Reading order: `mount_table`, `bind`, `shown`, `reading`,
-//! `fuse`, `keeper`, `volumes`.
+//! `fuse`, `keeper`, `volumes`, `warm_up`.
 
 mod bind;
 mod config;
@@ -19,6 +19,7 @@ mod session;
 mod shown;
 mod sys;
 mod volumes;
+mod warm_up;
 
 pub use config::Config;
 pub use error::ExposeError;

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub demands: Counter,
     /// Files opened straight from their blobs.
     pub passthrough_opens: Counter,
+    /// Bytes that were read into the page cache ahead of readers.
+    pub warmed_bytes: Counter,
 }
 
 impl Metrics {
@@ -42,6 +44,11 @@ impl Metrics {
             "passthrough_opens",
             "Files opened straight from their blobs",
             self.passthrough_opens.clone(),
+        );
+        registry.register(
+            "warmed_bytes",
+            "Bytes read into the page cache ahead of readers",
+            self.warmed_bytes.clone(),
         );
     }
 }

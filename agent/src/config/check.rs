@@ -146,6 +146,9 @@ fn volumes(reader: &mut Reader, raw: RawVolumes, store: &std::path::Path) -> Exp
         ),
         buffer_bytes: reader.get("volumes.buffers", raw.buffers, default.buffer_bytes, buffers),
         passthrough: reader.get("volumes.passthrough", raw.passthrough, default.passthrough, read::truth),
+        warm_up: reader.get("volumes.warm_up", raw.warm_up, default.warm_up, read::truth),
+        warm_up_floor_bytes: reader
+            .get("volumes.warm_up_floor", raw.warm_up_floor, None, |value| read::bytes(value).map(Some)),
         ..default
     }
 }

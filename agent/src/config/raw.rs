@@ -74,6 +74,8 @@ pub(super) struct RawVolumes {
     pub(super) read_ahead: Setting,
     pub(super) buffers: Setting,
     pub(super) passthrough: Setting,
+    pub(super) warm_up: Setting,
+    pub(super) warm_up_floor: Setting,
 }
 
 /// Reads the file, and collects the keys that nobody knows.

@@ -87,6 +87,8 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         [volumes]
         keeper = "here"
         passthrough = "yes"
+        warm_up = 1
+        warm_up_floor = "10%"
         read_timeout = 5
         [source]
         connect_timeout_seconds = 0
@@ -117,6 +119,8 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "fetch.give_up = \"5s\": must not be less than stall, 10s",
         "volumes.keeper = \"here\": write an absolute path",
         "volumes.passthrough = \"yes\": write true or false",
+        "volumes.warm_up = 1: write true or false",
+        "volumes.warm_up_floor = \"10%\": write a size",
         "volumes.read_timeout = 5: write a time",
         "source.gs: is not known; [source] has connect_timeout_seconds, gcs, s3, azure, hub",
         "source.gcs.anonymus: is not known; [source.gcs] has endpoint, anonymous, user_project",
@@ -126,7 +130,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 25, "{said:#?}");
+    assert_eq!(said.len(), 27, "{said:#?}");
 }
 
 #[test]

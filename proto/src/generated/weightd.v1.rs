@@ -1488,6 +1488,9 @@ pub struct PublishRequest {
     /// Pins the snapshot.
     #[prost(bool, tag = "7")]
     pub pin: bool,
+    /// Reads the snapshot into the page cache once it is complete, in the background, as far as there is memory for it.
+    #[prost(bool, tag = "8")]
+    pub warm_up: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishResponse {

@@ -17,4 +17,5 @@ mod program;
 mod scale;
 mod scrub;
 mod volumes;
+mod warm_up;
 mod wire;

@@ -19,6 +19,10 @@ pub(crate) async fn mount(
     is_embedded: bool,
     output: &Output,
 ) -> Result<(), CommandError> {
+    if options.warm_up && is_embedded {
+        let why = "--warm-up is the work of an agent, which goes on after the command: leave out --store and --config";
+        return Err(CommandError::Usage(why.to_owned()));
+    }
     let request = PublishRequest {
         source: options.what.source.clone(),
         selection: Some(options.what.selection()),
@@ -27,6 +31,7 @@ pub(crate) async fn mount(
         mode: options.mode().into(),
         wait: options.wait,
         pin: options.pin,
+        warm_up: options.warm_up,
     };
     let target_path = request.target_path.clone();
     let volume = client.publish(request).await?.volume.ok_or(CommandError::NoResult)?;

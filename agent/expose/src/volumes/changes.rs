@@ -133,6 +133,11 @@ impl Inner {
         }
         self.adopted.store(true, Ordering::Release);
         self.refresh()?;
+        // What is complete was warmed up by the agent before.
+        let is_loading = |key: &SnapshotKey| self.store.snapshot(key).is_some_and(|record| !record.complete);
+        if self.config.warm_up && self.shared.passes_through() {
+            manifests.keys().filter(|key| is_loading(key)).for_each(|key| self.warm_up.want(*key));
+        }
         Ok(if is_adopted { manifests.into_values().collect() } else { Vec::new() })
     }
 
@@ -148,6 +153,7 @@ impl Inner {
 
     pub(super) fn end_now(&self) {
         self.ended.store(true, Ordering::Release);
+        self.warm_up.end();
         if self.config.keeper.is_none()
             && let Ok(mounts) = self.mounts()
         {

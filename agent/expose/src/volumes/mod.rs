@@ -25,6 +25,7 @@ use crate::{
     fuse::{Family, Shared},
     reading::Reader,
     session::FuseSession,
+    warm_up::WarmUp,
 };
 
 /// How often volumes are looked for that others unmounted.
@@ -70,6 +71,7 @@ struct Inner {
     ended: AtomicBool,
     /// What is mounted, and so held.
     held: Mutex<BTreeMap<PathBuf, SnapshotUse>>,
+    warm_up: Arc<WarmUp>,
     /// One volume at a time comes or goes.
     changing: tokio::sync::Mutex<()>,
     events: Arc<Events>,
@@ -96,6 +98,7 @@ impl Volumes {
             through: RwLock::default(),
             events: Arc::clone(&events),
         });
+        let warm_up = Arc::new(WarmUp::new(store.clone(), &config, metrics.clone()));
         let inner = Arc::new(Inner {
             store,
             config,
@@ -104,6 +107,7 @@ impl Volumes {
             adopted: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             held: Mutex::default(),
+            warm_up,
             changing: tokio::sync::Mutex::default(),
             events,
             metrics,
@@ -204,6 +208,27 @@ impl Volumes {
             self.inner.events.tell(&shown, None, why);
         }
         shown.report(condition);
+    }
+
+    /// Whether the operator wants every volume warm.
+    pub fn warms_up_all(&self) -> bool {
+        self.inner.config.warm_up
+    }
+
+    /// Reads a volume's snapshot into the page cache, in the background, as soon as it is complete. What the agent itself
+    /// reads for its readers is left as it is: they would not be given those pages. Needs a tokio runtime.
+    pub fn warm_up(&self, volume: &Volume) {
+        if volume.serving == Serving::Fuse {
+            let target = volume.target.display();
+            return tracing::info!(%target, "not warmed up: the kernel does not read this volume from the store's files");
+        }
+        self.inner.warm_up.want(volume.snapshot);
+    }
+
+    /// Says that a snapshot which loaded is complete.
+    pub fn completed(&self, key: &SnapshotKey) {
+        self.report(key, Condition::Fine);
+        self.inner.warm_up.completed(*key);
     }
 
     /// Says that bytes of a blob rotted on disk: an event of every volume that shows it.

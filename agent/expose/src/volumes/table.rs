@@ -62,6 +62,7 @@ impl Inner {
                 }
             }
         }
+        self.warm_up.keep_only(|key| held.values().any(|hold| hold.key() == *key));
         drop(held);
         self.metrics.volumes.set(i64::try_from(volumes.len()).unwrap_or(i64::MAX));
         self.hide_unseen(&volumes);

@@ -2,8 +2,8 @@
 //!
 //! Bind mounts and files that are read through give what the disk gives: nobody compares that with a checksum but this.
 //! It is the least urgent work there is. It reads one chunk at a time at a set rate, stands still while requests to
-//! origins are in flight, takes a buffer only when nobody waits for one, and holds no snapshot: one that is evicted
-//! meanwhile goes at once.
+//! origins are in flight, takes a buffer only when nobody waits for one, and holds no snapshot: the room of one that is
+//! evicted meanwhile is free within a second.
 
 mod order;
 mod pace;

@@ -16,7 +16,7 @@ async fn every_metric_of_volumes_moves() {
     let node = Node::new(&gcs, &proxy.url(), &ModelShape::small(), more).await;
     let _agent = node.place.agent().await;
     proxy.inject("config.json", u32::MAX, Fault::Status { code: 403, retry_after: None });
-    node.mount("");
+    node.mount("--warm-up");
     let read = |name: &String| fs::read(node.target().join(name));
     until("a read fails", async || read(&"config.json".to_owned()).err()).await;
     proxy.clear();
@@ -29,7 +29,7 @@ async fn every_metric_of_volumes_moves() {
         let text = get(&node.place, "/metrics").unwrap().1;
         let values = text.lines().filter(|line| line.starts_with("weightd_expose_"));
         let still: Vec<_> = values.clone().filter(|line| line.ends_with(" 0")).collect();
-        assert_eq!(values.count(), 7, "{text}");
+        assert_eq!(values.count(), 8, "{text}");
         still.is_empty().then_some(())
     })
     .await;

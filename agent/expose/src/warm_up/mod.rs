@@ -1,0 +1,207 @@
+//! Complete snapshots, read into the page cache before someone reads them.
+//!
+//! Loaders prefetch from network file systems only: from a local disk they read page by page, each time waiting for the
+//! disk. Here the kernel is asked for the blobs from front to back while the loader still starts. It is asked for what
+//! fits into memory and no more, and only as long as a volume shows the snapshot.
+
+mod memory;
+mod pages;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Semaphore;
+use weightd_store::{SnapshotEntry, SnapshotManifest, Store};
+use weightd_types::{SnapshotKey, display_bytes};
+
+use crate::{Config, Metrics};
+use memory::Memory;
+use pages::{PIECE_BYTES, Pages};
+
+/// Which snapshots are to be warm, and how warm they are.
+#[derive(Debug)]
+pub(crate) struct WarmUp {
+    store: Store,
+    memory: Memory,
+    metrics: Metrics,
+    state: Mutex<State>,
+    /// One snapshot after the other: side by side none would be warm any sooner.
+    turns: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// To be warmed up once they are complete.
+    wanted: HashSet<SnapshotKey>,
+    /// What is being warmed up, or was, and is still shown. Taking one out ends its warm-up.
+    warming: HashMap<SnapshotKey, Arc<Warming>>,
+    has_ended: bool,
+}
+
+/// How far one snapshot is.
+#[derive(Debug, Default)]
+struct Warming {
+    /// Bytes that the kernel was asked for.
+    bytes: AtomicU64,
+    is_over: AtomicBool,
+}
+
+/// How a warm-up ended.
+#[derive(Debug)]
+enum End {
+    /// All of it was read.
+    Done,
+    /// No volume shows it any more.
+    Unwanted,
+    /// More does not fit: why.
+    NoRoom(String),
+    /// The disk failed.
+    Failed(PathBuf, io::Error),
+}
+
+impl WarmUp {
+    pub(crate) fn new(store: Store, config: &Config, metrics: Metrics) -> Self {
+        let (memory, turns) = (Memory::new("/", config.warm_up_floor_bytes), Arc::new(Semaphore::new(1)));
+        Self { store, memory, metrics, state: Mutex::default(), turns }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wants a snapshot warm as soon as it is complete.
+    pub(crate) fn want(self: &Arc<Self>, key: SnapshotKey) {
+        self.state().wanted.insert(key);
+        // It may have become complete before it was wanted.
+        if self.store.snapshot(&key).is_some_and(|record| record.complete) {
+            self.completed(key);
+        }
+    }
+
+    /// A snapshot is complete: the moment to begin, if it is wanted. Needs a tokio runtime.
+    pub(crate) fn completed(self: &Arc<Self>, key: SnapshotKey) {
+        let warming = {
+            let mut state = self.state();
+            let is_running = state.warming.get(&key).is_some_and(|known| !known.is_over());
+            if !state.wanted.remove(&key) || is_running || state.has_ended {
+                return;
+            }
+            let warming = Arc::new(Warming::default());
+            state.warming.insert(key, Arc::clone(&warming));
+            Arc::downgrade(&warming)
+        };
+        let Some(record) = self.store.snapshot(&key) else { return };
+        let (this, turns) = (Arc::downgrade(self), Arc::clone(&self.turns));
+        tokio::spawn(async move {
+            // It is never closed.
+            let Ok(_turn) = turns.acquire().await else { return };
+            let work = move || Self::warm(&this, &warming, &record.manifest);
+            // It cannot panic; an agent that ends takes it along.
+            let _ = tokio::task::spawn_blocking(work).await;
+        });
+    }
+
+    /// Forgets what is not shown any more, and ends its warm-up.
+    pub(crate) fn keep_only(&self, is_shown: impl Fn(&SnapshotKey) -> bool) {
+        let mut state = self.state();
+        state.wanted.retain(|key| is_shown(key));
+        state.warming.retain(|key, _| is_shown(key));
+    }
+
+    /// Ends everything, for good.
+    pub(crate) fn end(&self) {
+        *self.state() = State { has_ended: true, ..State::default() };
+    }
+
+    /// Reads a snapshot into the page cache, and says how that ended. Blocks. Holds nothing that would keep it going
+    /// when nobody wants it.
+    fn warm(this: &Weak<Self>, warming: &Weak<Warming>, manifest: &SnapshotManifest) {
+        let key = manifest.key();
+        let mut bytes = 0;
+        let end = Self::warm_files(this, warming, manifest, &mut bytes);
+        let read = display_bytes(bytes);
+        match end {
+            End::Done => tracing::info!(source = %manifest.source, snapshot = %key, read, "warmed up"),
+            End::Unwanted => {
+                tracing::debug!(snapshot = %key, read, "the warm-up of a volume that is gone ended");
+            }
+            End::NoRoom(why) => {
+                tracing::warn!(source = %manifest.source, snapshot = %key, read, why, "a warm-up stopped for want of memory");
+            }
+            End::Failed(path, error) => {
+                tracing::warn!(path = %path.display(), %error, "a warm-up stopped");
+            }
+        }
+        if let Some(warming) = warming.upgrade() {
+            warming.is_over.store(true, Ordering::Release);
+        }
+    }
+
+    fn warm_files(
+        this: &Weak<Self>,
+        warming: &Weak<Warming>,
+        manifest: &SnapshotManifest,
+        read: &mut u64,
+    ) -> End {
+        for entry in in_order(manifest) {
+            let Some(path) = this.upgrade().map(|this| this.store.blob_path(&entry.blob)) else {
+                return End::Unwanted;
+            };
+            let opened = File::open(&path).and_then(Pages::of);
+            let mut pages = match opened {
+                Ok(pages) => pages,
+                Err(error) => return End::Failed(path, error),
+            };
+            while pages.left() > 0 {
+                let (Some(this), Some(warming)) = (this.upgrade(), warming.upgrade()) else {
+                    return End::Unwanted;
+                };
+                let piece = pages.left().min(PIECE_BYTES);
+                if let Err(why) = this.memory.has_room_for(this.warm_bytes() + piece) {
+                    return End::NoRoom(why);
+                }
+                if let Err(error) = pages.read(piece) {
+                    return End::Failed(path, error);
+                }
+                warming.bytes.fetch_add(piece, Ordering::Relaxed);
+                this.metrics.warmed_bytes.inc_by(piece);
+                *read += piece;
+            }
+            if let Err(error) = pages.finish() {
+                return End::Failed(path, error);
+            }
+        }
+        End::Done
+    }
+
+    /// What was read of all snapshots that are shown: all of it is to stay in memory.
+    fn warm_bytes(&self) -> u64 {
+        self.state().warming.values().map(|warming| warming.bytes.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl Warming {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+}
+
+/// Files in the order that loaders read them: shards by name, as the index of a model numbers them. What else there is
+/// comes after them, because few loaders read a model's weights in two formats.
+fn in_order(manifest: &SnapshotManifest) -> Vec<&SnapshotEntry> {
+    let mut seen = HashSet::new();
+    let mut entries: Vec<_> = manifest.objects.iter().filter(|entry| seen.insert(entry.blob)).collect();
+    entries.sort_by_key(|entry| !entry.object.path.is_safetensors());
+    entries
+}
+
+#[cfg(test)]
+mod tests;
