@@ -1,7 +1,7 @@
 //! How fast is a prefetch? Bucket to verified, durable files, beside the floor and beside the tool people use today.
 //!
 //! Everything runs in turn against one emulated bucket on loopback, five rounds, so that the ratios hold although the
-//! machine's disk does not keep its speed. `cargo xtask bench prefetch --report docs/BENCHMARKS.md` runs it and rewrites that page.
+//! machine's disk does not keep its speed. `cargo xtask bench prefetch --report docs/benchmarks/prefetch.md` runs it and rewrites that page.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports to its terminal")]
 
 use std::{
@@ -9,9 +9,9 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Parser;
-use weightd_benches::{Cost, Sample, Table, machine, run};
+use weightd_benches::{Cost, Sample, Table, binary, machine, run};
 use weightd_harness::{FakeGcs, GcsOptions, Model, ModelShape};
 
 const BUCKET: &str = "bench";
@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
 
 fn report(text: &str) -> String {
     format!(
-        "# Benchmarks\n\nThe last run of `cargo xtask bench prefetch --report docs/BENCHMARKS.md`. Medians of the rounds; ratios are medians of run-by-run \
+        "# Benchmarks\n\nThe last run of `cargo xtask bench prefetch --report docs/benchmarks/prefetch.md`. Medians of the rounds; ratios are medians of run-by-run \
          ratios, because the\ndisk's speed drifts between runs and not within a pair. The bucket is a fake-gcs-server on \
          loopback whose files are\nin the page cache, so client, server and disk share the machine's cores.\n\n{text}"
     )
@@ -210,16 +210,6 @@ async fn sizes(options: &Options) -> Result<String> {
         ]);
     }
     Ok(format!("## From small to large\n\n{}\n", table.markdown()))
-}
-
-/// A program built beside this one.
-fn binary(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let path = own.with_file_name(name);
-    if !path.exists() {
-        bail!("{} is missing: run this by `cargo xtask bench`, which builds it", path.display());
-    }
-    path.canonicalize().context("finding a program")
 }
 
 fn is_there(program: &str) -> bool {

@@ -1,6 +1,7 @@
 //! What a program cost, from the kernel's own account of it.
 
 use std::{
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -44,6 +45,18 @@ pub fn run(command: &mut Command) -> Result<Cost> {
     }
     let cpu = used.rusage.utime + used.rusage.stime;
     Ok(Cost { wall, cpu, peak_bytes: used.rusage.maxrss })
+}
+
+/// A program built beside this one.
+///
+/// # Errors
+/// When it is not there.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    if !path.exists() {
+        bail!("{} is missing: run this by `cargo xtask bench`, which builds it", path.display());
+    }
+    path.canonicalize().context("finding a program")
 }
 
 /// One line about the machine, for a table's head.

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{command, tools};
+use crate::{command, peers, tools};
 
 /// Builds the benchmarks and what they measure, and runs the one that is named (`prefetch` if none is).
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
@@ -13,8 +13,8 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         _ => ("prefetch", arguments),
     };
     tools::python(root)?;
-    tools::peer();
-    let build = ["build", "--release", "-p", "weightctl", "-p", "weightd-benches"];
+    peers::install(root);
+    let build = ["build", "--release", "--workspace", "--bins"];
     command::run(command::cargo(root).args(build))?;
     let program = root.join("target/release").join(name);
     let program = program.canonicalize().with_context(|| format!("no benchmark is called {name}"))?;

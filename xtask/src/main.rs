@@ -7,6 +7,7 @@ mod demo;
 #[cfg(feature = "generate")]
 mod generate;
 mod lint;
+mod peers;
 mod protocols;
 mod skips;
 mod summary;

@@ -1,0 +1,149 @@
+//! Do volumes cost anything? Complete ones beside the files themselves, loading ones beside a plain prefetch and beside
+//! Cloud Storage FUSE.
+//!
+//! Everything that is compared runs in turn, round by round, so that ratios hold although the machine's disk does not keep
+//! its speed. `cargo xtask bench volumes --report docs/benchmarks/volumes.md` runs it and rewrites that page. Needs root,
+//! to mount and to empty the page cache.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports to its terminal")]
+
+mod complete;
+mod first_byte;
+mod gcsfuse;
+mod loading;
+mod node;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::Result;
+use clap::Parser;
+use weightd_benches::{Cost, binary, busy, forget_pages, machine, run};
+use weightd_harness::{FakeGcs, Model, ModelShape, python};
+
+/// Measures volumes.
+#[derive(Parser)]
+struct Options {
+    /// Runs of each job.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Where to write models and stores; needs about 20 GB.
+    #[arg(long, default_value = "target/bench")]
+    directory: PathBuf,
+    /// Leaves out the peer.
+    #[arg(long)]
+    quick: bool,
+    /// Runs these parts only: complete, plain, first-byte, loading.
+    #[arg(long, value_delimiter = ',')]
+    parts: Vec<String>,
+    /// Writes the tables into this file as well.
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+/// One bucket with one model in it.
+struct Bench {
+    gcs: FakeGcs,
+    model: Model,
+    made: PathBuf,
+    rounds: usize,
+    work: PathBuf,
+    with_peer: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    fs::create_dir_all(&options.directory)?;
+    eprintln!("making the model and its bucket");
+    let made = tempfile::tempdir_in(&options.directory)?;
+    let model = Model::write(made.path(), &ModelShape::default())?;
+    let gcs = FakeGcs::start().await?;
+    gcs.create_bucket("bench").await?;
+    gcs.place_directory("bench", "model", made.path())?;
+    let bench = Bench {
+        gcs,
+        model,
+        made: made.path().to_path_buf(),
+        rounds: options.rounds,
+        work: options.directory.join("volumes"),
+        with_peer: !options.quick && gcsfuse::Gcsfuse::is_here(),
+    };
+    let mut text = format!("{}\n\n", machine());
+    let has = |part: &str| options.parts.is_empty() || options.parts.iter().any(|wanted| wanted == part);
+    if has("complete") {
+        text += &complete::by_the_kernel(&bench)?;
+    }
+    if has("plain") {
+        text += &complete::by_the_agent(&bench)?;
+    }
+    if has("first-byte") {
+        text += &first_byte::measure(&bench).await?;
+    }
+    if has("loading") {
+        text += &loading::measure(&bench)?;
+    }
+    println!("{text}");
+    if let Some(path) = &options.report {
+        fs::write(path, report(&text))?;
+    }
+    Ok(())
+}
+
+fn report(text: &str) -> String {
+    format!(
+        "# Volumes\n\nThe last run of `cargo xtask bench volumes --report docs/benchmarks/volumes.md`. Medians of the \
+         rounds; ratios are\nmedians of round-by-round ratios, because the disk's speed drifts between rounds. The bucket is \
+         a fake-gcs-server on\nloopback whose files are in the page cache, so client, server, reader and disk share the \
+         machine's cores.\n\n{text}"
+    )
+}
+
+impl Bench {
+    /// Where a node or a peer may live; nothing is there.
+    fn place(&self, name: &str) -> Result<PathBuf> {
+        fs::create_dir_all(&self.work)?;
+        let place = self.work.join(name);
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
+        }
+        Ok(place)
+    }
+
+    fn shards(&self, directory: &Path) -> Vec<PathBuf> {
+        let shards = self.model.files.iter().filter(|name| name.ends_with(".safetensors"));
+        shards.map(|name| directory.join(name)).collect()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    fn gibibytes(&self) -> f64 {
+        self.model.tensor_bytes as f64 / f64::from(1 << 30)
+    }
+
+    /// Reads a directory's weights in one of the reader's ways.
+    fn read(&self, how: &str, directory: &Path) -> Result<Cost> {
+        whole_machine(|| run(Command::new(binary("reader")?).arg(how).args(self.shards(directory))).map(drop))
+    }
+
+    /// Copies every tensor of a directory's weights, as loaders do.
+    fn clone_tensors(&self, directory: &Path) -> Result<Cost> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clone_tensors.py");
+        whole_machine(|| run(Command::new(python()?).arg(script).arg(directory)).map(drop))
+    }
+
+    /// Nothing but the bucket is in the page cache.
+    fn cool(&self) -> Result<()> {
+        forget_pages()?;
+        run(Command::new(binary("reader")?).arg("sequential").args(self.shards(&self.made))).map(drop)
+    }
+}
+
+/// What work cost the machine: the time that all of its processors spent on anything meanwhile.
+fn whole_machine(work: impl FnOnce() -> Result<()>) -> Result<Cost> {
+    let (started, before) = (Instant::now(), busy()?);
+    work()?;
+    Ok(Cost { wall: started.elapsed(), cpu: busy()?.saturating_sub(before), peak_bytes: 0 })
+}

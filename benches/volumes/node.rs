@@ -1,0 +1,148 @@
+//! An agent with its keeper and store in a directory, as a node has them.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use weightd_benches::{binary, cpu_of, peak_of, run, wait_until};
+use weightd_harness::mounts;
+
+pub(crate) const SOURCE: &str = "gs://bench/model";
+/// How long anything may take to come up or go away.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running agent and keeper. Ended, unmounted and removed when dropped.
+pub(crate) struct Node {
+    directory: PathBuf,
+    keeper: Child,
+    agent: Child,
+}
+
+impl Node {
+    /// With an empty store in a directory, which must not exist; `more` is added to the configuration.
+    pub(crate) fn start(directory: &Path, endpoint: &str, more: &str) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let directory = directory.canonicalize()?;
+        let keeper = spawn(
+            Command::new(binary("weightd-keeper")?).arg("--socket").arg(directory.join("keeper.sock")),
+            &directory.join("keeper.log"),
+        )?;
+        let socket = directory.join("keeper.sock");
+        ensure!(wait_until(PATIENCE, || socket.exists()), "the keeper does not listen");
+        let agent = start_agent(&directory, endpoint, more)?;
+        Ok(Self { directory, keeper, agent })
+    }
+
+    pub(crate) fn target(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Shows the model at a directory of this name; gives the directory.
+    pub(crate) fn mount(&self, name: &str, more: &[&str]) -> Result<PathBuf> {
+        let target = self.target(name);
+        run(self.weightctl()?.args(["mount", SOURCE]).arg(&target).args(more))?;
+        Ok(target)
+    }
+
+    /// What a mounted volume is served by.
+    pub(crate) fn serving(&self, name: &str) -> Result<String> {
+        let output = self.weightctl()?.args(["mounts", "-o", "json"]).output()?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let target = self.target(name);
+        let volumes = answer["volumes"].as_array().context("no volumes are listed")?;
+        let found = volumes.iter().find(|volume| volume["target"] == *target.to_string_lossy());
+        let serving = found.and_then(|volume| volume["serving"].as_str());
+        Ok(serving.with_context(|| format!("{} is not mounted", target.display()))?.to_owned())
+    }
+
+    /// The model's files in the store itself.
+    pub(crate) fn native(&self) -> Result<PathBuf> {
+        let output = self.weightctl()?.args(["path", SOURCE]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+    }
+
+    /// How often readers had to wait for bytes from the origin.
+    pub(crate) async fn demands(&self) -> Result<u64> {
+        let port = fs::read_to_string(self.directory.join("port"))?;
+        let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?;
+        let value = text.lines().find_map(|line| line.strip_prefix("weightd_expose_demands_total "));
+        Ok(value.context("the agent counts no demands")?.parse()?)
+    }
+
+    /// Processor time of agent and keeper.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        Ok(cpu_of(self.agent.id())? + cpu_of(self.keeper.id())?)
+    }
+
+    /// Most memory resident at once in agent and keeper, in MiB.
+    pub(crate) fn peaks(&self) -> Result<(f64, f64)> {
+        Ok((peak_of(self.agent.id())?, peak_of(self.keeper.id())?))
+    }
+
+    fn weightctl(&self) -> Result<Command> {
+        let mut command = Command::new(binary("weightctl")?);
+        command.arg("--socket").arg(self.directory.join("weightd.sock"));
+        Ok(command)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for target in mounts::below(&self.directory) {
+            if let Err(error) = Command::new("umount").arg("--lazy").arg(&target).status() {
+                eprintln!("unmounting {}: {error}", target.display());
+            }
+        }
+        end(&mut self.agent);
+        end(&mut self.keeper);
+        mounts::remove_below(&self.directory);
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            eprintln!("removing {}: {error}", self.directory.display());
+        }
+        // Freed blocks are discarded in the background; without this the next run would pay for this one.
+        rustix::fs::sync();
+    }
+}
+
+fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Child> {
+    let port = weightd_harness::unused_port()?;
+    fs::write(directory.join("port"), port.to_string())?;
+    let (socket, config) = (directory.join("weightd.sock"), directory.join("weightd.toml"));
+    let text = format!(
+        "[agent]\nsocket = {socket:?}\nmetrics_address = \"127.0.0.1:{port}\"\n[store]\ndirectory = {:?}\nfloor = 0.05\n\
+         [volumes]\nkeeper = {:?}\n{more}\n",
+        directory.join("store"),
+        directory.join("keeper.sock"),
+    );
+    fs::write(&config, text)?;
+    let mut command = Command::new(binary("weightd")?);
+    command.arg("--config").arg(&config).env("STORAGE_EMULATOR_HOST", endpoint);
+    let agent = spawn(&mut command, &directory.join("agent.log"))?;
+    ensure!(wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok()), "the agent does not listen");
+    Ok(agent)
+}
+
+fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+    let log = fs::File::create(log)?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.spawn().with_context(|| format!("starting {name}"))
+}
+
+/// Asks a process to end, and makes it when it does not.
+fn end(child: &mut Child) {
+    // Each of these fails only when it has ended already.
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    wait_until(PATIENCE, || !matches!(child.try_wait(), Ok(None)));
+    let _ = child.kill();
+    let _ = child.wait();
+}
