@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -40,6 +40,8 @@ pub(crate) struct Shown {
     positions: HashMap<BlobKey, Vec<usize>>,
     /// Files of which someone was given bytes.
     read: Vec<AtomicBool>,
+    /// Which chunk of each file was read last.
+    last_chunk: Vec<AtomicU64>,
     /// Files open now.
     opens: AtomicUsize,
     /// Keeps it in the store.
@@ -53,8 +55,18 @@ impl Shown {
             positions.entry(entry.blob).or_default().push(at);
         }
         let read = tree.manifest.objects.iter().map(|_| AtomicBool::new(false)).collect();
+        let last_chunk = tree.manifest.objects.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
         let (condition, last_failure) = (watch::Sender::new(Condition::Fine), Mutex::default());
-        Self { tree, condition, last_failure, positions, read, opens: AtomicUsize::new(0), _hold: hold }
+        Self {
+            tree,
+            condition,
+            last_failure,
+            positions,
+            read,
+            last_chunk,
+            opens: AtomicUsize::new(0),
+            _hold: hold,
+        }
     }
 
     /// Files that have a blob.
@@ -65,6 +77,11 @@ impl Shown {
     /// Remembers that someone was given bytes of a file.
     pub(crate) fn mark_read(&self, position: usize) {
         self.read[position].store(true, Ordering::Release);
+    }
+
+    /// Notes which chunk of a file is being read. Says whether it follows the one before, so that its reader will go on.
+    pub(crate) fn goes_on(&self, position: usize, chunk: u64) -> bool {
+        self.last_chunk[position].swap(chunk, Ordering::Relaxed).wrapping_add(1) == chunk
     }
 
     /// Whether anyone was given bytes of a file.

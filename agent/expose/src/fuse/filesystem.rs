@@ -19,7 +19,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 use weightd_store::Store;
-use weightd_types::ByteRange;
+use weightd_types::{ByteRange, CHUNK_BYTES};
 
 use super::{
     nodes::{Family, Node},
@@ -308,6 +308,13 @@ impl Filesystem for VolumesFilesystem {
             Err(errno) => return reply.error(errno),
         };
         let Some(Kind::File(position)) = shown.tree.kind(node.index) else { return reply.data(&[]) };
+        let chunk = offset / CHUNK_BYTES;
+        if shown.goes_on(position, chunk)
+            && let Ok(chunk) = u32::try_from(chunk)
+        {
+            let (shared, shown) = (Arc::clone(&self.shared), Arc::clone(&shown));
+            self.runtime.spawn(async move { shared.reader.read_ahead(&shown, position, chunk).await });
+        }
         let end = offset.saturating_add(u64::from(size));
         if let Some(lengths) = shown.tree.lengths.get()
             && let end = end.min(lengths[position])

@@ -42,6 +42,11 @@ impl ChunkCache {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many chunks there is room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.pool.count()
+    }
+
     /// A chunk that is here.
     pub(crate) fn get(&self, key: &ChunkKey) -> Option<Arc<Buffer>> {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! Bytes for readers: a chunk at a time, compared with its checksum, wherever it has to come from.
 
+mod ahead;
 mod cache;
 
 use std::{
@@ -9,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use tokio::time::{Instant, timeout_at};
 use weightd_store::{
     Store, StoreError, StoredBlob,
@@ -21,6 +22,7 @@ use crate::{
     Config, Metrics,
     shown::{Condition, Shown},
 };
+use ahead::Ahead;
 use cache::ChunkCache;
 
 /// What readers ask of whoever brings bytes: the one thing that flows against the stream.
@@ -42,6 +44,7 @@ pub trait Demands: std::fmt::Debug + Send + Sync {
 pub(crate) struct Reader {
     store: Store,
     cache: ChunkCache,
+    ahead: Ahead,
     demands: Arc<dyn Demands>,
     config: Config,
     metrics: Metrics,
@@ -89,7 +92,15 @@ impl Reader {
         config: Config,
         metrics: Metrics,
     ) -> Self {
-        Self { store, cache: ChunkCache::new(pool), demands, config, metrics, stored: Mutex::default() }
+        Self {
+            store,
+            cache: ChunkCache::new(pool),
+            ahead: Ahead::default(),
+            demands,
+            config,
+            metrics,
+            stored: Mutex::default(),
+        }
     }
 
     /// A range that needs no waiting.
@@ -119,6 +130,27 @@ impl Reader {
         let chunks = chunks_of(range)
             .map(|chunk| self.chunk(shown, Target { snapshot, blob, chunk, range }, deadline));
         Ok(Slices { range, chunks: try_join_all(chunks).await? })
+    }
+
+    /// Has what follows a chunk ready, as far as it is on this node, for a reader who goes through a file in order.
+    pub(crate) async fn read_ahead(&self, shown: &Shown, position: usize, chunk: u32) {
+        let (snapshot, blob) = (shown.key(), shown.blob(position));
+        let Some(length) = shown.tree.lengths.get().map(|lengths| lengths[position]) else { return };
+        let follows = chunks_of(ByteRange::new(0, length)).skip(chunk as usize + 1);
+        let follows = follows.take(self.ahead.chunks(blob, self.cache.capacity()));
+        let deadline = Instant::now() + self.config.read_timeout;
+        let load = |chunk: u32| {
+            let range = ByteRange::at(u64::from(chunk) * CHUNK_BYTES, CHUNK_BYTES);
+            self.chunk(shown, Target { snapshot, blob, chunk, range }, deadline)
+        };
+        // What fails is tried again when it is read, and then someone is told.
+        join_all(follows.filter(|chunk| self.is_here(&blob, *chunk)).map(load)).await;
+    }
+
+    fn is_here(&self, blob: &BlobKey, chunk: u32) -> bool {
+        self.store
+            .arriving(blob)
+            .map_or_else(|| self.store.has_blob(blob), |partial| partial.has_chunk(chunk))
     }
 
     async fn chunk(&self, shown: &Shown, target: Target, deadline: Instant) -> Result<Arc<Buffer>, String> {
