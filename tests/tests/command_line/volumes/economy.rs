@@ -1,10 +1,12 @@
-//! What reading costs: bytes that the origin sends, and bytes that the kernel asks the agent for.
+//! What reading costs: bytes that the origin sends, that the kernel asks the agent for, and that the agent reads from the
+//! store.
 
 use std::{fs::File, path::Path};
 
 use memmap2::Advice;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use weightd_harness::{FakeGcs, FaultProxy, ModelShape, require};
+use weightd_types::CHUNK_BYTES;
 
 use super::{Node, SLOW, fuse, map, metric};
 use crate::program::Running;
@@ -14,14 +16,26 @@ const PAGE: usize = 4096;
 const READ_AHEAD: u64 = 1 << 20;
 const READ_BYTES: &str = "weightd_expose_read_bytes_total";
 
-/// Touches pages of a mapped file in random order, not more than so many, and says how many.
-fn touch(origin: &Path, shown: &Path, at_most: usize, advice: Advice) -> u64 {
+/// How many pages of a file are touched, and in which order.
+#[derive(Debug, Clone, Copy)]
+enum Touch {
+    AllInOrder,
+    AllShuffled,
+    Random(usize),
+}
+
+/// Touches pages of a mapped file, and says how many.
+fn touch(origin: &Path, shown: &Path, which: Touch, advice: Advice) -> u64 {
     let expected = std::fs::read(origin).unwrap();
     let mapped = map(&File::open(shown).unwrap());
     mapped.advise(advice).unwrap();
     let mut pages: Vec<usize> = (0..expected.len().div_ceil(PAGE)).collect();
-    pages.shuffle(&mut StdRng::seed_from_u64(at_most as u64));
-    pages.truncate(at_most);
+    if !matches!(which, Touch::AllInOrder) {
+        pages.shuffle(&mut StdRng::seed_from_u64(expected.len() as u64));
+    }
+    if let Touch::Random(count) = which {
+        pages.truncate(count);
+    }
     for page in &pages {
         let at = page * PAGE;
         assert_eq!(mapped[at], expected[at], "{} at {at}", shown.display());
@@ -32,7 +46,7 @@ fn touch(origin: &Path, shown: &Path, at_most: usize, advice: Advice) -> u64 {
 /// That `bytes` are all of `whole`, and at most 1.2 times as many.
 #[track_caller]
 fn assert_hardly_more(what: &str, bytes: u64, whole: u64) {
-    eprintln!("{what}: {bytes} of {whole} bytes, {:.3} times", bytes as f64 / whole as f64);
+    eprintln!("{what}: {bytes} of {whole}, {:.3} times", bytes as f64 / whole as f64);
     assert!(bytes >= whole, "{what}: {bytes} of {whole}: not everything was counted");
     assert!(bytes <= whole * 12 / 10, "{what}: {bytes} for {whole}");
 }
@@ -51,18 +65,29 @@ async fn loading(gcs: &FakeGcs, shape: &ModelShape) -> (Node, FaultProxy, Runnin
 #[tokio::test(flavor = "multi_thread")]
 async fn touching_every_page_while_it_loads_costs_hardly_more_than_its_bytes() {
     require!(fuse());
-    let gcs = require!(FakeGcs::start().await);
-    let (node, proxy, _agent) = loading(&gcs, &ModelShape::demo()).await;
-    std::thread::scope(|threads| {
-        for name in &node.model.files {
-            let (origin, shown) = (node.model.directory.join(name), node.target().join(name));
-            threads.spawn(move || touch(&origin, &shown, usize::MAX, Advice::Normal));
+    for which in [Touch::AllInOrder, Touch::AllShuffled] {
+        let gcs = require!(FakeGcs::start().await);
+        let (node, proxy, _agent) = loading(&gcs, &ModelShape::demo()).await;
+        std::thread::scope(|threads| {
+            for name in &node.model.files {
+                let (origin, shown) = (node.model.directory.join(name), node.target().join(name));
+                threads.spawn(move || touch(&origin, &shown, which, Advice::Normal));
+            }
+        });
+        node.until_complete().await;
+        let whole = node.model.file_bytes().unwrap();
+        assert_hardly_more(&format!("{which:?}, from the origin"), proxy.bytes(), whole);
+        assert_hardly_more(&format!("{which:?}, from the agent"), metric(&node.place, READ_BYTES), whole);
+        let lengths =
+            node.model.files.iter().map(|name| node.model.directory.join(name).metadata().unwrap().len());
+        let chunks = lengths.map(|length| length.div_ceil(CHUNK_BYTES)).sum();
+        let served = metric(&node.place, "weightd_expose_served_chunks_total");
+        eprintln!("{which:?}, from the store: {served} chunks of {chunks}");
+        // Who jumps about in more than the agent's buffers hold has it read chunks again.
+        if matches!(which, Touch::AllInOrder) {
+            assert_hardly_more("chunks from the store", served, chunks);
         }
-    });
-    node.until_complete().await;
-    let whole = node.model.file_bytes().unwrap();
-    assert_hardly_more("from the origin", proxy.bytes(), whole);
-    assert_hardly_more("from the agent", metric(&node.place, READ_BYTES), whole);
+    }
 }
 
 /// Who says that he jumps about gets pages, others what lies around them.
@@ -75,7 +100,7 @@ async fn touching_a_few_pages_of_a_file_that_loads_costs_a_window_each() {
         let (node, proxy, _agent) = loading(&gcs, &shape).await;
         let name = &node.model.files[0];
         let (origin, shown) = (node.model.directory.join(name), node.target().join(name));
-        let touched = touch(&origin, &shown, 64, advice);
+        let touched = touch(&origin, &shown, Touch::Random(64), advice);
         let asked = metric(&node.place, READ_BYTES);
         eprintln!("{advice:?}: {touched} pages cost {asked} bytes of {}", origin.metadata().unwrap().len());
         assert!(asked > 0 && asked <= touched * each * 12 / 10, "{advice:?}: {asked} for {touched} pages");
