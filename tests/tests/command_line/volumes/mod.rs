@@ -4,6 +4,7 @@ mod binds;
 mod content;
 mod economy;
 mod fio;
+mod kills;
 mod lifecycle;
 mod loaders;
 mod metrics;

@@ -4,22 +4,14 @@ use std::{
     fs::{self, File},
     io::ErrorKind,
     os::unix::fs::FileExt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 use weightd_harness::{FakeGcs, ModelShape, mounts, require};
 
 use super::{Node, fuse, until_listening};
 use crate::program::{Running, until};
-
-/// How long agents are killed while readers read. Ten minutes were run by hand.
-const STORM: Duration = Duration::from_secs(12);
 
 fn kept(node_socket: &str, agent_timeout: &str) -> String {
     format!(
@@ -28,68 +20,16 @@ fn kept(node_socket: &str, agent_timeout: &str) -> String {
     )
 }
 
-async fn node_with_keeper(gcs: &FakeGcs, shape: &ModelShape, agent_timeout: &str) -> (Node, Running) {
+pub(super) async fn node_with_keeper(
+    gcs: &FakeGcs,
+    shape: &ModelShape,
+    agent_timeout: &str,
+) -> (Node, Running) {
     let node = Node::new(gcs, &gcs.endpoint(), shape, "").await;
     let socket = node.place.at("keeper.sock");
     node.place.configure(&node.place.at("store"), &kept(socket.to_str().unwrap(), agent_timeout));
     let keeper = node.keeper(&[]).await;
     (node, keeper)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn readers_notice_nothing_of_agents_that_are_killed() {
-    require!(fuse());
-    let gcs = require!(FakeGcs::start().await);
-    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
-    let mut agent = node.place.agent().await;
-    node.mount("");
-    let (stop, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let names: Vec<_> =
-        node.model.files.iter().filter(|name| name.ends_with(".safetensors")).cloned().collect();
-    let readers: Vec<_> = (0..4)
-        .map(|reader| {
-            let (stop, bytes, names) = (Arc::clone(&stop), Arc::clone(&bytes), names.clone());
-            let (origin, shown) = (node.model.directory.clone(), node.target());
-            std::thread::spawn(move || {
-                let mut random = StdRng::seed_from_u64(reader);
-                while !stop.load(Ordering::Relaxed) {
-                    let name = &names[random.random_range(0..names.len())];
-                    let (origin, shown) =
-                        (File::open(origin.join(name)).unwrap(), File::open(shown.join(name)).unwrap());
-                    let length = origin.metadata().unwrap().len();
-                    let at = random.random_range(0..length);
-                    let wanted = random.random_range(1..4_000_000).min(length - at) as usize;
-                    let (mut expected, mut found) = (vec![0; wanted], vec![0; wanted]);
-                    origin.read_exact_at(&mut expected, at).unwrap();
-                    shown.read_exact_at(&mut found, at).unwrap();
-                    assert!(expected == found, "{wanted} bytes of {name} at {at}");
-                    bytes.fetch_add(wanted as u64, Ordering::Relaxed);
-                }
-            })
-        })
-        .collect();
-    let mut random = StdRng::seed_from_u64(7);
-    let (started, mut kills) = (tokio::time::Instant::now(), 0);
-    while started.elapsed() < STORM {
-        sleep(Duration::from_millis(random.random_range(200..1500))).await;
-        if kills % 3 == 2 {
-            agent.signal("TERM");
-            agent.ended().await;
-        } else {
-            agent.kill();
-        }
-        kills += 1;
-        sleep(Duration::from_millis(random.random_range(0..300))).await;
-        agent = node.place.agent().await;
-    }
-    stop.store(true, Ordering::Relaxed);
-    for reader in readers {
-        let reader = tokio::task::spawn_blocking(move || reader.join());
-        timeout(Duration::from_secs(60), reader).await.expect("no reader hangs").unwrap().unwrap();
-    }
-    eprintln!("{kills} ends, {} bytes read", bytes.load(Ordering::Relaxed));
-    node.until_complete().await;
-    assert_eq!(node.volume().0, "passthrough");
 }
 
 #[tokio::test(flavor = "multi_thread")]
