@@ -100,6 +100,31 @@ async fn mounts_under_way_when_an_agent_ends_cost_no_volume() {
     assert!(whole.unwrap() == fs::read(node.model.directory.join(name)).unwrap());
 }
 
+/// The kernel knows such files by numbers that stand for complete blobs, and nobody told it to forget them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_was_complete_and_went_without_an_agent_can_load_anew() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::small(), "60s").await;
+    let mut agent = node.place.agent().await;
+    node.mount("--mode fuse --wait");
+    // Some are opened, of the others only the names are known.
+    node.until_passed_through(&node.model.files[..1]).await;
+    for name in &node.model.files[1..] {
+        fs::metadata(node.target().join(name)).unwrap();
+    }
+    agent.kill();
+    mounts::remove_below(&node.target());
+    let _agent = node.place.agent().await;
+    node.place.ask(&format!("rm {}", super::SOURCE)).done();
+    node.mount("");
+    assert_eq!(node.volume().1, "loading", "otherwise this shows nothing");
+    for name in &node.model.files {
+        let read = fs::read(node.target().join(name)).unwrap();
+        assert!(read == fs::read(node.model.directory.join(name)).unwrap(), "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn volumes_without_an_agent_can_be_unmounted() {
     require!(fuse());
