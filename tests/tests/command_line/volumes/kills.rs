@@ -207,12 +207,18 @@ impl Storm {
     }
 }
 
-/// Kills agents for a while and starts new ones; now and then one may end by itself. Gives how many were killed, and the
-/// last.
-async fn kill_agents(storm: &Storm, agent: Running, mut random: StdRng) -> (u64, Running) {
+/// Kills agents for a while, as long as everyone is at work, and starts new ones; now and then one may end by itself.
+/// Gives how many were killed, and the last.
+async fn kill_agents(
+    storm: &Storm,
+    agent: Running,
+    mut random: StdRng,
+    at_work: &[JoinHandle<()>],
+) -> (u64, Running) {
     let seconds = env::var(SECONDS).map_or(SECONDS_BY_DEFAULT, |seconds| seconds.parse().unwrap());
     let (mut agent, started, mut kills) = (agent, Instant::now(), 0);
-    while started.elapsed() < Duration::from_secs(seconds) {
+    let end = Duration::from_secs(seconds);
+    while started.elapsed() < end && !at_work.iter().any(JoinHandle::is_finished) {
         sleep(Duration::from_millis(random.random_range(200..3000))).await;
         if random.random_ratio(1, 5) {
             agent.signal("TERM");
@@ -254,7 +260,7 @@ async fn readers_notice_nothing_of_agents_that_are_killed() {
             begin(Box::new(move |storm, random| storm.keep_reading(way, is_loading, random)));
         }
     }
-    let (kills, _agent) = kill_agents(&storm, agent, StdRng::seed_from_u64(seed)).await;
+    let (kills, _agent) = kill_agents(&storm, agent, StdRng::seed_from_u64(seed), &at_work).await;
     storm.is_over.store(true, Ordering::Release);
     let started = Instant::now();
     while !at_work.iter().all(JoinHandle::is_finished) {
