@@ -1,7 +1,6 @@
 //! The engine for kernels and sandboxes without io_uring: a few threads that call pread and pwrite.
 
 use std::{
-    collections::VecDeque,
     fmt, io,
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -12,11 +11,12 @@ use async_trait::async_trait;
 
 use super::{
     Access, Buffer, IoEngine, IoFile, plain, probe,
-    transfer::{Answer, Job, Transfer},
+    transfer::{Answer, Direction, Job, Transfer, Waiting},
 };
 
-/// Enough to keep a local disk busy with chunks of 8 MiB; more only cost stacks and switches.
-const THREADS: usize = 4;
+/// Enough to keep a local disk busy with chunks of 8 MiB, with some for reads while others write; more only cost stacks and
+/// switches.
+const THREADS: usize = 6;
 
 /// Reads and writes with threads.
 pub struct PwriteEngine {
@@ -34,7 +34,9 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Job>,
+    waiting: Waiting,
+    /// Writes under way.
+    writes: usize,
     closed: bool,
 }
 
@@ -57,7 +59,7 @@ impl PwriteEngine {
 
     async fn run(&self, transfer: Transfer) -> Answer {
         let (job, answer) = Job::new(transfer);
-        self.queue.state().waiting.push_back(job);
+        self.queue.state().waiting.push(job);
         self.queue.changed.notify_one();
         answer.await.expect("threads answer every job before they end, and they end only with the engine")
     }
@@ -71,18 +73,25 @@ impl Queue {
     /// A thread's life: until the engine is gone and nothing waits any more.
     fn serve(&self) {
         while let Some(mut job) = self.take() {
+            let is_write = job.transfer.direction == Direction::Write;
             job.transfer.run();
             job.answer();
+            if is_write {
+                self.state().writes -= 1;
+                self.changed.notify_one();
+            }
         }
     }
 
     fn take(&self) -> Option<Job> {
         let mut state = self.state();
         loop {
-            if let Some(job) = state.waiting.pop_front() {
+            let writes = state.writes;
+            if let Some(job) = state.waiting.pop(writes) {
+                state.writes += usize::from(job.transfer.direction == Direction::Write);
                 return Some(job);
             }
-            if state.closed {
+            if state.closed && state.waiting.is_empty() {
                 return None;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);

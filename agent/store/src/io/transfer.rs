@@ -1,12 +1,16 @@
 //! One read or write on its way, as steps that a descriptor can take. The ring and the threads both run it, so
 //! short transfers, interruptions and alignment are handled in one place.
 
-use std::{io, os::unix::fs::FileExt, sync::Arc};
+use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::Arc};
 
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::{Buffer, IoFile, file::block_bytes};
+
+/// Writes under way at once: at 8 MiB each enough for any disk, and few enough that a read which comes behind them, in a
+/// queue that only the disk can see, waits for milliseconds.
+const WRITES_AT_ONCE: usize = 4;
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,39 @@ pub(super) struct Transfer {
 pub(super) struct Job {
     pub(super) transfer: Transfer,
     reply: oneshot::Sender<Answer>,
+}
+
+/// Jobs that wait for their turn. Someone waits for a read, and nobody for a write: reads go first.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    reads: VecDeque<Job>,
+    writes: VecDeque<Job>,
+}
+
+impl Waiting {
+    pub(super) fn push(&mut self, job: Job) {
+        match job.transfer.direction {
+            Direction::Read => self.reads.push_back(job),
+            Direction::Write => self.writes.push_back(job),
+        }
+    }
+
+    /// The next job, when so many writes are under way: not another write when those are enough.
+    pub(super) fn pop(&mut self, writes: usize) -> Option<Job> {
+        self.reads
+            .pop_front()
+            .or_else(|| if writes < WRITES_AT_ONCE { self.writes.pop_front() } else { None })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.reads.is_empty() && self.writes.is_empty()
+    }
+
+    /// All of them, to be failed.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Job> + use<> {
+        let all = std::mem::take(self);
+        all.reads.into_iter().chain(all.writes)
+    }
 }
 
 /// The buffer back, and how it went.
@@ -255,5 +292,23 @@ mod tests {
             let (buffer, outcome) = transfer.finish();
             assert_eq!((buffer.len(), outcome.unwrap_err().kind()), (10_000, kind));
         }
+    }
+
+    #[test]
+    fn reads_go_first_and_writes_wait_for_each_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = Arc::new(IoFile::create(&directory.path().join("blob"), 0, false).unwrap());
+        let pool = super::super::BufferPool::new(3).unwrap();
+        let mut waiting = Waiting::default();
+        let buffer = || pool.try_acquire().unwrap();
+        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, buffer())).0);
+        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, buffer())).0);
+        waiting.push(Job::new(Transfer::read(Arc::clone(&file), 0, 1, buffer())).0);
+        let mut pop = |writes| waiting.pop(writes).map(|job| job.transfer.direction);
+        assert_eq!(pop(WRITES_AT_ONCE), Some(Read));
+        assert_eq!(pop(WRITES_AT_ONCE), None);
+        assert_eq!(pop(WRITES_AT_ONCE - 1), Some(Write));
+        assert!(!waiting.is_empty());
+        assert_eq!((waiting.take_all().count(), waiting.is_empty()), (1, true));
     }
 }

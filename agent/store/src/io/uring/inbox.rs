@@ -1,7 +1,6 @@
 //! How jobs reach the ring's thread: a queue, and an eventfd that the ring polls.
 
 use std::{
-    collections::VecDeque,
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,7 +8,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::io::transfer::Job;
+use crate::io::transfer::{Job, Waiting};
 
 /// Jobs on their way to the ring. Each owns a buffer, so pools bound it.
 #[derive(Debug)]
@@ -20,7 +19,7 @@ pub(super) struct Inbox {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Job>,
+    waiting: Waiting,
     closed: bool,
     /// The ring is gone and will take nothing any more.
     abandoned: bool,
@@ -40,7 +39,7 @@ impl Inbox {
             job.transfer.fail(gone());
             return job.answer();
         }
-        state.waiting.push_back(job);
+        state.waiting.push(job);
         drop(state);
         self.ring_bell();
     }
@@ -51,9 +50,9 @@ impl Inbox {
         self.ring_bell();
     }
 
-    /// The next job.
-    pub(super) fn pop(&self) -> Option<Job> {
-        self.state().waiting.pop_front()
+    /// The next job, when so many writes are under way.
+    pub(super) fn pop(&self, writes: usize) -> Option<Job> {
+        self.state().waiting.pop(writes)
     }
 
     /// Whether no job is left and none will come.
@@ -67,7 +66,7 @@ impl Inbox {
         let waiting = {
             let mut state = self.state();
             state.abandoned = true;
-            std::mem::take(&mut state.waiting)
+            state.waiting.take_all()
         };
         for mut job in waiting {
             job.transfer.fail(gone());

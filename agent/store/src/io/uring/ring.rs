@@ -75,7 +75,7 @@ impl Ring {
     /// Takes jobs in as long as there are slots.
     fn accept(&mut self) {
         while let Some(slot) = self.flight.vacant.last().copied() {
-            let Some(job) = self.inbox.pop() else { return };
+            let Some(job) = self.inbox.pop(self.flight.writes()) else { return };
             self.flight.vacant.pop();
             self.go_on(slot, job);
         }
@@ -163,6 +163,11 @@ fn outcome(result: i32) -> Result<usize, Errno> {
 }
 
 impl Flight {
+    fn writes(&self) -> usize {
+        let jobs = self.slots.iter().flatten();
+        jobs.filter(|job| job.transfer.direction == Direction::Write).count()
+    }
+
     fn is_empty(&self) -> bool {
         self.vacant.len() == self.slots.len()
     }
