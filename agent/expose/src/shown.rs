@@ -1,7 +1,7 @@
 //! A snapshot that is shown while it loads.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -82,6 +82,14 @@ impl Shown {
     /// Notes which chunk of a file is being read. Says whether it follows the one before, so that its reader will go on.
     pub(crate) fn goes_on(&self, position: usize, chunk: u64) -> bool {
         self.last_chunk[position].swap(chunk, Ordering::Relaxed).wrapping_add(1) == chunk
+    }
+
+    /// Blobs of files that someone has read, through the agent, further than their headers: whoever has them open goes on
+    /// reading them so.
+    pub(crate) fn being_read(&self) -> HashSet<BlobKey> {
+        let is_far = |chunk: &AtomicU64| !matches!(chunk.load(Ordering::Relaxed), 0 | u64::MAX);
+        let files = self.last_chunk.iter().enumerate().filter(|(_, chunk)| is_far(chunk));
+        files.map(|(position, _)| self.blob(position)).collect()
     }
 
     /// Whether anyone was given bytes of a file.

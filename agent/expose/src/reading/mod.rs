@@ -67,9 +67,12 @@ impl Slices {
         match self.chunks.as_slice() {
             [] => take(&[]),
             [chunk] => take(&chunk[from..to]),
-            chunks => {
-                let whole: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.iter().copied()).collect();
-                take(&whole[from..to])
+            [first, between @ .., last] => {
+                let mut bytes = Vec::with_capacity(to - from);
+                bytes.extend_from_slice(&first[from..]);
+                between.iter().for_each(|chunk| bytes.extend_from_slice(chunk));
+                bytes.extend_from_slice(&last[..to - (between.len() + 1) * Buffer::CAPACITY]);
+                take(&bytes)
             }
         }
     }
@@ -275,4 +278,33 @@ fn chunks_of(range: ByteRange) -> impl Iterator<Item = u32> {
 #[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
 fn to_usize(len: u64) -> usize {
     len as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_several_chunks_come_in_one_piece_and_no_others() {
+        let pool = BufferPool::new(3).unwrap();
+        let byte = |at: u64| (at * 31 / 7).to_le_bytes()[0];
+        let chunk = |number: u64| {
+            let mut buffer = pool.try_acquire().unwrap();
+            let bytes: Vec<u8> = (number * CHUNK_BYTES..(number + 1) * CHUNK_BYTES).map(byte).collect();
+            buffer.extend_from_slice(&bytes);
+            Arc::new(buffer)
+        };
+        let chunks = [chunk(1), chunk(2), chunk(3)];
+        for (start, end) in
+            [(5, 9), (0, CHUNK_BYTES), (CHUNK_BYTES - 3, CHUNK_BYTES + 2), (7, 3 * CHUNK_BYTES - 7)]
+        {
+            let range = ByteRange::new(CHUNK_BYTES + start, CHUNK_BYTES + end);
+            let count = to_usize(end.div_ceil(CHUNK_BYTES));
+            let slices = Slices { range, chunks: chunks[..count].to_vec() };
+            let expected: Vec<u8> = (range.start..range.end).map(byte).collect();
+            assert!(slices.with(|bytes| bytes == expected), "{range}");
+        }
+        let nothing = Slices { range: ByteRange::new(3, 3), chunks: Vec::new() };
+        assert!(nothing.with(<[u8]>::is_empty));
+    }
 }

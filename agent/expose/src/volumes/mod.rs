@@ -228,7 +228,8 @@ impl Volumes {
     /// Says that a snapshot which loaded is complete.
     pub fn completed(&self, key: &SnapshotKey) {
         self.report(key, Condition::Fine);
-        self.inner.warm_up.completed(*key);
+        let shown = self.inner.shared.find(Family::of(key));
+        self.inner.warm_up.completed(*key, shown.map(|shown| shown.being_read()).unwrap_or_default());
     }
 
     /// Says that bytes of a blob rotted on disk: an event of every volume that shows it.

@@ -16,15 +16,19 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::Semaphore;
+use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use weightd_store::{SnapshotEntry, SnapshotManifest, Store};
-use weightd_types::{SnapshotKey, display_bytes};
+use weightd_types::{BlobKey, SnapshotKey, display_bytes};
 
 use crate::{Config, Metrics};
 use memory::Memory;
 use pages::{PIECE_BYTES, Pages};
+
+/// How long the disk is left to a reader whom the agent has read for, before looking again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Which snapshots are to be warm, and how warm they are.
 #[derive(Debug)]
@@ -82,12 +86,13 @@ impl WarmUp {
         self.state().wanted.insert(key);
         // It may have become complete before it was wanted.
         if self.store.snapshot(&key).is_some_and(|record| record.complete) {
-            self.completed(key);
+            self.completed(key, HashSet::new());
         }
     }
 
-    /// A snapshot is complete: the moment to begin, if it is wanted. Needs a tokio runtime.
-    pub(crate) fn completed(self: &Arc<Self>, key: SnapshotKey) {
+    /// A snapshot is complete: the moment to begin, if it is wanted, with all but what is being read elsewhere. Needs a
+    /// tokio runtime.
+    pub(crate) fn completed(self: &Arc<Self>, key: SnapshotKey, but: HashSet<BlobKey>) {
         let warming = {
             let mut state = self.state();
             let is_running = state.warming.get(&key).is_some_and(|known| !known.is_over());
@@ -103,7 +108,7 @@ impl WarmUp {
         tokio::spawn(async move {
             // It is never closed.
             let Ok(_turn) = turns.acquire().await else { return };
-            let work = move || Self::warm(&this, &warming, &record.manifest);
+            let work = move || Self::warm(&this, &warming, &record.manifest, &but);
             // It cannot panic; an agent that ends takes it along.
             let _ = tokio::task::spawn_blocking(work).await;
         });
@@ -123,10 +128,10 @@ impl WarmUp {
 
     /// Reads a snapshot into the page cache, and says how that ended. Blocks. Holds nothing that would keep it going
     /// when nobody wants it.
-    fn warm(this: &Weak<Self>, warming: &Weak<Warming>, manifest: &SnapshotManifest) {
+    fn warm(this: &Weak<Self>, warming: &Weak<Warming>, manifest: &SnapshotManifest, but: &HashSet<BlobKey>) {
         let key = manifest.key();
         let mut bytes = 0;
-        let end = Self::warm_files(this, warming, manifest, &mut bytes);
+        let end = Self::warm_files(this, warming, manifest, but, &mut bytes);
         let read = display_bytes(bytes);
         match end {
             End::Done => tracing::info!(source = %manifest.source, snapshot = %key, read, "warmed up"),
@@ -149,9 +154,12 @@ impl WarmUp {
         this: &Weak<Self>,
         warming: &Weak<Warming>,
         manifest: &SnapshotManifest,
+        but: &HashSet<BlobKey>,
         read: &mut u64,
     ) -> End {
-        for entry in in_order(manifest) {
+        // Someone for whom the agent reads waits for the disk now, and whoever this is for may never come.
+        let mut served = this.upgrade().map_or(0, |this| this.metrics.served_chunks.get());
+        for entry in in_order(manifest).into_iter().filter(|entry| !but.contains(&entry.blob)) {
             let Some(path) = this.upgrade().map(|this| this.store.blob_path(&entry.blob)) else {
                 return End::Unwanted;
             };
@@ -164,6 +172,13 @@ impl WarmUp {
                 let (Some(this), Some(warming)) = (this.upgrade(), warming.upgrade()) else {
                     return End::Unwanted;
                 };
+                let now_served = this.metrics.served_chunks.get();
+                if now_served != served {
+                    served = now_served;
+                    drop((this, warming));
+                    Handle::current().block_on(sleep(PAUSE));
+                    continue;
+                }
                 let piece = pages.left().min(PIECE_BYTES);
                 if let Err(why) = this.memory.has_room_for(this.warm_bytes() + piece) {
                     return End::NoRoom(why);

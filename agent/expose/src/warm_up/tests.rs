@@ -58,7 +58,7 @@ impl Fixture {
     fn warm(&self) -> (End, u64) {
         let mut read = 0;
         let (this, warming) = (Arc::downgrade(&self.warm_up), Arc::downgrade(&self.warming));
-        let end = WarmUp::warm_files(&this, &warming, &self.manifest, &mut read);
+        let end = WarmUp::warm_files(&this, &warming, &self.manifest, &HashSet::new(), &mut read);
         assert_eq!(self.warm_up.metrics.warmed_bytes.get(), read);
         (end, read)
     }
@@ -109,6 +109,45 @@ fn nothing_is_read_that_does_not_fit() {
 }
 
 #[test]
+fn what_is_being_read_elsewhere_is_left_out() {
+    let fixture = Fixture::new(&[("a.safetensors", 4096), ("b.safetensors", 8192)], 1);
+    let (this, warming) = (Arc::downgrade(&fixture.warm_up), Arc::downgrade(&fixture.warming));
+    let (but, mut read) = (HashSet::from([fixture.manifest.objects[1].blob]), 0);
+    let end = WarmUp::warm_files(&this, &warming, &fixture.manifest, &but, &mut read);
+    assert!(matches!(end, End::Done), "{end:?}");
+    assert_eq!((read, fixture.resident()), (4096, 4096));
+}
+
+#[test]
+fn it_leaves_the_disk_to_readers_and_goes_on_after_them() {
+    let fixture = Fixture::new(&[("a.safetensors", 24 << 20)], 1);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    let served = fixture.warm_up.metrics.served_chunks.clone();
+    let (stop, stopped) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        // Reads more often than it looks, until told to stop.
+        loop {
+            match stopped.recv_timeout(PAUSE / 10) {
+                Ok(warmed) => return warmed,
+                Err(_) => served.inc(),
+            };
+        }
+    });
+    let warmed = fixture.warm_up.metrics.warmed_bytes.clone();
+    let _entered = runtime.enter();
+    runtime.spawn(async move {
+        sleep(PAUSE * 6).await;
+        stop.send(warmed.get()).unwrap();
+    });
+    let (end, read) = fixture.warm();
+    let meanwhile = reader.join().unwrap();
+    assert!(meanwhile < read, "{meanwhile} bytes were read beside a reader");
+    assert!(matches!(end, End::Done), "{end:?}");
+    assert_eq!(read, 24 << 20);
+}
+
+#[test]
 fn what_is_warm_of_other_volumes_needs_its_room_too() {
     let fixture = Fixture::new(&[("a.safetensors", 20 << 20)], 1);
     let other = Arc::new(Warming { bytes: AtomicU64::new(1 << 60), ..Warming::default() });
@@ -127,7 +166,10 @@ fn it_ends_when_no_volume_shows_the_snapshot() {
     drop(held);
     warm_up.keep_only(|_| false);
     let mut read = 0;
-    assert!(matches!(WarmUp::warm_files(&this, &warming, &manifest, &mut read), End::Unwanted));
+    assert!(matches!(
+        WarmUp::warm_files(&this, &warming, &manifest, &HashSet::new(), &mut read),
+        End::Unwanted
+    ));
     assert_eq!(read, 0);
 }
 
@@ -166,22 +208,22 @@ async fn a_snapshot_is_warmed_up_once_it_is_complete_and_once_for_each_time_it_i
     let fixture = Fixture::new(&[("a.safetensors", 1)], 1);
     let (key, warm_up) = (fixture.manifest.key(), &fixture.warm_up);
     warm_up.state().warming.clear();
-    warm_up.completed(key);
+    warm_up.completed(key, HashSet::new());
     assert!(warm_up.state().warming.is_empty(), "nobody wanted it");
     warm_up.want(key);
     assert!(warm_up.state().warming.is_empty(), "it is not complete");
-    warm_up.completed(key);
+    warm_up.completed(key, HashSet::new());
     let first = Arc::clone(&warm_up.state().warming[&key]);
     assert!(!warm_up.state().wanted.contains(&key));
     warm_up.want(key);
-    warm_up.completed(key);
+    warm_up.completed(key, HashSet::new());
     assert!(Arc::ptr_eq(&first, &warm_up.state().warming[&key]), "one at a time");
     first.is_over.store(true, Ordering::Release);
     warm_up.want(key);
-    warm_up.completed(key);
+    warm_up.completed(key, HashSet::new());
     assert!(!Arc::ptr_eq(&first, &warm_up.state().warming[&key]), "and again when it is wanted again");
     warm_up.end();
     warm_up.want(key);
-    warm_up.completed(key);
+    warm_up.completed(key, HashSet::new());
     assert!(warm_up.state().warming.is_empty(), "the agent ends");
 }
