@@ -1,6 +1,6 @@
 //! Every tensor, copied by a loader while its model is still on the way.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
 use weightd_benches::{Sample, Table, binary, cores, median, run};
@@ -22,7 +22,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         bench.cool()?;
         let node = Node::start(&bench.place("loading")?, &bench.gcs.endpoint(), "")?;
         let cost = whole_machine(|| {
-            let target = node.mount("target", &[])?;
+            let target = node.mount("target", &["--warm-up"])?;
             bench.clone_tensors(&target).map(drop)
         })?;
         volume.costs.push(cost);
@@ -59,7 +59,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         table.push(vec![name.to_owned(), format!("{:.2}", sample.wall()), format!("{cpu:.2}")]);
     };
     add("weightctl prefetch, nobody reads", &prefetch);
-    add("weightctl mount, then every tensor", &volume);
+    add("weightctl mount --warm-up, then every tensor", &volume);
     let mut text = "## Every tensor copied while the model loads\n\n".to_owned();
     if !peer.costs.is_empty() {
         add("gcsfuse, then every tensor", &peer);
@@ -77,11 +77,15 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
 
 /// The same model brought by a prefetch, with nobody reading it.
 fn alone(bench: &Bench) -> Result<weightd_benches::Cost> {
-    let store = bench.place("prefetch")?;
+    let place = bench.place("prefetch")?;
+    fs::create_dir_all(&place)?;
+    let place = place.canonicalize()?;
+    let (store, config) = (place.join("store"), place.join("weightd.toml"));
+    fs::write(&config, format!("[store]\ndirectory = {store:?}\nfloor = 0.05\n"))?;
     let mut command = Command::new(binary("weightctl")?);
-    command.env("STORAGE_EMULATOR_HOST", bench.gcs.endpoint()).arg("--store").arg(&store);
+    command.env("STORAGE_EMULATOR_HOST", bench.gcs.endpoint()).arg("--config").arg(&config);
     let cost = whole_machine(|| run(command.args(["prefetch", SOURCE])).map(drop))?;
-    std::fs::remove_dir_all(&store)?;
+    fs::remove_dir_all(&place)?;
     rustix::fs::sync();
     Ok(cost)
 }
