@@ -1,7 +1,7 @@
 //! A snapshot that is shown while it loads.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -40,6 +40,8 @@ pub(crate) struct Shown {
     positions: HashMap<BlobKey, Vec<usize>>,
     /// Files of which someone was given bytes.
     read: Vec<AtomicBool>,
+    /// Files that someone has opened past the agent.
+    passed: Vec<AtomicBool>,
     /// Which chunk of each file was read last.
     last_chunk: Vec<AtomicU64>,
     /// Files open now.
@@ -54,7 +56,8 @@ impl Shown {
         for (at, entry) in tree.manifest.objects.iter().enumerate() {
             positions.entry(entry.blob).or_default().push(at);
         }
-        let read = tree.manifest.objects.iter().map(|_| AtomicBool::new(false)).collect();
+        let none = || tree.manifest.objects.iter().map(|_| AtomicBool::new(false)).collect();
+        let (read, passed) = (none(), none());
         let last_chunk = tree.manifest.objects.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
         let (condition, last_failure) = (watch::Sender::new(Condition::Fine), Mutex::default());
         Self {
@@ -63,6 +66,7 @@ impl Shown {
             last_failure,
             positions,
             read,
+            passed,
             last_chunk,
             opens: AtomicUsize::new(0),
             _hold: hold,
@@ -84,12 +88,17 @@ impl Shown {
         self.last_chunk[position].swap(chunk, Ordering::Relaxed).wrapping_add(1) == chunk
     }
 
-    /// Blobs of files that someone has read, through the agent, further than their headers: whoever has them open goes on
-    /// reading them so.
-    pub(crate) fn being_read(&self) -> HashSet<BlobKey> {
-        let is_far = |chunk: &AtomicU64| !matches!(chunk.load(Ordering::Relaxed), 0 | u64::MAX);
-        let files = self.last_chunk.iter().enumerate().filter(|(_, chunk)| is_far(chunk));
-        files.map(|(position, _)| self.blob(position)).collect()
+    /// Notes that someone has opened a complete file past the agent.
+    pub(crate) fn mark_passed(&self, position: usize) {
+        self.passed[position].store(true, Ordering::Relaxed);
+    }
+
+    /// Whether someone is reading a blob already: past the agent, or through it and further than a header.
+    pub(crate) fn has_reader(&self, blob: &BlobKey) -> bool {
+        let is_far =
+            |position: usize| !matches!(self.last_chunk[position].load(Ordering::Relaxed), 0 | u64::MAX);
+        let positions = self.positions.get(blob).into_iter().flatten();
+        positions.copied().any(|position| self.passed[position].load(Ordering::Relaxed) || is_far(position))
     }
 
     /// Whether anyone was given bytes of a file.

@@ -196,6 +196,7 @@ impl VolumesFilesystem {
         match through.register(node, blob) {
             Ok(id) => {
                 self.shared.metrics.passthrough_opens.inc();
+                shown.mark_passed(position);
                 shown.opened();
                 sys::open_through(reply, FileHandle(0), id);
             }

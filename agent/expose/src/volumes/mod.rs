@@ -228,8 +228,11 @@ impl Volumes {
     /// Says that a snapshot which loaded is complete.
     pub fn completed(&self, key: &SnapshotKey) {
         self.report(key, Condition::Fine);
-        let shown = self.inner.shared.find(Family::of(key));
-        self.inner.warm_up.completed(*key, shown.map(|shown| shown.being_read()).unwrap_or_default());
+        let shown = self.inner.shared.find(Family::of(key)).map(|shown| Arc::downgrade(&shown));
+        let has_reader = move |blob: &BlobKey| {
+            shown.as_ref().and_then(Weak::upgrade).is_some_and(|shown| shown.has_reader(blob))
+        };
+        self.inner.warm_up.completed(*key, has_reader);
     }
 
     /// Says that bytes of a blob rotted on disk: an event of every volume that shows it.

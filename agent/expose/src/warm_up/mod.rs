@@ -86,13 +86,17 @@ impl WarmUp {
         self.state().wanted.insert(key);
         // It may have become complete before it was wanted.
         if self.store.snapshot(&key).is_some_and(|record| record.complete) {
-            self.completed(key, HashSet::new());
+            self.completed(key, |_| false);
         }
     }
 
-    /// A snapshot is complete: the moment to begin, if it is wanted, with all but what is being read elsewhere. Needs a
+    /// A snapshot is complete: the moment to begin, if it is wanted, with all files that nobody is reading by then. Needs a
     /// tokio runtime.
-    pub(crate) fn completed(self: &Arc<Self>, key: SnapshotKey, but: HashSet<BlobKey>) {
+    pub(crate) fn completed(
+        self: &Arc<Self>,
+        key: SnapshotKey,
+        has_reader: impl Fn(&BlobKey) -> bool + Send + 'static,
+    ) {
         let warming = {
             let mut state = self.state();
             let is_running = state.warming.get(&key).is_some_and(|known| !known.is_over());
@@ -108,7 +112,7 @@ impl WarmUp {
         tokio::spawn(async move {
             // It is never closed.
             let Ok(_turn) = turns.acquire().await else { return };
-            let work = move || Self::warm(&this, &warming, &record.manifest, &but);
+            let work = move || Self::warm(&this, &warming, &record.manifest, &has_reader);
             // It cannot panic; an agent that ends takes it along.
             let _ = tokio::task::spawn_blocking(work).await;
         });
@@ -128,10 +132,15 @@ impl WarmUp {
 
     /// Reads a snapshot into the page cache, and says how that ended. Blocks. Holds nothing that would keep it going
     /// when nobody wants it.
-    fn warm(this: &Weak<Self>, warming: &Weak<Warming>, manifest: &SnapshotManifest, but: &HashSet<BlobKey>) {
+    fn warm(
+        this: &Weak<Self>,
+        warming: &Weak<Warming>,
+        manifest: &SnapshotManifest,
+        has_reader: &dyn Fn(&BlobKey) -> bool,
+    ) {
         let key = manifest.key();
         let mut bytes = 0;
-        let end = Self::warm_files(this, warming, manifest, but, &mut bytes);
+        let end = Self::warm_files(this, warming, manifest, has_reader, &mut bytes);
         let read = display_bytes(bytes);
         match end {
             End::Done => tracing::info!(source = %manifest.source, snapshot = %key, read, "warmed up"),
@@ -154,12 +163,12 @@ impl WarmUp {
         this: &Weak<Self>,
         warming: &Weak<Warming>,
         manifest: &SnapshotManifest,
-        but: &HashSet<BlobKey>,
+        has_reader: &dyn Fn(&BlobKey) -> bool,
         read: &mut u64,
     ) -> End {
         // Someone for whom the agent reads waits for the disk now, and whoever this is for may never come.
         let mut served = this.upgrade().map_or(0, |this| this.metrics.served_chunks.get());
-        for entry in in_order(manifest).into_iter().filter(|entry| !but.contains(&entry.blob)) {
+        for entry in in_order(manifest).into_iter().filter(|entry| !has_reader(&entry.blob)) {
             let Some(path) = this.upgrade().map(|this| this.store.blob_path(&entry.blob)) else {
                 return End::Unwanted;
             };

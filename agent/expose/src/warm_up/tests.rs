@@ -58,7 +58,7 @@ impl Fixture {
     fn warm(&self) -> (End, u64) {
         let mut read = 0;
         let (this, warming) = (Arc::downgrade(&self.warm_up), Arc::downgrade(&self.warming));
-        let end = WarmUp::warm_files(&this, &warming, &self.manifest, &HashSet::new(), &mut read);
+        let end = WarmUp::warm_files(&this, &warming, &self.manifest, &|_| false, &mut read);
         assert_eq!(self.warm_up.metrics.warmed_bytes.get(), read);
         (end, read)
     }
@@ -109,11 +109,11 @@ fn nothing_is_read_that_does_not_fit() {
 }
 
 #[test]
-fn what_is_being_read_elsewhere_is_left_out() {
+fn what_someone_is_reading_already_is_left_out() {
     let fixture = Fixture::new(&[("a.safetensors", 4096), ("b.safetensors", 8192)], 1);
     let (this, warming) = (Arc::downgrade(&fixture.warm_up), Arc::downgrade(&fixture.warming));
-    let (but, mut read) = (HashSet::from([fixture.manifest.objects[1].blob]), 0);
-    let end = WarmUp::warm_files(&this, &warming, &fixture.manifest, &but, &mut read);
+    let (second, mut read) = (fixture.manifest.objects[1].blob, 0);
+    let end = WarmUp::warm_files(&this, &warming, &fixture.manifest, &|blob| *blob == second, &mut read);
     assert!(matches!(end, End::Done), "{end:?}");
     assert_eq!((read, fixture.resident()), (4096, 4096));
 }
@@ -166,10 +166,7 @@ fn it_ends_when_no_volume_shows_the_snapshot() {
     drop(held);
     warm_up.keep_only(|_| false);
     let mut read = 0;
-    assert!(matches!(
-        WarmUp::warm_files(&this, &warming, &manifest, &HashSet::new(), &mut read),
-        End::Unwanted
-    ));
+    assert!(matches!(WarmUp::warm_files(&this, &warming, &manifest, &|_| false, &mut read), End::Unwanted));
     assert_eq!(read, 0);
 }
 
@@ -208,22 +205,22 @@ async fn a_snapshot_is_warmed_up_once_it_is_complete_and_once_for_each_time_it_i
     let fixture = Fixture::new(&[("a.safetensors", 1)], 1);
     let (key, warm_up) = (fixture.manifest.key(), &fixture.warm_up);
     warm_up.state().warming.clear();
-    warm_up.completed(key, HashSet::new());
+    warm_up.completed(key, |_| false);
     assert!(warm_up.state().warming.is_empty(), "nobody wanted it");
     warm_up.want(key);
     assert!(warm_up.state().warming.is_empty(), "it is not complete");
-    warm_up.completed(key, HashSet::new());
+    warm_up.completed(key, |_| false);
     let first = Arc::clone(&warm_up.state().warming[&key]);
     assert!(!warm_up.state().wanted.contains(&key));
     warm_up.want(key);
-    warm_up.completed(key, HashSet::new());
+    warm_up.completed(key, |_| false);
     assert!(Arc::ptr_eq(&first, &warm_up.state().warming[&key]), "one at a time");
     first.is_over.store(true, Ordering::Release);
     warm_up.want(key);
-    warm_up.completed(key, HashSet::new());
+    warm_up.completed(key, |_| false);
     assert!(!Arc::ptr_eq(&first, &warm_up.state().warming[&key]), "and again when it is wanted again");
     warm_up.end();
     warm_up.want(key);
-    warm_up.completed(key, HashSet::new());
+    warm_up.completed(key, |_| false);
     assert!(warm_up.state().warming.is_empty(), "the agent ends");
 }
