@@ -20,9 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A running agent and keeper. Ended, unmounted and removed when dropped.
 pub(crate) struct Node {
     directory: PathBuf,
-    keeper: Child,
-    agent: Child,
+    keeper: Process,
+    agent: Process,
 }
+
+/// A program that ends with its value.
+struct Process(Child);
 
 impl Node {
     /// With an empty store in a directory, which must not exist; `more` is added to the configuration.
@@ -78,12 +81,12 @@ impl Node {
 
     /// Processor time of agent and keeper.
     pub(crate) fn cpu(&self) -> Result<Duration> {
-        Ok(cpu_of(self.agent.id())? + cpu_of(self.keeper.id())?)
+        Ok(cpu_of(self.agent.0.id())? + cpu_of(self.keeper.0.id())?)
     }
 
     /// Most memory resident at once in agent and keeper, in MiB.
     pub(crate) fn peaks(&self) -> Result<(f64, f64)> {
-        Ok((peak_of(self.agent.id())?, peak_of(self.keeper.id())?))
+        Ok((peak_of(self.agent.0.id())?, peak_of(self.keeper.0.id())?))
     }
 
     fn weightctl(&self) -> Result<Command> {
@@ -100,8 +103,8 @@ impl Drop for Node {
                 eprintln!("unmounting {}: {error}", target.display());
             }
         }
-        end(&mut self.agent);
-        end(&mut self.keeper);
+        self.agent.end();
+        self.keeper.end();
         mounts::remove_below(&self.directory);
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             eprintln!("removing {}: {error}", self.directory.display());
@@ -111,7 +114,7 @@ impl Drop for Node {
     }
 }
 
-fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Child> {
+fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Process> {
     let port = weightd_harness::unused_port()?;
     fs::write(directory.join("port"), port.to_string())?;
     let (socket, config) = (directory.join("weightd.sock"), directory.join("weightd.toml"));
@@ -129,20 +132,30 @@ fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Child> {
     Ok(agent)
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
     let log = fs::File::create(log)?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let name = command.get_program().to_string_lossy().into_owned();
-    command.spawn().with_context(|| format!("starting {name}"))
+    command.spawn().map(Process).with_context(|| format!("starting {name}"))
 }
 
-/// Asks a process to end, and makes it when it does not.
-fn end(child: &mut Child) {
-    // Each of these fails only when it has ended already.
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::TERM);
+impl Process {
+    /// Asks it to end, and makes it when it does not.
+    fn end(&mut self) {
+        // Each of these fails only when it has ended already.
+        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw)
+            && matches!(self.0.try_wait(), Ok(None))
+        {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        wait_until(PATIENCE, || !matches!(self.0.try_wait(), Ok(None)));
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    wait_until(PATIENCE, || !matches!(child.try_wait(), Ok(None)));
-    let _ = child.kill();
-    let _ = child.wait();
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
