@@ -11,31 +11,24 @@ use std::{
 
 use anyhow::Result;
 use clap::Parser;
-use weightd_benches::{Cost, Sample, Table, binary, machine, run};
-use weightd_harness::{FakeGcs, GcsOptions, Model, ModelShape};
-
-const BUCKET: &str = "bench";
+use weightd_benches::{
+    BUCKET, Bucket, Common, Cost, SOURCE, Sample, Table, binary, gibibytes, gigabytes, machine, run,
+};
+use weightd_harness::ModelShape;
 
 /// Measures prefetching.
 #[derive(Parser)]
 struct Options {
-    /// Runs of each program.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Where to write models and stores; needs about 25 GB.
-    #[arg(long, default_value = "target/bench")]
-    directory: PathBuf,
+    #[command(flatten)]
+    common: Common,
     /// Leaves out the sizes other than 3.71 GB, TLS and the peer.
     #[arg(long)]
     quick: bool,
-    /// Writes the tables into this file as well.
-    #[arg(long)]
-    report: Option<PathBuf>,
 }
 
 /// One bucket with one model in it.
 struct Bench {
-    gcs: FakeGcs,
+    bucket: Bucket,
     bytes: u64,
     work: PathBuf,
 }
@@ -43,7 +36,6 @@ struct Bench {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    std::fs::create_dir_all(&options.directory)?;
     let mut text = format!("{}\n\n", machine());
     let full = Bench::new(&options, &ModelShape::default(), false).await?;
     text += &full.against_the_floor(&options)?;
@@ -56,7 +48,7 @@ async fn main() -> Result<()> {
         text += &sizes(&options).await?;
     }
     println!("{text}");
-    if let Some(path) = &options.report {
+    if let Some(path) = &options.common.report {
         std::fs::write(path, report(&text))?;
     }
     Ok(())
@@ -73,19 +65,16 @@ fn report(text: &str) -> String {
 impl Bench {
     async fn new(options: &Options, shape: &ModelShape, tls: bool) -> Result<Self> {
         eprintln!("making the model and its bucket");
-        let made = tempfile::tempdir_in(&options.directory)?;
-        let model = Model::write(made.path(), shape)?;
-        let gcs = FakeGcs::start_with(GcsOptions { memory: false, tls }).await?;
-        gcs.create_bucket(BUCKET).await?;
-        gcs.place_directory(BUCKET, "model", made.path())?;
-        Ok(Self { gcs, bytes: model.file_bytes()?, work: options.directory.join("work") })
+        let directory = &options.common.directory;
+        let bucket = Bucket::make(directory, shape, tls).await?;
+        Ok(Self { bytes: bucket.model.file_bytes()?, bucket, work: directory.join("work") })
     }
 
     /// A command that talks to this bucket.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env("STORAGE_EMULATOR_HOST", self.gcs.endpoint());
-        if let Some(ca) = self.gcs.ca_file() {
+        command.env("STORAGE_EMULATOR_HOST", self.bucket.gcs.endpoint());
+        if let Some(ca) = self.bucket.gcs.ca_file() {
             command.env("SSL_CERT_FILE", ca);
         }
         command
@@ -97,11 +86,7 @@ impl Bench {
     }
 
     fn prefetch(&self, store: &Path) -> Result<Cost> {
-        run(self
-            .command(binary("weightctl")?)
-            .arg("--store")
-            .arg(store)
-            .args(["prefetch", "gs://bench/model"]))
+        run(self.command(binary("weightctl")?).arg("--store").arg(store).args(["prefetch", SOURCE]))
     }
 
     fn rclone(&self) -> Result<Cost> {
@@ -110,7 +95,7 @@ impl Bench {
             "rclone copy :gcs:bench/model {out} --gcs-anonymous --gcs-endpoint {endpoint}/storage/v1/ --transfers 4 \
              --multi-thread-streams 4 --multi-thread-cutoff 64M && sync -f {out}",
             out = out.display(),
-            endpoint = self.gcs.endpoint(),
+            endpoint = self.bucket.gcs.endpoint(),
         );
         run(self.command("sh").args(["-c", &copy]))
     }
@@ -120,7 +105,7 @@ impl Bench {
         let copy =
             format!("gcloud storage cp -r gs://bench/model {out} && sync -f {out}", out = out.display());
         let mut command = self.command("sh");
-        command.env("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", format!("{}/", self.gcs.endpoint()));
+        command.env("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", format!("{}/", self.bucket.gcs.endpoint()));
         command.env("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true");
         run(command.args(["-c", &copy]))
     }
@@ -140,9 +125,9 @@ impl Bench {
         let (mut floor, mut prefetch, mut peer) = (Sample::default(), Sample::default(), Sample::default());
         let gcloud = is_there("gcloud");
         let has_peer = gcloud || is_there("rclone");
-        let with_peer = has_peer && self.gcs.ca_file().is_none() && !options.quick;
-        for round in 1..=options.rounds {
-            eprintln!("round {round} of {}", options.rounds);
+        let with_peer = has_peer && self.bucket.gcs.ca_file().is_none() && !options.quick;
+        for round in 1..=options.common.rounds {
+            eprintln!("round {round} of {}", options.common.rounds);
             floor.costs.push(self.floor()?);
             let store = self.fresh()?;
             prefetch.costs.push(self.prefetch(&store)?);
@@ -150,7 +135,7 @@ impl Bench {
                 peer.costs.push(if gcloud { self.gcloud()? } else { self.rclone()? });
             }
         }
-        let scheme = if self.gcs.ca_file().is_some() { "TLS" } else { "plain HTTP" };
+        let scheme = if self.bucket.gcs.ca_file().is_some() { "TLS" } else { "plain HTTP" };
         let mut table = Table::new(&["what", "wall s", "GB/s", "speed / floor", "CPU s/GiB", "peak MiB"]);
         let mut add = |name: &str, sample: &Sample| {
             table.push(vec![
@@ -182,7 +167,7 @@ impl Bench {
         let store = self.fresh()?;
         self.prefetch(&store)?;
         let mut sample = Sample::default();
-        for _ in 0..options.rounds {
+        for _ in 0..options.common.rounds {
             sample.costs.push(self.prefetch(&store)?);
         }
         let millis = sample.wall() * 1000.0;
@@ -198,7 +183,7 @@ async fn sizes(options: &Options) -> Result<String> {
     for bytes in [500_000_000, 2_000_000_000, 8_000_000_000] {
         let bench = Bench::new(options, &ModelShape::of_bytes(bytes), false).await?;
         let mut sample = Sample::default();
-        for _ in 0..options.rounds {
+        for _ in 0..options.common.rounds {
             let store = bench.fresh()?;
             sample.costs.push(bench.prefetch(&store)?);
         }
@@ -215,14 +200,4 @@ async fn sizes(options: &Options) -> Result<String> {
 fn is_there(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn gigabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
-}
-
-#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn gibibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
 }

@@ -15,6 +15,18 @@ pub fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// For tables: 10^9 bytes.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+/// For tables: 2^30 bytes.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn gibibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
 impl Sample {
     /// Median wall time in seconds.
     pub fn wall(&self) -> f64 {

@@ -12,7 +12,7 @@ const WARM_RUNS: usize = 3;
 
 /// Bind and passthrough: the kernel reads the store's files itself.
 pub(crate) fn by_the_kernel(bench: &Bench) -> Result<String> {
-    let node = Node::start(&bench.place("kernel")?, &bench.gcs.endpoint(), "")?;
+    let node = Node::start(&bench.place("kernel")?, &bench.bucket.gcs.endpoint(), "")?;
     let bind = node.mount("bind", &["--mode", "bind"])?;
     let through = node.mount("through", &["--mode", "fuse", "--wait"])?;
     ensure!((node.serving("bind")?.as_str(), node.serving("through")?.as_str()) == ("bind", "passthrough"));
@@ -40,13 +40,13 @@ pub(crate) fn by_the_kernel(bench: &Bench) -> Result<String> {
 
 /// Plain FUSE, for kernels without passthrough: the agent reads and compares every chunk with its checksum.
 pub(crate) fn by_the_agent(bench: &Bench) -> Result<String> {
-    let node = Node::start(&bench.place("agent")?, &bench.gcs.endpoint(), "passthrough = false")?;
+    let node = Node::start(&bench.place("agent")?, &bench.bucket.gcs.endpoint(), "passthrough = false")?;
     let plain = node.mount("plain", &["--mode", "fuse", "--wait"])?;
     ensure!(node.serving("plain")? == "fuse");
     let native = node.native()?;
     let peer = bench
         .with_peer
-        .then(|| Gcsfuse::mount(&bench.place("gcsfuse")?, &bench.gcs.endpoint()))
+        .then(|| Gcsfuse::mount(&bench.place("gcsfuse")?, &bench.bucket.gcs.endpoint()))
         .transpose()?;
     if let Some(peer) = &peer {
         eprintln!("filling the cache of gcsfuse");

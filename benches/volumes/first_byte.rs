@@ -32,7 +32,7 @@ pub(crate) async fn measure(bench: &Bench) -> Result<String> {
     for round in 1..=3 * bench.rounds {
         eprintln!("first byte, round {round}");
         for (waits, delay) in [(&mut at_once, Duration::ZERO), (&mut meanwhile, UNDER_WAY)] {
-            let node = Node::start(&bench.place("first-byte")?, &bench.gcs.endpoint(), "")?;
+            let node = Node::start(&bench.place("first-byte")?, &bench.bucket.gcs.endpoint(), "")?;
             if delay.is_zero() {
                 waits.requests.push(request(bench, &mut random).await?);
             }
@@ -70,9 +70,10 @@ pub(crate) async fn measure(bench: &Bench) -> Result<String> {
 async fn request(bench: &Bench, random: &mut Random) -> Result<f64> {
     let shards = bench.shards(Path::new(""));
     let shard = random.one_of(&shards).context("a model without shards")?.display().to_string();
-    let length = bench.made.join(&shard).metadata()?.len();
+    let length = bench.bucket.model.directory.join(&shard).metadata()?.len();
     let start = random.below(length - CHUNK_BYTES);
-    let url = format!("{}/download/storage/v1/b/bench/o/model%2F{shard}?alt=media", bench.gcs.endpoint());
+    let url =
+        format!("{}/download/storage/v1/b/bench/o/model%2F{shard}?alt=media", bench.bucket.gcs.endpoint());
     let begun = Instant::now();
     let range = format!("bytes={start}-{}", start + CHUNK_BYTES - 1);
     let mut answer =

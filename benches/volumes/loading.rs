@@ -3,14 +3,9 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
-use weightd_benches::{Sample, Table, binary, cores, median, run};
+use weightd_benches::{SOURCE, Sample, Table, binary, cores, median, run};
 
-use crate::{
-    Bench,
-    gcsfuse::Gcsfuse,
-    node::{Node, SOURCE},
-    whole_machine,
-};
+use crate::{Bench, gcsfuse::Gcsfuse, node::Node, whole_machine};
 
 pub(crate) fn measure(bench: &Bench) -> Result<String> {
     let (mut prefetch, mut volume, mut peer) = (Sample::default(), Sample::default(), Sample::default());
@@ -20,7 +15,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         bench.cool()?;
         prefetch.costs.push(alone(bench)?);
         bench.cool()?;
-        let node = Node::start(&bench.place("loading")?, &bench.gcs.endpoint(), "")?;
+        let node = Node::start(&bench.place("loading")?, &bench.bucket.gcs.endpoint(), "")?;
         let cost = whole_machine(|| {
             let target = node.mount("target", &["--warm-up"])?;
             bench.clone_tensors(&target).map(drop)
@@ -37,7 +32,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
             // Kept until its cost is taken: unmounting it is not a part of the job.
             let mut mounted = None;
             peer.costs.push(whole_machine(|| {
-                let mounted = mounted.insert(Gcsfuse::mount(&place, &bench.gcs.endpoint())?);
+                let mounted = mounted.insert(Gcsfuse::mount(&place, &bench.bucket.gcs.endpoint())?);
                 bench.clone_tensors(&mounted.model()).map(drop)
             })?);
         }
@@ -83,7 +78,7 @@ fn alone(bench: &Bench) -> Result<weightd_benches::Cost> {
     let (store, config) = (place.join("store"), place.join("weightd.toml"));
     fs::write(&config, format!("[store]\ndirectory = {store:?}\nfloor = 0.05\n"))?;
     let mut command = Command::new(binary("weightctl")?);
-    command.env("STORAGE_EMULATOR_HOST", bench.gcs.endpoint()).arg("--config").arg(&config);
+    command.env("STORAGE_EMULATOR_HOST", bench.bucket.gcs.endpoint()).arg("--config").arg(&config);
     let cost = whole_machine(|| run(command.args(["prefetch", SOURCE])).map(drop))?;
     fs::remove_dir_all(&place)?;
     rustix::fs::sync();

@@ -21,34 +21,25 @@ use std::{
 
 use anyhow::Result;
 use clap::Parser;
-use weightd_benches::{Cost, binary, busy, forget_pages, machine, run};
-use weightd_harness::{FakeGcs, Model, ModelShape, python};
+use weightd_benches::{Bucket, Common, Cost, binary, busy, forget_pages, gibibytes, machine, run};
+use weightd_harness::{ModelShape, python};
 
 /// Measures volumes.
 #[derive(Parser)]
 struct Options {
-    /// Runs of each job.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Where to write models and stores; needs about 20 GB.
-    #[arg(long, default_value = "target/bench")]
-    directory: PathBuf,
+    #[command(flatten)]
+    common: Common,
     /// Leaves out the peer.
     #[arg(long)]
     quick: bool,
     /// Runs these parts only: complete, plain, first-byte, loading.
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
-    /// Writes the tables into this file as well.
-    #[arg(long)]
-    report: Option<PathBuf>,
 }
 
 /// One bucket with one model in it.
 struct Bench {
-    gcs: FakeGcs,
-    model: Model,
-    made: PathBuf,
+    bucket: Bucket,
     rounds: usize,
     work: PathBuf,
     with_peer: bool,
@@ -57,19 +48,11 @@ struct Bench {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    fs::create_dir_all(&options.directory)?;
     eprintln!("making the model and its bucket");
-    let made = tempfile::tempdir_in(&options.directory)?;
-    let model = Model::write(made.path(), &ModelShape::default())?;
-    let gcs = FakeGcs::start().await?;
-    gcs.create_bucket("bench").await?;
-    gcs.place_directory("bench", "model", made.path())?;
     let bench = Bench {
-        gcs,
-        model,
-        made: made.path().to_path_buf(),
-        rounds: options.rounds,
-        work: options.directory.join("volumes"),
+        bucket: Bucket::make(&options.common.directory, &ModelShape::default(), false).await?,
+        rounds: options.common.rounds,
+        work: options.common.directory.join("volumes"),
         with_peer: !options.quick && gcsfuse::Gcsfuse::is_here(),
     };
     let mut text = format!("{}\n\n", machine());
@@ -87,7 +70,7 @@ async fn main() -> Result<()> {
         text += &loading::measure(&bench)?;
     }
     println!("{text}");
-    if let Some(path) = &options.report {
+    if let Some(path) = &options.common.report {
         fs::write(path, report(&text))?;
     }
     Ok(())
@@ -114,13 +97,12 @@ impl Bench {
     }
 
     fn shards(&self, directory: &Path) -> Vec<PathBuf> {
-        let shards = self.model.files.iter().filter(|name| name.ends_with(".safetensors"));
+        let shards = self.bucket.model.files.iter().filter(|name| name.ends_with(".safetensors"));
         shards.map(|name| directory.join(name)).collect()
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
     fn gibibytes(&self) -> f64 {
-        self.model.tensor_bytes as f64 / f64::from(1 << 30)
+        gibibytes(self.bucket.model.tensor_bytes)
     }
 
     /// Reads a directory's weights in one of the reader's ways.
@@ -137,7 +119,8 @@ impl Bench {
     /// Nothing but the bucket is in the page cache.
     fn cool(&self) -> Result<()> {
         forget_pages()?;
-        run(Command::new(binary("reader")?).arg("sequential").args(self.shards(&self.made))).map(drop)
+        run(Command::new(binary("reader")?).arg("sequential").args(self.shards(&self.bucket.model.directory)))
+            .map(drop)
     }
 }
 

@@ -10,10 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use weightd_benches::{binary, cpu_of, peak_of, run, wait_until};
+use weightd_benches::{SOURCE, binary, cpu_of, peak_of, run, wait_until};
 use weightd_harness::mounts;
 
-pub(crate) const SOURCE: &str = "gs://bench/model";
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(20);
 
