@@ -1,8 +1,8 @@
 //! What to ask for next: pure, so that every decision can be tested with values.
 //!
 //! Blobs wait in order of rank. The planner hands out requests: neighbouring missing pieces of one object, up to a
-//! range's length. Each piece is missing, in flight or here, and is never asked for twice at once. Demands (someone
-//! is reading right there) go before everything else.
+//! range's length. A piece never arrives twice at once. Demands (someone is reading right there) go before everything
+//! else, and take pieces away from a request that would come to them only later.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -32,12 +32,17 @@ pub struct Request {
     /// Which arrival of the blob it belongs to: a late answer to a flight that was given up must not be taken for one
     /// to the next flight.
     arrival: u64,
+    /// Its own number, which no other request has.
+    number: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
     Missing,
-    InFlight,
+    /// Behind others of the request of this number.
+    Asked(u64),
+    /// Next on the connection of the request of this number.
+    Arriving(u64),
     Here,
 }
 
@@ -72,6 +77,22 @@ impl Blob {
     fn missing_in(&self, range: ByteRange) -> VecDeque<usize> {
         self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
     }
+
+    /// Makes pieces missing that their requests would come to only after another; says how many bytes those are. The
+    /// one that comes next is left: asking anew would not bring it sooner.
+    fn take_back(&mut self, range: ByteRange) -> u64 {
+        let mut taken = 0;
+        for piece in self.pieces_in(range) {
+            if let Piece::Asked(number) = self.pieces[piece]
+                && (piece == 0 || self.pieces[piece - 1] != Piece::Arriving(number))
+            {
+                self.pieces[piece] = Piece::Missing;
+                self.cursor = self.cursor.min(piece);
+                taken += self.placement.pieces()[piece].object.len();
+            }
+        }
+        taken
+    }
 }
 
 #[derive(Debug)]
@@ -93,6 +114,7 @@ pub struct Planner {
     early: HashMap<BlobKey, Vec<ByteRange>>,
     missing_bytes: u64,
     arrivals: u64,
+    requests: u64,
 }
 
 impl Planner {
@@ -107,6 +129,7 @@ impl Planner {
             early: HashMap::new(),
             missing_bytes: 0,
             arrivals: 0,
+            requests: 0,
         }
     }
 
@@ -151,16 +174,20 @@ impl Planner {
     /// Wants a range of a blob before everything else, and what follows it in the blob soon. A blob that is not known
     /// yet is remembered.
     pub fn demand(&mut self, key: BlobKey, range: ByteRange) {
-        let Some(blob) = self.blobs.get(&key) else {
+        let Some(blob) = self.blobs.get_mut(&key) else {
             let early = self.early.entry(key).or_default();
             if !early.contains(&range) && early.len() < EARLY_RANGES {
                 early.push(range);
             }
             return;
         };
-        let pieces = blob.missing_in(range);
         let follows = ByteRange::at(range.end.next_multiple_of(CHUNK_BYTES), AHEAD_BYTES);
-        let ahead = blob.missing_in(follows);
+        let taken_back = blob.take_back(ByteRange::new(range.start, follows.end));
+        if taken_back > 0 {
+            self.missing_bytes += taken_back;
+            self.waiting.insert((blob.rank, key));
+        }
+        let (pieces, ahead) = (blob.missing_in(range), blob.missing_in(follows));
         if !pieces.is_empty() {
             self.demands.push_back(Demand { key, pieces });
         }
@@ -192,14 +219,14 @@ impl Planner {
     /// The next request for someone who waits for a range.
     pub fn next_demanded(&mut self) -> Option<Request> {
         let limit = self.range_bytes;
-        let request = self.take_first(|planner| &mut planner.demands, limit)?;
-        Some(Request { is_demanded: true, ..request })
+        self.take_first(|planner| &mut planner.demands, true, limit)
     }
 
     /// The next request of a queue. Those ahead are short, so that several connections share them.
     fn take_first(
         &mut self,
         queue: impl Fn(&mut Self) -> &mut VecDeque<Demand>,
+        is_demanded: bool,
         limit: u64,
     ) -> Option<Request> {
         while let Some(demand) = queue(self).front_mut() {
@@ -210,7 +237,7 @@ impl Planner {
             };
             let Some(blob) = self.blobs.get(&key) else { continue };
             if blob.pieces[first] == Piece::Missing {
-                return Some(self.take(key, first, wanted, limit));
+                return Some(Request { is_demanded, ..self.take(key, first, wanted, limit) });
             }
         }
         None
@@ -220,7 +247,8 @@ impl Planner {
     /// connection is left with the last of the work.
     pub fn next(&mut self, slots: usize) -> Option<Request> {
         let limit = CHUNK_BYTES.min(self.range_bytes);
-        let first = self.next_demanded().or_else(|| self.take_first(|planner| &mut planner.ahead, limit));
+        let first =
+            self.next_demanded().or_else(|| self.take_first(|planner| &mut planner.ahead, false, limit));
         if first.is_some() {
             return first;
         }
@@ -243,11 +271,13 @@ impl Planner {
 
     /// Takes missing neighbours from `first` on: at most `count`, until they are `limit` bytes long.
     fn take(&mut self, key: BlobKey, first: usize, count: usize, limit: u64) -> Request {
+        self.requests += 1;
+        let number = self.requests;
         let blob = self.blobs.get_mut(&key).expect("callers looked it up");
         let pieces = blob.placement.pieces();
         let (mut end, mut len) = (first, 0);
         while end < pieces.len() && end - first < count && len < limit && blob.pieces[end] == Piece::Missing {
-            blob.pieces[end] = Piece::InFlight;
+            blob.pieces[end] = Piece::Asked(number);
             len += pieces[end].object.len();
             end += 1;
         }
@@ -258,7 +288,18 @@ impl Planner {
             object: ByteRange::at(pieces[first].object.start, len),
             is_demanded: false,
             arrival: blob.rank.arrival,
+            number,
         }
+    }
+
+    /// Says that a request comes to a piece now. Answers whether it still should: a demand may have taken it away.
+    pub fn begins(&mut self, request: &Request, piece: usize) -> bool {
+        let Some(blob) = self.blob_of(request) else { return false };
+        let is_asked = blob.pieces[piece] == Piece::Asked(request.number);
+        if is_asked {
+            blob.pieces[piece] = Piece::Arriving(request.number);
+        }
+        is_asked
     }
 
     /// Says that pieces of a request are written.
@@ -275,7 +316,7 @@ impl Planner {
         let Some(blob) = self.blob_of(request) else { return };
         let mut missing_again = 0;
         for piece in request.pieces.clone() {
-            if blob.pieces[piece] == Piece::InFlight {
+            if matches!(blob.pieces[piece], Piece::Asked(of) | Piece::Arriving(of) if of == request.number) {
                 blob.pieces[piece] = Piece::Missing;
                 blob.cursor = blob.cursor.min(piece);
                 missing_again += blob.placement.pieces()[piece].object.len();

@@ -57,6 +57,9 @@ async fn stream(
     let mut arrived = Bytes::new();
     let mut span: Option<Span> = None;
     for index in request.pieces.clone() {
+        if !inner.planner().begins(request, index) {
+            break;
+        }
         let piece = flying.partial.placement().pieces()[index];
         if let Some(open) = span.take_if(|open| !open.continues_with(&piece)) {
             write(inner, flying, request, open, writes);

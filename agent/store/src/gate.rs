@@ -47,13 +47,13 @@ pub(crate) async fn write_to_the_end(
     engine: &Arc<dyn IoEngine>,
     file: &Arc<IoFile>,
     offset: u64,
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
     pass: Pass,
 ) -> io::Result<()> {
     let (engine, file) = (Arc::clone(engine), Arc::clone(file));
     let writing = tokio::spawn(async move {
         let _pass = pass;
-        engine.write(&file, offset, buffer).await.1
+        engine.write(&file, offset, buffer).await
     });
     writing.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
@@ -95,7 +95,7 @@ mod tests {
             buffer.set_len(Buffer::CAPACITY);
             tokio::select! {
                 biased;
-                _ = write_to_the_end(&engine, &file, 0, buffer, gate.enter().unwrap()) => {}
+                _ = write_to_the_end(&engine, &file, 0, Arc::new(buffer), gate.enter().unwrap()) => {}
                 () = std::future::ready(()) => {}
             }
         }

@@ -4,7 +4,7 @@
 //! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     io::{self, ErrorKind},
     ops::Range,
     path::Path,
@@ -71,6 +71,8 @@ struct State {
     absent: u32,
     /// Chunks that an earlier run wrote, and that nobody has read back since.
     restored: BTreeSet<u32>,
+    /// Chunks all of whose bytes are in memory, on their way to the disk: who waits for one need not wait for the disk.
+    in_memory: HashMap<u32, Arc<Buffer>>,
 }
 
 impl State {
@@ -79,7 +81,14 @@ impl State {
             (0..placement.chunk_count()).map(|chunk| count(placement.pieces_of_chunk(chunk).len())).collect();
         let absent = count(lacking.iter().filter(|&&lacking| lacking > 0).count());
         let pieces = vec![None; placement.pieces().len()];
-        Self { pieces, lacking, unrecorded: Vec::new(), absent, restored: BTreeSet::new() }
+        Self {
+            pieces,
+            lacking,
+            unrecorded: Vec::new(),
+            absent,
+            restored: BTreeSet::new(),
+            in_memory: HashMap::new(),
+        }
     }
 
     fn mark(&mut self, placement: &Placement, piece: usize, crc: Crc32c) {
@@ -156,6 +165,12 @@ impl PartialBlob {
         lock(&self.state).lacking[chunk as usize] == 0
     }
 
+    /// Whether [`PartialBlob::read_chunk`] would find a chunk: it is written, or on its way to the disk.
+    pub fn can_read(&self, chunk: u32) -> bool {
+        let state = lock(&self.state);
+        state.lacking[chunk as usize] == 0 || state.in_memory.contains_key(&chunk)
+    }
+
     /// Whether every chunk is written.
     pub fn is_whole(&self) -> bool {
         lock(&self.state).absent == 0
@@ -191,6 +206,8 @@ impl PartialBlob {
         pieces: &[(usize, Crc32c)],
     ) -> Result<(), StoreError> {
         let pass = self.gate.enter()?;
+        let buffer = Arc::new(buffer);
+        let shown = self.show_in_memory(blob_offset, &buffer);
         let outcome = write_to_the_end(&self.engine, &self.file, blob_offset, buffer, pass).await;
         outcome.map_err(|error| self.write_error(error))?;
         let mut state = lock(&self.state);
@@ -198,8 +215,24 @@ impl PartialBlob {
             state.mark(self.placement(), piece, crc);
         }
         drop(state);
+        // Not before: there is no moment at which a reader finds it in neither place.
+        drop(shown);
         self.advanced.notify_waiters();
         Ok(())
+    }
+
+    /// Lets readers have a chunk whose bytes are all in a buffer that is about to be written.
+    fn show_in_memory(&self, blob_offset: u64, buffer: &Arc<Buffer>) -> Option<InMemory<'_>> {
+        let range = ByteRange::at(blob_offset, buffer.len() as u64);
+        let chunk = u32::try_from(range.start / CHUNK_BYTES).ok()?;
+        let literal = self.placement().literal_of_chunk(chunk).len() as u64;
+        let whole = self.placement().chunk_range(chunk);
+        if buffer.is_empty() || range != ByteRange::new(whole.start + literal, whole.end) {
+            return None;
+        }
+        lock(&self.state).in_memory.insert(chunk, Arc::clone(buffer));
+        self.advanced.notify_waiters();
+        Some(InMemory { partial: self, chunk, buffer: Arc::clone(buffer) })
     }
 
     /// Blobs have their room beforehand, but not on every file system.
@@ -228,11 +261,18 @@ impl PartialBlob {
     }
 
     /// Reads a chunk for someone who wants its bytes: what is missing stays missing, and a chunk that is not what was
-    /// written becomes missing.
+    /// written becomes missing. What is on its way to the disk comes from memory.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub async fn read_chunk(&self, chunk: u32, buffer: Buffer) -> Result<Option<Buffer>, StoreError> {
+    pub async fn read_chunk(&self, chunk: u32, mut buffer: Buffer) -> Result<Option<Buffer>, StoreError> {
+        let in_memory = lock(&self.state).in_memory.get(&chunk).cloned();
+        if let Some(bytes) = in_memory {
+            buffer.clear();
+            buffer.extend_from_slice(&self.placement().literal_of_chunk(chunk));
+            buffer.extend_from_slice(&bytes);
+            return Ok(Some(buffer));
+        }
         let Some(expected) = lock(&self.state).chunk_crc(self.placement(), chunk) else { return Ok(None) };
         let range = self.placement().chunk_range(chunk);
         let (buffer, within) = read_span(self.engine.as_ref(), &self.file, range, buffer).await?;
@@ -346,6 +386,23 @@ impl PartialBlob {
             offset += part.len();
         }
         Ok(())
+    }
+}
+
+/// A chunk that can be had from memory for as long as this lives.
+struct InMemory<'p> {
+    partial: &'p PartialBlob,
+    chunk: u32,
+    buffer: Arc<Buffer>,
+}
+
+impl Drop for InMemory<'_> {
+    fn drop(&mut self) {
+        let in_memory = &mut lock(&self.partial.state).in_memory;
+        // The same chunk may be written twice, when it had rotted in between.
+        if in_memory.get(&self.chunk).is_some_and(|shown| Arc::ptr_eq(shown, &self.buffer)) {
+            in_memory.remove(&self.chunk);
+        }
     }
 }
 

@@ -86,7 +86,7 @@ impl StoredBlob {
         let path = self.path().to_owned();
         let file = self.store.blocking(move |store| store.open_sealed(&path)).await?;
         let (pass, start) = (self.store.inner.gate.enter()?, self.placement.chunk_range(chunk).start);
-        let outcome = write_to_the_end(self.store.engine(), &file, start, buffer, pass).await;
+        let outcome = write_to_the_end(self.store.engine(), &file, start, Arc::new(buffer), pass).await;
         outcome.map_err(StoreError::io("write", self.path()))?;
         let path = self.path().to_owned();
         self.store

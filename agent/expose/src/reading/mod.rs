@@ -151,9 +151,7 @@ impl Reader {
     }
 
     fn is_here(&self, blob: &BlobKey, chunk: u32) -> bool {
-        self.store
-            .arriving(blob)
-            .map_or_else(|| self.store.has_blob(blob), |partial| partial.has_chunk(chunk))
+        self.store.arriving(blob).map_or_else(|| self.store.has_blob(blob), |partial| partial.can_read(chunk))
     }
 
     async fn chunk(&self, shown: &Shown, target: Target, deadline: Instant) -> Result<Arc<Buffer>, String> {
@@ -185,7 +183,7 @@ impl Reader {
                 let advanced = partial.advanced();
                 let mut advanced = std::pin::pin!(advanced);
                 advanced.as_mut().enable();
-                if partial.has_chunk(target.chunk) {
+                if partial.can_read(target.chunk) {
                     let buffer = self.cache.buffer().await;
                     let read =
                         partial.read_chunk(target.chunk, buffer).await.map_err(|error| text(&error))?;

@@ -107,6 +107,30 @@ fn a_demand_overtakes_bulk_work_and_is_not_repeated_by_it() {
 }
 
 #[test]
+fn a_demand_takes_from_a_request_what_would_come_late() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 8, 0);
+    let bulk = planner.next(1).unwrap();
+    assert!(planner.begins(&bulk, 0));
+    planner.demand(key("a"), ByteRange::at(C, C));
+    assert_eq!(planner.next_demanded(), None, "it comes next where it was asked for");
+    planner.demand(key("a"), ByteRange::at(6 * C, C));
+    let demanded = planner.next_demanded().unwrap();
+    assert_eq!(demanded.pieces, 6..7);
+    let came: Vec<_> =
+        bulk.pieces.clone().skip(1).take_while(|&piece| planner.begins(&bulk, piece)).collect();
+    assert_eq!(came, [1], "those ahead of the first demand were taken too");
+    planner.landed(&bulk, [0, 1]);
+    planner.ended(&bulk);
+    assert!(planner.begins(&demanded, 6));
+    planner.landed(&demanded, [6]);
+    planner.ended(&demanded);
+    let mut rest: Vec<_> = drain(&mut planner).into_iter().flat_map(|(_, pieces)| pieces).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, [2, 3, 4, 5, 7], "nothing is lost, and nothing comes twice");
+}
+
+#[test]
 fn a_removed_blob_is_forgotten() {
     let mut planner = Planner::new(C);
     add(&mut planner, "a", 2, 0);
@@ -143,7 +167,7 @@ fn random_work_is_done_once_whatever_fails() {
             if !flying.is_empty() && random.random_bool(0.6) {
                 let request = flying.swap_remove(random.random_range(0..flying.len()));
                 for piece in request.pieces.clone() {
-                    if random.random_bool(0.7) {
+                    if random.random_bool(0.7) && planner.begins(&request, piece) {
                         assert!(
                             landed.entry(request.key).or_default().insert(piece),
                             "piece {piece} landed twice"

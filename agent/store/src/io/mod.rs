@@ -59,9 +59,9 @@ pub trait IoEngine: fmt::Debug + Send + Sync {
     /// Opens a file that exists.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<IoFile>>;
 
-    /// Writes a buffer's filled part at `offset` (any alignment; aligned whole blocks go direct). The buffer comes
-    /// back with the outcome; the engine owns it until the kernel is done, also when the caller goes away.
-    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Buffer) -> (Buffer, io::Result<()>);
+    /// Writes a buffer's filled part at `offset` (any alignment; aligned whole blocks go direct). The engine holds it
+    /// until the kernel is done, also when the caller goes away; others may read it meanwhile.
+    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Arc<Buffer>) -> io::Result<()>;
 
     /// Fills a buffer with `len` bytes from `offset`, which is a multiple of [`BLOCK_BYTES`]. Comes back filled with
     /// as many bytes as there were before the end of the file.

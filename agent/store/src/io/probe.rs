@@ -65,7 +65,7 @@ pub(super) fn takes_direct(directory: &Path) -> io::Result<bool> {
     }
     let mut buffer = BufferPool::new(1)?.try_acquire().expect("nobody else knows this pool");
     buffer.set_len(block_bytes());
-    let mut write = Transfer::write(Arc::new(file), 0, buffer);
+    let mut write = Transfer::write(Arc::new(file), 0, Arc::new(buffer));
     write.run();
     match write.finish().1 {
         Ok(()) => Ok(true),

@@ -73,7 +73,7 @@ impl Queue {
     /// A thread's life: until the engine is gone and nothing waits any more.
     fn serve(&self) {
         while let Some(mut job) = self.take() {
-            let is_write = job.transfer.direction == Direction::Write;
+            let is_write = job.transfer.direction() == Direction::Write;
             job.transfer.run();
             job.answer();
             if is_write {
@@ -88,7 +88,7 @@ impl Queue {
         loop {
             let writes = state.writes;
             if let Some(job) = state.waiting.pop(writes) {
-                state.writes += usize::from(job.transfer.direction == Direction::Write);
+                state.writes += usize::from(job.transfer.direction() == Direction::Write);
                 return Some(job);
             }
             if state.closed && state.waiting.is_empty() {
@@ -127,8 +127,8 @@ impl IoEngine for PwriteEngine {
         self.direct
     }
 
-    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Buffer) -> (Buffer, io::Result<()>) {
-        self.run(Transfer::write(Arc::clone(file), offset, buffer)).await
+    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Arc<Buffer>) -> io::Result<()> {
+        self.run(Transfer::write(Arc::clone(file), offset, buffer)).await.1
     }
 
     async fn read(
@@ -138,7 +138,8 @@ impl IoEngine for PwriteEngine {
         len: usize,
         buffer: Buffer,
     ) -> (Buffer, io::Result<()>) {
-        self.run(Transfer::read(Arc::clone(file), offset, len, buffer)).await
+        let (memory, outcome) = self.run(Transfer::read(Arc::clone(file), offset, len, buffer)).await;
+        (memory.into_filled(), outcome)
     }
 
     plain::plain_operations!();

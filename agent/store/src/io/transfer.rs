@@ -29,12 +29,49 @@ pub(super) struct Step {
     pub(super) len: usize,
 }
 
-/// A read or write. Owns its buffer until it is done.
+/// What bytes move into or out of.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// A read's, which nobody else sees until it is done.
+    Filling(Buffer),
+    /// A write's, which others may read meanwhile.
+    Shared(Arc<Buffer>),
+}
+
+impl Memory {
+    pub(super) fn buffer(&self) -> &Buffer {
+        match self {
+            Self::Filling(buffer) => buffer,
+            Self::Shared(buffer) => buffer,
+        }
+    }
+
+    /// The buffer of a read.
+    pub(super) fn into_filled(self) -> Buffer {
+        match self {
+            Self::Filling(buffer) => buffer,
+            Self::Shared(_) => unreachable!("only a read's buffer is given back"),
+        }
+    }
+
+    /// Leaves the memory to the kernel, which may still be at work in it.
+    pub(super) fn abandon(&mut self) {
+        match self {
+            Self::Filling(buffer) => buffer.abandon_memory(),
+            Self::Shared(shared) => match Arc::get_mut(shared) {
+                Some(buffer) => buffer.abandon_memory(),
+                // Someone is reading it right now: it stays as it is for ever, and its pool is smaller by one.
+                None => std::mem::forget(Arc::clone(shared)),
+            },
+        }
+    }
+}
+
+/// A read or write. Holds its memory until it is done.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    pub(super) direction: Direction,
     pub(super) file: Arc<IoFile>,
-    pub(super) buffer: Buffer,
+    pub(super) memory: Memory,
     /// Where the buffer's first byte lies in the file.
     offset: u64,
     /// How many bytes are wanted.
@@ -60,7 +97,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn push(&mut self, job: Job) {
-        match job.transfer.direction {
+        match job.transfer.direction() {
             Direction::Read => self.reads.push_back(job),
             Direction::Write => self.writes.push_back(job),
         }
@@ -84,8 +121,8 @@ impl Waiting {
     }
 }
 
-/// The buffer back, and how it went.
-pub(super) type Answer = (Buffer, io::Result<()>);
+/// The memory back, and how it went.
+pub(super) type Answer = (Memory, io::Result<()>);
 
 impl Job {
     /// A job, and where its answer will come.
@@ -111,13 +148,20 @@ impl Transfer {
             None
         };
         let outcome = refused.map(|why| Err(io::Error::new(io::ErrorKind::InvalidInput, why)));
-        Self { direction: Direction::Read, file, buffer, offset, end: len, done: 0, outcome }
+        Self { file, memory: Memory::Filling(buffer), offset, end: len, done: 0, outcome }
     }
 
     /// Writes what is filled of `buffer` at `offset`.
-    pub(super) fn write(file: Arc<IoFile>, offset: u64, buffer: Buffer) -> Self {
+    pub(super) fn write(file: Arc<IoFile>, offset: u64, buffer: Arc<Buffer>) -> Self {
         let end = buffer.len();
-        Self { direction: Direction::Write, file, buffer, offset, end, done: 0, outcome: None }
+        Self { file, memory: Memory::Shared(buffer), offset, end, done: 0, outcome: None }
+    }
+
+    pub(super) fn direction(&self) -> Direction {
+        match self.memory {
+            Memory::Filling(_) => Direction::Read,
+            Memory::Shared(_) => Direction::Write,
+        }
     }
 
     /// What to do next; `None` when the transfer is over.
@@ -127,7 +171,7 @@ impl Transfer {
             return None;
         }
         let alignment = self.file.memory_alignment();
-        let (direct, len) = plan(self.direction, self.position(), self.done, remaining, alignment);
+        let (direct, len) = plan(self.direction(), self.position(), self.done, remaining, alignment);
         Some(Step { direct, start: self.done, len })
     }
 
@@ -139,7 +183,7 @@ impl Transfer {
     /// Notes what the system call of a step returned: bytes moved, or an error.
     pub(super) fn advance(&mut self, result: Result<usize, Errno>) {
         match result {
-            Ok(0) if self.direction == Direction::Read => self.outcome = Some(Ok(())),
+            Ok(0) if self.direction() == Direction::Read => self.outcome = Some(Ok(())),
             Ok(0) => self.fail(io::ErrorKind::WriteZero.into()),
             Ok(moved) => self.done += moved,
             // The same step comes again.
@@ -165,20 +209,20 @@ impl Transfer {
         let position = self.position();
         let range = step.start..step.start + step.len;
         let file = self.file.descriptor(step.direct);
-        let moved = match self.direction {
-            Direction::Read => file.read_at(&mut self.buffer.whole_mut()[range], position),
-            Direction::Write => file.write_at(&self.buffer.whole()[range], position),
+        let moved = match &mut self.memory {
+            Memory::Filling(buffer) => file.read_at(&mut buffer.whole_mut()[range], position),
+            Memory::Shared(buffer) => file.write_at(&buffer.whole()[range], position),
         };
         moved.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
-    /// The buffer and the outcome, once [`Transfer::next`] says `None`.
+    /// The memory and the outcome, once [`Transfer::next`] says `None`.
     pub(super) fn finish(mut self) -> Answer {
-        if self.direction == Direction::Read {
+        if let Memory::Filling(buffer) = &mut self.memory {
             // A direct read takes whole blocks, so more than was asked for may have come.
-            self.buffer.set_len(self.done.min(self.end));
+            buffer.set_len(self.done.min(self.end));
         }
-        (self.buffer, self.outcome.unwrap_or(Ok(())))
+        (self.memory, self.outcome.unwrap_or(Ok(())))
     }
 }
 
@@ -268,7 +312,7 @@ mod tests {
         let write = || {
             let mut buffer = pool.try_acquire().unwrap();
             buffer.set_len(10_000);
-            Transfer::write(Arc::clone(&file), 0, buffer)
+            Transfer::write(Arc::clone(&file), 0, Arc::new(buffer))
         };
         let mut transfer = write();
         let whole = transfer.next();
@@ -290,7 +334,7 @@ mod tests {
             transfer.advance(result);
             assert_eq!(transfer.next(), None);
             let (buffer, outcome) = transfer.finish();
-            assert_eq!((buffer.len(), outcome.unwrap_err().kind()), (10_000, kind));
+            assert_eq!((buffer.buffer().len(), outcome.unwrap_err().kind()), (10_000, kind));
         }
     }
 
@@ -301,10 +345,10 @@ mod tests {
         let pool = super::super::BufferPool::new(3).unwrap();
         let mut waiting = Waiting::default();
         let buffer = || pool.try_acquire().unwrap();
-        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, buffer())).0);
-        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, buffer())).0);
+        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, Arc::new(buffer()))).0);
+        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, Arc::new(buffer()))).0);
         waiting.push(Job::new(Transfer::read(Arc::clone(&file), 0, 1, buffer())).0);
-        let mut pop = |writes| waiting.pop(writes).map(|job| job.transfer.direction);
+        let mut pop = |writes| waiting.pop(writes).map(|job| job.transfer.direction());
         assert_eq!(pop(WRITES_AT_ONCE), Some(Read));
         assert_eq!(pop(WRITES_AT_ONCE), None);
         assert_eq!(pop(WRITES_AT_ONCE - 1), Some(Write));

@@ -6,6 +6,7 @@
     reason = "a test may panic and sleep"
 )]
 
+mod arriving;
 mod common;
 mod eviction;
 mod full_disk;

@@ -123,7 +123,7 @@ pub(super) async fn dropped_callers_lose_no_buffer(on: Fixture) {
     for round in 0..8 {
         let mut buffer = on.pool.acquire().await;
         buffer.extend_from_slice(&bytes);
-        let mut write = pin!(on.engine.write(&file, round * CHUNK_BYTES, buffer));
+        let mut write = pin!(on.engine.write(&file, round * CHUNK_BYTES, Arc::new(buffer)));
         poll_fn(|context| {
             // Begun, and dropped at the end of the round, most often before the disk is done.
             let _ = write.as_mut().poll(context);
@@ -157,7 +157,7 @@ pub(super) async fn an_engine_ends_while_writes_are_in_flight(on: Fixture) {
         let task = tokio::spawn(async move {
             let mut buffer = pool.acquire().await;
             buffer.extend_from_slice(&bytes);
-            let mut write = pin!(engine.write(&file, number * CHUNK_BYTES, buffer));
+            let mut write = pin!(engine.write(&file, number * CHUNK_BYTES, Arc::new(buffer)));
             let mut begun = Some(begun);
             poll_fn(|context| {
                 let poll = write.as_mut().poll(context);

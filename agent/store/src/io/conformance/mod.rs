@@ -35,9 +35,7 @@ impl Fixture {
     async fn write(&self, file: &Arc<IoFile>, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut buffer = self.pool.acquire().await;
         assert_eq!(buffer.extend_from_slice(bytes), bytes.len());
-        let (buffer, outcome) = self.engine.write(file, offset, buffer).await;
-        assert_eq!(&buffer[..], bytes, "a write gives the buffer back as it was");
-        outcome
+        self.engine.write(file, offset, Arc::new(buffer)).await
     }
 
     /// Reads in one call, into a buffer full of other bytes.

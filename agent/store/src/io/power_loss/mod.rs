@@ -22,10 +22,7 @@ use std::{
 use async_trait::async_trait;
 use rustix::io::Errno;
 
-use super::{
-    Access, Buffer, IoEngine, IoFile, plain,
-    transfer::{Answer, Transfer},
-};
+use super::{Access, Buffer, IoEngine, IoFile, plain, transfer::Transfer};
 
 mod backend;
 mod contents;
@@ -232,13 +229,9 @@ impl IoEngine for PowerLossEngine {
         IoFile::open(path, access, false).map(Arc::new)
     }
 
-    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Buffer) -> (Buffer, io::Result<()>) {
+    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Arc<Buffer>) -> io::Result<()> {
         let (engine, file) = (self.clone(), Arc::clone(file));
-        run_blocking(move || {
-            let outcome = engine.change(|state| state.write(file.buffered(), offset, &buffer));
-            (buffer, outcome)
-        })
-        .await
+        run_blocking(move || engine.change(|state| state.write(file.buffered(), offset, &buffer))).await
     }
 
     async fn read(
@@ -250,14 +243,15 @@ impl IoEngine for PowerLossEngine {
     ) -> (Buffer, io::Result<()>) {
         let engine = self.clone();
         let mut transfer = Transfer::read(Arc::clone(file), offset, len, buffer);
-        run_blocking(move || {
+        let (memory, outcome) = run_blocking(move || {
             match engine.alive() {
                 Ok(_alive) => transfer.run(),
                 Err(error) => transfer.fail(error),
             }
             transfer.finish()
         })
-        .await
+        .await;
+        (memory.into_filled(), outcome)
     }
 
     fn sync(&self, file: &IoFile) -> io::Result<()> {
@@ -319,6 +313,6 @@ impl IoEngine for PowerLossEngine {
 }
 
 /// Keeps file IO off the workers. What has begun goes on when the caller goes away.
-async fn run_blocking(work: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("the power-loss engine does not panic")
 }

@@ -30,7 +30,7 @@ impl Setup {
     async fn write(&self, file: &Arc<IoFile>, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut buffer = self.pool.acquire().await;
         buffer.extend_from_slice(bytes);
-        self.engine.write(file, offset, buffer).await.1
+        self.engine.write(file, offset, Arc::new(buffer)).await
     }
 
     /// Every name under the store, with a file's bytes.

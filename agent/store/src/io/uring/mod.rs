@@ -121,8 +121,8 @@ impl IoEngine for UringEngine {
         self.direct
     }
 
-    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Buffer) -> (Buffer, io::Result<()>) {
-        self.run(Transfer::write(Arc::clone(file), offset, buffer)).await
+    async fn write(&self, file: &Arc<IoFile>, offset: u64, buffer: Arc<Buffer>) -> io::Result<()> {
+        self.run(Transfer::write(Arc::clone(file), offset, buffer)).await.1
     }
 
     async fn read(
@@ -132,7 +132,8 @@ impl IoEngine for UringEngine {
         len: usize,
         buffer: Buffer,
     ) -> (Buffer, io::Result<()>) {
-        self.run(Transfer::read(Arc::clone(file), offset, len, buffer)).await
+        let (memory, outcome) = self.run(Transfer::read(Arc::clone(file), offset, len, buffer)).await;
+        (memory.into_filled(), outcome)
     }
 
     plain::plain_operations!();

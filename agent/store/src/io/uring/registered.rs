@@ -37,7 +37,7 @@ impl Registered {
     }
 
     /// The number under which the kernel knows this buffer, registering it if that has not been tried.
-    pub(super) fn index(&mut self, submitter: &Submitter<'_>, buffer: &mut Buffer) -> Option<u16> {
+    pub(super) fn index(&mut self, submitter: &Submitter<'_>, buffer: &Buffer) -> Option<u16> {
         if !buffer.belongs_to(&self.pool) {
             return None;
         }
@@ -49,10 +49,10 @@ impl Registered {
     }
 }
 
-fn register(submitter: &Submitter<'_>, buffer: &mut Buffer) -> State {
+fn register(submitter: &Submitter<'_>, buffer: &Buffer) -> State {
     let index = buffer.index();
-    let memory = buffer.whole_mut();
-    let vector = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
+    let memory = buffer.whole();
+    let vector = libc::iovec { iov_base: memory.as_ptr().cast_mut().cast(), iov_len: memory.len() };
     // SAFETY: the vector describes the buffer's whole mapping. The pool, of which `Registered` holds a handle for as
     // long as the ring lives, never unmaps it, and memory that a failed ring abandons is never unmapped either.
     match unsafe { submitter.register_buffers_update(index, &[vector], None) } {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::io::{
     BufferPool,
-    transfer::{Direction, Job, Step, Transfer},
+    transfer::{Direction, Job, Memory, Step, Transfer},
 };
 
 /// Transfers in flight at once: at 8 MiB each more than any disk needs, and more than most pools have buffers.
@@ -115,7 +115,7 @@ impl Ring {
             self.flight.vacant.push(slot);
             return job.answer();
         };
-        let index = self.registered.index(&self.uring.submitter(), &mut job.transfer.buffer);
+        let index = self.registered.index(&self.uring.submitter(), job.transfer.memory.buffer());
         let entry = entry(&mut job.transfer, step, index).user_data(slot as u64);
         // In its place before the kernel can see it: what is in flight is owned by the table.
         self.flight.slots[slot] = Some(job);
@@ -143,17 +143,23 @@ const POLLIN: u32 = libc::POLLIN as u32;
 fn entry(transfer: &mut Transfer, step: Step, index: Option<u16>) -> squeue::Entry {
     let position = transfer.position();
     let file = types::Fd(transfer.file.descriptor(step.direct).as_raw_fd());
-    let memory = &mut transfer.buffer.whole_mut()[step.start..step.start + step.len];
-    let (pointer, len) = (memory.as_mut_ptr(), u32::try_from(step.len).expect("a step fits a buffer"));
-    match (transfer.direction, index) {
-        (Direction::Read, Some(index)) => {
-            opcode::ReadFixed::new(file, pointer, len, index).offset(position).build()
+    let len = u32::try_from(step.len).expect("a step fits a buffer");
+    let range = step.start..step.start + step.len;
+    match &mut transfer.memory {
+        Memory::Filling(buffer) => {
+            let pointer = buffer.whole_mut()[range].as_mut_ptr();
+            match index {
+                Some(index) => opcode::ReadFixed::new(file, pointer, len, index).offset(position).build(),
+                None => opcode::Read::new(file, pointer, len).offset(position).build(),
+            }
         }
-        (Direction::Read, None) => opcode::Read::new(file, pointer, len).offset(position).build(),
-        (Direction::Write, Some(index)) => {
-            opcode::WriteFixed::new(file, pointer, len, index).offset(position).build()
+        Memory::Shared(buffer) => {
+            let pointer = buffer.whole()[range].as_ptr();
+            match index {
+                Some(index) => opcode::WriteFixed::new(file, pointer, len, index).offset(position).build(),
+                None => opcode::Write::new(file, pointer, len).offset(position).build(),
+            }
         }
-        (Direction::Write, None) => opcode::Write::new(file, pointer, len).offset(position).build(),
     }
 }
 
@@ -165,7 +171,7 @@ fn outcome(result: i32) -> Result<usize, Errno> {
 impl Flight {
     fn writes(&self) -> usize {
         let jobs = self.slots.iter().flatten();
-        jobs.filter(|job| job.transfer.direction == Direction::Write).count()
+        jobs.filter(|job| job.transfer.direction() == Direction::Write).count()
     }
 
     fn is_empty(&self) -> bool {
@@ -178,7 +184,7 @@ impl Drop for Ring {
     /// the buffers in flight: their memory is never used again.
     fn drop(&mut self) {
         for mut job in self.flight.slots.iter_mut().filter_map(Option::take) {
-            job.transfer.buffer.abandon_memory();
+            job.transfer.memory.abandon();
             job.transfer.fail(gone());
             job.answer();
         }
@@ -210,7 +216,7 @@ mod tests {
         let job = || Job::new(Transfer::read(Arc::clone(&file), 0, 1 << 20, pool.try_acquire().unwrap()));
 
         let (in_flight, first) = job();
-        let memory = in_flight.transfer.buffer.whole().as_ptr();
+        let memory = in_flight.transfer.memory.buffer().whole().as_ptr();
         inbox.push(in_flight);
         ring.accept();
         drop(ring.uring.submit());
@@ -219,6 +225,7 @@ mod tests {
         drop(ring);
 
         let (buffer, outcome) = first.await.unwrap();
+        let buffer = buffer.into_filled();
         assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert_ne!(buffer.whole().as_ptr(), memory);
         assert_eq!(second.await.unwrap().1.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
@@ -238,9 +245,7 @@ mod tests {
         let file = engine.create(&directory.path().join("blob"), 10_000).unwrap();
         let mut buffer = other.acquire().await;
         buffer.extend_from_slice(&[7; 10_000]);
-        let (buffer, outcome) = engine.write(&file, 0, buffer).await;
-        outcome.unwrap();
-        drop(buffer);
+        engine.write(&file, 0, Arc::new(buffer)).await.unwrap();
         let (buffer, outcome) = engine.read(&file, 0, 10_000, own.acquire().await).await;
         outcome.unwrap();
         assert_eq!(&buffer[..], [7; 10_000]);
