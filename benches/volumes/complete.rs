@@ -117,7 +117,7 @@ fn in_turn<const N: usize>(
         // Whoever goes first has the quieter disk.
         for at in (0..N).map(|at| (at + round) % N) {
             if !is_warm {
-                weightd_benches::forget_pages()?;
+                bench.cool()?;
             }
             samples[at].costs.push(job(directories[at])?);
         }

@@ -12,9 +12,9 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
     let (mut agent_cpu, mut agent_peak, mut keeper_peak) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=bench.rounds {
         eprintln!("copying every tensor while loading, round {round}");
-        bench.cool()?;
+        bench.cool_all_but_the_bucket()?;
         prefetch.costs.push(alone(bench)?);
-        bench.cool()?;
+        bench.cool_all_but_the_bucket()?;
         let node = Node::start(&bench.place("loading")?, &bench.bucket.gcs.endpoint(), "")?;
         let cost = whole_machine(|| {
             let target = node.mount("target", &["--warm-up"])?;
@@ -27,7 +27,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         keeper_peak.push(keeper);
         drop(node);
         if bench.with_peer {
-            bench.cool()?;
+            bench.cool_all_but_the_bucket()?;
             let place = bench.place("gcsfuse")?;
             // Kept until its cost is taken: unmounting it is not a part of the job.
             let mut mounted = None;

@@ -21,7 +21,9 @@ use std::{
 
 use anyhow::Result;
 use clap::Parser;
-use weightd_benches::{Bucket, Common, Cost, binary, busy, forget_pages, gibibytes, machine, run};
+use weightd_benches::{
+    Bucket, Common, Cost, binary, busy, forget_pages, gibibytes, machine, run, take_memory,
+};
 use weightd_harness::{ModelShape, python};
 
 /// Measures volumes.
@@ -116,11 +118,19 @@ impl Bench {
         whole_machine(|| run(Command::new(python()?).arg(script).arg(directory)).map(drop))
     }
 
-    /// Nothing but the bucket is in the page cache.
+    /// Nothing that is read is in the page cache.
     fn cool(&self) -> Result<()> {
         forget_pages()?;
-        run(Command::new(binary("reader")?).arg("sequential").args(self.shards(&self.bucket.model.directory)))
-            .map(drop)
+        take_memory(&self.work)
+    }
+
+    /// Nothing but the bucket is in the page cache.
+    fn cool_all_but_the_bucket(&self) -> Result<()> {
+        forget_pages()?;
+        run(Command::new(binary("reader")?)
+            .arg("sequential")
+            .args(self.shards(&self.bucket.model.directory)))?;
+        take_memory(&self.work)
     }
 }
 
