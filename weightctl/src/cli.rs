@@ -110,6 +110,9 @@ pub(crate) enum Command {
         /// Remove it although it is pinned.
         #[arg(long)]
         force: bool,
+        /// Succeed also when there is no such snapshot, as after a removal that was interrupted.
+        #[arg(long)]
+        ignore_missing: bool,
     },
     /// Remove what no snapshot needs, and evict down to the quota.
     Gc {

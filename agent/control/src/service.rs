@@ -109,7 +109,12 @@ impl Control {
 
     /// A transfer that only the agent itself waits for is given up first; one that a client waits for is in use.
     async fn remove_all(&self, request: &v1::RemoveRequest) -> Result<v1::RemoveResponse, StoreError> {
-        let records = self.store().find_all(&request.snapshot)?;
+        let records = match self.store().find_all(&request.snapshot) {
+            Err(StoreError::NotFound { .. }) if request.allow_missing => {
+                return Ok(v1::RemoveResponse::default());
+            }
+            found => found?,
+        };
         if request.force || !records.iter().any(|record| record.pinned) {
             for record in records {
                 self.jobs.give_up(self.store(), record.key()).await?;

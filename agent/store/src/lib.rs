@@ -4,8 +4,9 @@
 //! snapshot directories of hard links, and an index of what changes (`docs/STORE.md` has every byte). A blob that
 //! is still arriving is a [`PartialBlob`]: its chunks are written, then recorded, and in the end the whole is
 //! committed. Reading order of the modules: `paths` and `manifest` (the format), `index`, `open` (recovery),
-//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage` and `evict` (room), `verify` (rot).
+//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage` and `evict` (room), `caching` (page cache), `verify` (rot).
 
+mod caching;
 mod catalog;
 mod commit;
 mod config;

@@ -75,6 +75,7 @@ impl Store {
             catalog: Mutex::default(),
             usage: Mutex::new(Usage::default()),
             active: Mutex::default(),
+            cached: Mutex::default(),
             begun: tokio::sync::Notify::new(),
             discarded: tokio::sync::broadcast::Sender::new(DISCARDED),
             changing: Mutex::default(),

@@ -494,7 +494,11 @@ impl Store {
             lock(&self.inner.usage).allocate(blob_len);
         }
         let partial = Arc::new(partial);
-        lock(&self.inner.active).insert(partial.key(), Arc::clone(&partial));
+        {
+            let cached = lock(&self.inner.cached);
+            partial.file.set_cached(cached.contains(&partial.key()));
+            lock(&self.inner.active).insert(partial.key(), Arc::clone(&partial));
+        }
         self.inner.begun.notify_waiters();
         Ok((partial, is_new))
     }

@@ -1,7 +1,7 @@
 //! The handle that everything else in this room hangs on.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{SystemTime, UNIX_EPOCH},
@@ -29,7 +29,7 @@ pub struct Store {
 
 /// Locks that order work on the disk are taken in this order, each only while those before it are held or not needed:
 /// `changing`, `beginning`, `recording`. Those that guard values come after them, for moments without IO where that can
-/// be helped: `catalog`, then `usage` or `active`, then the index's own.
+/// be helped: `catalog`, then `usage`, or `cached` and `active`, then the index's own.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -41,6 +41,8 @@ pub(crate) struct Inner {
     pub(crate) usage: Mutex<Usage>,
     /// Blobs that are arriving: recorded now and then, and left alone by eviction and garbage collection.
     pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
+    /// Blobs that stay in the page cache as they arrive.
+    pub(crate) cached: Mutex<HashSet<BlobKey>>,
     /// Told when a blob begins to arrive.
     pub(crate) begun: Notify,
     /// Told of blobs that are thrown away.

@@ -48,6 +48,12 @@ impl StoredBlob {
         &self.header
     }
 
+    /// Reads from the page cache what is there, from now on. A reader's blob, not a verifier's: what is compared then is not
+    /// what the disk holds.
+    pub fn read_cached(&self) {
+        self.file.set_cached(true);
+    }
+
     /// Reads a range that lies in one chunk, unchecked: a buffer, and where in it the range lies.
     ///
     /// # Errors

@@ -98,7 +98,7 @@ async fn snapshots_are_listed_found_pinned_and_removed() {
     let summary = client.get(GetRequest { summary: true, ..named(MODEL) }).await.unwrap();
     assert!(summary.objects.is_empty());
 
-    let remove = |force| RemoveRequest { snapshot: MODEL.to_owned(), force };
+    let remove = |force| RemoveRequest { snapshot: MODEL.to_owned(), force, allow_missing: false };
     let error = client.remove(remove(false)).await.unwrap_err();
     assert_eq!(error.kind(), FailureKind::NotPermitted, "{error}");
     let unpinned = client.unpin(UnpinRequest { snapshot: id.clone() }).await.unwrap();
@@ -107,6 +107,10 @@ async fn snapshots_are_listed_found_pinned_and_removed() {
     assert_eq!(removed.snapshot_ids, [format!("{id}.aligned")]);
     assert!(removed.freed_bytes >= SIZE);
     assert!(client.list().await.unwrap().is_empty());
+    let error = client.remove(remove(false)).await.unwrap_err();
+    assert_eq!(error.kind(), FailureKind::NotFound, "{error}");
+    let again = client.remove(RemoveRequest { allow_missing: true, ..remove(false) }).await.unwrap();
+    assert!(again.snapshot_ids.is_empty(), "removing twice is removing once for whoever says so");
     let collected = client.collect_garbage(CollectGarbageRequest { partials: true }).await.unwrap();
     assert_eq!(collected.removed_blobs, 0, "removing left nothing behind");
     agent.shutdown().await;

@@ -88,7 +88,10 @@ async fn removing_gives_up_a_detached_prefetch() {
     assert!(matches!(next(&mut events).await, Ok(Event::Resolved(_))));
     assert!(matches!(next(&mut events).await, Ok(Event::Detached(_))));
     until(&client, Some(SnapshotState::Loading)).await;
-    client.remove(RemoveRequest { snapshot: MODEL.to_owned(), force: false }).await.unwrap();
+    client
+        .remove(RemoveRequest { snapshot: MODEL.to_owned(), force: false, allow_missing: false })
+        .await
+        .unwrap();
     assert_eq!(state(&client).await, None);
     assert!(client.status().await.unwrap().transfers.is_empty());
     agent.shutdown().await;

@@ -301,6 +301,9 @@ pub struct RemoveRequest {
     /// Removes it although it is pinned. What is in use is never removed.
     #[prost(bool, tag = "2")]
     pub force: bool,
+    /// Nothing of that name is no error: for callers who ask again because they got no answer.
+    #[prost(bool, tag = "3")]
+    pub allow_missing: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveResponse {

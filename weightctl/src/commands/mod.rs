@@ -6,6 +6,8 @@ mod status;
 mod verify;
 mod volumes;
 
+use weightd_proto::v1::RemoveRequest;
+
 use crate::{
     cli::{Arguments, Command, Target},
     connection::Connection,
@@ -56,7 +58,10 @@ async fn dispatch(connection: &Connection, command: Command, output: &Output) ->
         Command::Status { watch } => status::run(client, watch, output).await,
         Command::Pin(which) => snapshots::pin(client, which.snapshot, output).await,
         Command::Unpin(which) => snapshots::unpin(client, which.snapshot, output).await,
-        Command::Rm { which, force } => snapshots::remove(client, which.snapshot, force, output).await,
+        Command::Rm { which, force, ignore_missing } => {
+            let wish = RemoveRequest { snapshot: which.snapshot, force, allow_missing: ignore_missing };
+            snapshots::remove(client, wish, output).await
+        }
         Command::Gc { partials } => snapshots::collect_garbage(client, partials, output).await,
         Command::Verify { snapshot, no_repair } => {
             verify::run(client, snapshot.unwrap_or_default(), !no_repair, output).await

@@ -44,11 +44,10 @@ fn show(snapshot: Option<SnapshotInfo>, output: &Output) -> Result<(), CommandEr
 /// `weightctl rm`
 pub(crate) async fn remove(
     client: &Client,
-    snapshot: String,
-    force: bool,
+    wish: RemoveRequest,
     output: &Output,
 ) -> Result<(), CommandError> {
-    output.show(&RemovedView::from(client.remove(RemoveRequest { snapshot, force }).await?))
+    output.show(&RemovedView::from(client.remove(wish).await?))
 }
 
 /// `weightctl gc`

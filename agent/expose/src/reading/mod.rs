@@ -252,6 +252,9 @@ impl Reader {
         let Some(blob) = self.store.stored_blob(key).await.map_err(|error| text(&error))? else {
             return Ok(None);
         };
+        if self.store.is_cached(&key) {
+            blob.read_cached();
+        }
         let blob = Arc::new(blob);
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&blob));
         Ok(Some(blob))

@@ -1,8 +1,9 @@
-//! Complete snapshots, read into the page cache before someone reads them.
+//! Snapshots in the page cache before someone reads them.
 //!
 //! Loaders prefetch from network file systems only: from a local disk they read page by page, each time waiting for the
-//! disk. Here the kernel is asked for the blobs from front to back while the loader still starts. It is asked for what
-//! fits into memory and no more, and only as long as a volume shows the snapshot.
+//! disk. So what arrives is kept in the page cache on its way to the disk, and of a complete snapshot the kernel is asked
+//! for the blobs from front to back while the loader still starts. Both take what fits into memory and no more, and only
+//! as long as a volume shows the snapshot.
 
 mod memory;
 mod pages;
@@ -45,9 +46,18 @@ pub(crate) struct WarmUp {
 struct State {
     /// To be warmed up once they are complete.
     wanted: HashSet<SnapshotKey>,
+    /// What of them stays in the page cache as it arrives.
+    arriving: HashMap<SnapshotKey, Arriving>,
     /// What is being warmed up, or was, and is still shown. Taking one out ends its warm-up.
     warming: HashMap<SnapshotKey, Arc<Warming>>,
     has_ended: bool,
+}
+
+/// Blobs that stay in the page cache as they arrive.
+#[derive(Debug)]
+struct Arriving {
+    blobs: Vec<BlobKey>,
+    bytes: u64,
 }
 
 /// How far one snapshot is.
@@ -56,6 +66,14 @@ struct Warming {
     /// Bytes that the kernel was asked for.
     bytes: AtomicU64,
     is_over: AtomicBool,
+}
+
+/// Those whose reads a warm-up makes way for.
+struct Readers<'a> {
+    /// Whether someone is reading a blob already.
+    has: &'a dyn Fn(&BlobKey) -> bool,
+    /// Chunks that the agent has read for anyone, ever.
+    served: &'a dyn Fn() -> u64,
 }
 
 /// How a warm-up ended.
@@ -81,13 +99,38 @@ impl WarmUp {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wants a snapshot warm as soon as it is complete.
+    /// Wants a snapshot warm: what arrives from now on stays in the page cache, and the rest is read into it as soon as the
+    /// snapshot is complete.
     pub(crate) fn want(self: &Arc<Self>, key: SnapshotKey) {
         self.state().wanted.insert(key);
-        // It may have become complete before it was wanted.
-        if self.store.snapshot(&key).is_some_and(|record| record.complete) {
-            self.completed(key, |_| false);
+        match self.store.snapshot(&key) {
+            // It may have become complete before it was wanted.
+            Some(record) if record.complete => self.completed(key, |_| false),
+            Some(record) => self.keep_arriving(&record.manifest),
+            None => {}
         }
+    }
+
+    /// Has the blobs of a snapshot stay in the page cache as they arrive: the first ones, as many as fit.
+    fn keep_arriving(&self, manifest: &SnapshotManifest) {
+        let mut state = self.state();
+        if state.has_ended || state.arriving.contains_key(&manifest.key()) {
+            return;
+        }
+        let warm = state.warm_bytes();
+        let mut arriving = Arriving { blobs: Vec::new(), bytes: 0 };
+        for entry in in_order(manifest) {
+            let bytes = arriving.bytes + entry.object.size;
+            if let Err(why) = self.memory.has_room_for(warm + bytes) {
+                let fits = display_bytes(arriving.bytes);
+                tracing::info!(source = %manifest.source, fits, why, "not all of a volume stays in memory as it arrives");
+                break;
+            }
+            arriving.bytes = bytes;
+            arriving.blobs.push(entry.blob);
+        }
+        state.arriving.insert(manifest.key(), arriving);
+        self.store.set_cached(state.arriving_blobs());
     }
 
     /// A snapshot is complete: the moment to begin, if it is wanted, with all files that nobody is reading by then. Needs a
@@ -109,10 +152,14 @@ impl WarmUp {
         };
         let Some(record) = self.store.snapshot(&key) else { return };
         let (this, turns) = (Arc::downgrade(self), Arc::clone(&self.turns));
+        let served = self.metrics.served_chunks.clone();
         tokio::spawn(async move {
             // It is never closed.
             let Ok(_turn) = turns.acquire().await else { return };
-            let work = move || Self::warm(&this, &warming, &record.manifest, &has_reader);
+            let work = move || {
+                let readers = Readers { has: &has_reader, served: &|| served.get() };
+                Self::warm(&this, &warming, &record.manifest, &readers);
+            };
             // It cannot panic; an agent that ends takes it along.
             let _ = tokio::task::spawn_blocking(work).await;
         });
@@ -123,24 +170,25 @@ impl WarmUp {
         let mut state = self.state();
         state.wanted.retain(|key| is_shown(key));
         state.warming.retain(|key, _| is_shown(key));
+        let before = state.arriving.len();
+        state.arriving.retain(|key, _| is_shown(key));
+        if state.arriving.len() < before {
+            self.store.set_cached(state.arriving_blobs());
+        }
     }
 
     /// Ends everything, for good.
     pub(crate) fn end(&self) {
         *self.state() = State { has_ended: true, ..State::default() };
+        self.store.set_cached(HashSet::new());
     }
 
     /// Reads a snapshot into the page cache, and says how that ended. Blocks. Holds nothing that would keep it going
     /// when nobody wants it.
-    fn warm(
-        this: &Weak<Self>,
-        warming: &Weak<Warming>,
-        manifest: &SnapshotManifest,
-        has_reader: &dyn Fn(&BlobKey) -> bool,
-    ) {
+    fn warm(this: &Weak<Self>, warming: &Weak<Warming>, manifest: &SnapshotManifest, readers: &Readers<'_>) {
         let key = manifest.key();
         let mut bytes = 0;
-        let end = Self::warm_files(this, warming, manifest, has_reader, &mut bytes);
+        let end = Self::warm_files(this, warming, manifest, readers, &mut bytes);
         let read = display_bytes(bytes);
         match end {
             End::Done => tracing::info!(source = %manifest.source, snapshot = %key, read, "warmed up"),
@@ -163,12 +211,12 @@ impl WarmUp {
         this: &Weak<Self>,
         warming: &Weak<Warming>,
         manifest: &SnapshotManifest,
-        has_reader: &dyn Fn(&BlobKey) -> bool,
+        readers: &Readers<'_>,
         read: &mut u64,
     ) -> End {
         // Someone for whom the agent reads waits for the disk now, and whoever this is for may never come.
-        let mut served = this.upgrade().map_or(0, |this| this.metrics.served_chunks.get());
-        for entry in in_order(manifest).into_iter().filter(|entry| !has_reader(&entry.blob)) {
+        let mut served = (readers.served)();
+        for entry in in_order(manifest).into_iter().filter(|entry| !(readers.has)(&entry.blob)) {
             let Some(path) = this.upgrade().map(|this| this.store.blob_path(&entry.blob)) else {
                 return End::Unwanted;
             };
@@ -181,7 +229,7 @@ impl WarmUp {
                 let (Some(this), Some(warming)) = (this.upgrade(), warming.upgrade()) else {
                     return End::Unwanted;
                 };
-                let now_served = this.metrics.served_chunks.get();
+                let now_served = (readers.served)();
                 if now_served != served {
                     served = now_served;
                     drop((this, warming));
@@ -189,7 +237,7 @@ impl WarmUp {
                     continue;
                 }
                 let piece = pages.left().min(PIECE_BYTES);
-                if let Err(why) = this.memory.has_room_for(this.warm_bytes() + piece) {
+                if let Err(why) = this.memory.has_room_for(this.state().warm_bytes() + piece) {
                     return End::NoRoom(why);
                 }
                 if let Err(error) = pages.read(piece) {
@@ -205,10 +253,20 @@ impl WarmUp {
         }
         End::Done
     }
+}
 
-    /// What was read of all snapshots that are shown: all of it is to stay in memory.
+impl State {
+    /// What is in the page cache of all snapshots that are shown, or will be: all of it is to stay there. A warm-up goes
+    /// over what has arrived there before it goes on.
     fn warm_bytes(&self) -> u64 {
-        self.state().warming.values().map(|warming| warming.bytes.load(Ordering::Relaxed)).sum()
+        let warmed = |key| self.warming.get(key).map_or(0, |warming| warming.bytes.load(Ordering::Relaxed));
+        let arriving = |key| self.arriving.get(key).map_or(0, |arriving| arriving.bytes);
+        let keys: HashSet<_> = self.warming.keys().chain(self.arriving.keys()).collect();
+        keys.into_iter().map(|key| warmed(key).max(arriving(key))).sum()
+    }
+
+    fn arriving_blobs(&self) -> HashSet<BlobKey> {
+        self.arriving.values().flat_map(|arriving| arriving.blobs.iter().copied()).collect()
     }
 }
 

@@ -12,6 +12,8 @@ use super::*;
 
 const PAGE_BYTES: usize = 4096;
 
+const NOBODY: Readers<'_> = Readers { has: &|_| false, served: &|| 0 };
+
 fn manifest(files: &[(&str, usize)]) -> SnapshotManifest {
     let object = |(path, size): &(&str, usize)| Object {
         path: ObjectPath::new(*path).unwrap(),
@@ -56,9 +58,13 @@ impl Fixture {
     }
 
     fn warm(&self) -> (End, u64) {
+        self.warm_beside(&NOBODY)
+    }
+
+    fn warm_beside(&self, readers: &Readers<'_>) -> (End, u64) {
         let mut read = 0;
         let (this, warming) = (Arc::downgrade(&self.warm_up), Arc::downgrade(&self.warming));
-        let end = WarmUp::warm_files(&this, &warming, &self.manifest, &|_| false, &mut read);
+        let end = WarmUp::warm_files(&this, &warming, &self.manifest, readers, &mut read);
         assert_eq!(self.warm_up.metrics.warmed_bytes.get(), read);
         (end, read)
     }
@@ -111,9 +117,8 @@ fn nothing_is_read_that_does_not_fit() {
 #[test]
 fn what_someone_is_reading_already_is_left_out() {
     let fixture = Fixture::new(&[("a.safetensors", 4096), ("b.safetensors", 8192)], 1);
-    let (this, warming) = (Arc::downgrade(&fixture.warm_up), Arc::downgrade(&fixture.warming));
-    let (second, mut read) = (fixture.manifest.objects[1].blob, 0);
-    let end = WarmUp::warm_files(&this, &warming, &fixture.manifest, &|blob| *blob == second, &mut read);
+    let second = fixture.manifest.objects[1].blob;
+    let (end, read) = fixture.warm_beside(&Readers { has: &|blob| *blob == second, ..NOBODY });
     assert!(matches!(end, End::Done), "{end:?}");
     assert_eq!((read, fixture.resident()), (4096, 4096));
 }
@@ -123,26 +128,19 @@ fn it_leaves_the_disk_to_readers_and_goes_on_after_them() {
     let fixture = Fixture::new(&[("a.safetensors", 24 << 20)], 1);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-    let served = fixture.warm_up.metrics.served_chunks.clone();
-    let (stop, stopped) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        // Reads more often than it looks, until told to stop.
-        loop {
-            match stopped.recv_timeout(PAUSE / 10) {
-                Ok(warmed) => return warmed,
-                Err(_) => served.inc(),
-            };
-        }
-    });
-    let warmed = fixture.warm_up.metrics.warmed_bytes.clone();
     let _entered = runtime.enter();
-    runtime.spawn(async move {
-        sleep(PAUSE * 6).await;
-        stop.send(warmed.get()).unwrap();
-    });
-    let (end, read) = fixture.warm();
-    let meanwhile = reader.join().unwrap();
-    assert!(meanwhile < read, "{meanwhile} bytes were read beside a reader");
+    let warmed = fixture.warm_up.metrics.warmed_bytes.clone();
+    let (looks, beside) = (AtomicU64::new(0), AtomicU64::new(0));
+    // Somebody is read for until it has looked five times.
+    let served = || {
+        let look = looks.fetch_add(1, Ordering::Relaxed);
+        if look < 5 {
+            beside.store(warmed.get(), Ordering::Relaxed);
+        }
+        look.min(5)
+    };
+    let (end, read) = fixture.warm_beside(&Readers { served: &served, ..NOBODY });
+    assert_eq!(beside.into_inner(), 0, "it was read beside a reader");
     assert!(matches!(end, End::Done), "{end:?}");
     assert_eq!(read, 24 << 20);
 }
@@ -166,7 +164,7 @@ fn it_ends_when_no_volume_shows_the_snapshot() {
     drop(held);
     warm_up.keep_only(|_| false);
     let mut read = 0;
-    assert!(matches!(WarmUp::warm_files(&this, &warming, &manifest, &|_| false, &mut read), End::Unwanted));
+    assert!(matches!(WarmUp::warm_files(&this, &warming, &manifest, &NOBODY, &mut read), End::Unwanted));
     assert_eq!(read, 0);
 }
 

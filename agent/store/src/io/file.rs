@@ -6,6 +6,7 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
@@ -24,6 +25,8 @@ pub struct IoFile {
     path: PathBuf,
     buffered: File,
     direct: Option<Direct>,
+    /// Whether its bytes are to stay in the page cache, so that nothing goes past it.
+    is_cached: AtomicBool,
     len: u64,
 }
 
@@ -71,6 +74,11 @@ impl IoFile {
         self.direct.is_some()
     }
 
+    /// Has all that moves from now on go through the page cache, or past it again where that can be.
+    pub fn set_cached(&self, is_cached: bool) {
+        self.is_cached.store(is_cached, Ordering::Relaxed);
+    }
+
     /// The descriptor that goes through the page cache; the one to map or to pass on.
     pub fn buffered(&self) -> &File {
         &self.buffered
@@ -84,15 +92,16 @@ impl IoFile {
         }
     }
 
-    /// What the direct descriptor asks the address of memory to be a multiple of; `None` without one.
+    /// What the direct descriptor asks the address of memory to be a multiple of; `None` when it is not to be used.
     pub(super) fn memory_alignment(&self) -> Option<usize> {
-        self.direct.as_ref().map(|direct| direct.memory_alignment)
+        let direct = self.direct.as_ref().filter(|_| !self.is_cached.load(Ordering::Relaxed));
+        direct.map(|direct| direct.memory_alignment)
     }
 
     fn with_direct(path: &Path, buffered: File, access: Access, bypass: bool) -> io::Result<Self> {
         let len = buffered.metadata()?.len();
         let direct = if bypass { Direct::open(path, &buffered, access)? } else { None };
-        Ok(Self { path: path.to_owned(), buffered, direct, len })
+        Ok(Self { path: path.to_owned(), buffered, direct, is_cached: AtomicBool::new(false), len })
     }
 }
 
