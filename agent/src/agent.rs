@@ -68,6 +68,7 @@ impl Agent {
         let loads = Arc::new(Loads::new(fetcher.clone(), tasks.clone(), stopping.clone()));
         let demands = Arc::clone(&loads) as Arc<dyn Demands>;
         let volumes = Volumes::new(fetcher.store().clone(), config.expose.clone(), demands)?;
+        loads.look_after(&volumes);
         volumes.metrics().register(&mut registry);
         let control = Control::new(
             fetcher.clone(),
@@ -158,7 +159,7 @@ async fn adopt(volumes: Volumes, loads: Arc<Loads>, stopping: CancellationToken)
     let mut said = false;
     loop {
         match volumes.adopt().await {
-            Ok(manifests) => return loads.resume(&volumes, manifests),
+            Ok(manifests) => return loads.resume(manifests),
             Err(error) if error.is_retryable() && said => {}
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "volumes of an earlier agent wait");

@@ -69,6 +69,7 @@ pub fn of_expose(error: &ExposeError) -> FailureKind {
             FailureKind::NotPermitted
         }
         ExposeError::Mount { .. } => FailureKind::Disk,
+        ExposeError::Stopped { .. } => FailureKind::TryAgain,
         ExposeError::Occupied { .. } | ExposeError::BadTarget { .. } => FailureKind::Usage,
         ExposeError::NoFuse { .. } | ExposeError::Keeper { .. } => FailureKind::Unavailable,
     }

@@ -2,15 +2,15 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
+    future::{Future, pending},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weightd_expose::{Condition, Demands, Volumes};
+use weightd_expose::{Condition, Demands, Volumes, WeakVolumes};
 use weightd_fetch::{Fetcher, Transfer};
 use weightd_store::SnapshotManifest;
 use weightd_types::{BlobKey, ByteRange, SnapshotKey};
@@ -20,8 +20,11 @@ const PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_LIMIT: Duration = Duration::from_secs(300);
 /// Shortest time between two attempts, however eagerly someone reads.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
-/// How often a running transfer's volumes are looked for.
+/// How often a transfer's volumes are looked for.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// By snapshot, and how to say that another attempt is wanted at once.
+type Running = Mutex<HashMap<SnapshotKey, Arc<Notify>>>;
 
 /// Transfers that volumes wait for, and the way readers reach them.
 #[derive(Debug)]
@@ -29,120 +32,132 @@ pub struct Loads {
     fetcher: Fetcher,
     tasks: TaskTracker,
     stopping: CancellationToken,
-    running: Mutex<HashMap<SnapshotKey, Arc<Notify>>>,
+    /// Set once: volumes are made with a way to reach this.
+    volumes: OnceLock<WeakVolumes>,
+    running: Arc<Running>,
+}
+
+/// One snapshot's transfer, until nobody waits for it.
+struct Load {
+    fetcher: Fetcher,
+    volumes: Volumes,
+    running: Arc<Running>,
+    key: SnapshotKey,
+    wanted: Arc<Notify>,
 }
 
 impl Loads {
     /// Loads of an agent that ends when `stopping` is cancelled; `tasks` are then to be waited for.
     pub fn new(fetcher: Fetcher, tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        Self { fetcher, tasks, stopping, running: Mutex::default() }
+        Self { fetcher, tasks, stopping, volumes: OnceLock::new(), running: Arc::default() }
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<SnapshotKey, Arc<Notify>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Says whose transfers these are. Until then nothing is carried.
+    pub fn look_after(&self, volumes: &Volumes) {
+        // An agent has one set of volumes.
+        let _ = self.volumes.set(volumes.downgrade());
     }
 
-    /// Keeps a transfer going for the volumes that show its snapshot.
-    pub(crate) fn keep(self: &Arc<Self>, volumes: &Volumes, transfer: Arc<Transfer>) {
-        let key = transfer.key();
-        let read = Arc::new(Notify::new());
+    /// Keeps a transfer going for the volumes that show its snapshot. One that is going already, and waits after a failure,
+    /// makes its next attempt at once.
+    pub(crate) fn keep(&self, transfer: Arc<Transfer>) {
+        let Some(volumes) = self.volumes.get().and_then(WeakVolumes::upgrade) else { return };
+        let (key, wanted) = (transfer.key(), Arc::new(Notify::new()));
         {
-            let mut running = self.running();
-            if running.contains_key(&key) {
-                return;
+            let mut running = lock(&self.running);
+            if let Some(known) = running.get(&key) {
+                return known.notify_one();
             }
-            running.insert(key, Arc::clone(&read));
+            running.insert(key, Arc::clone(&wanted));
         }
-        let (loads, volumes, stopping) = (Arc::clone(self), volumes.clone(), self.stopping.clone());
+        let (fetcher, running) = (self.fetcher.clone(), Arc::clone(&self.running));
+        let load = Load { fetcher, volumes, running, key, wanted };
+        let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stopping.cancelled() => {}
-                () = loads.carry(&volumes, transfer, &read) => {}
+                () = load.carry(transfer) => {}
             }
-            loads.running().remove(&key);
         });
     }
 
     /// Takes up transfers of volumes that an earlier agent showed.
-    pub fn resume(self: &Arc<Self>, volumes: &Volumes, manifests: Vec<Arc<SnapshotManifest>>) {
+    pub fn resume(&self, manifests: Vec<Arc<SnapshotManifest>>) {
         for manifest in manifests {
-            let (loads, volumes) = (Arc::clone(self), volumes.clone());
-            self.tasks.spawn(async move {
-                let stopping = loads.stopping.clone();
-                tokio::select! {
-                    () = stopping.cancelled() => {}
-                    () = loads.take_up(&volumes, &manifest) => {}
-                }
-            });
+            self.keep(self.fetcher.resume(manifest, 0));
         }
     }
 
-    /// Finds out how long the files of a volume are, however often that fails, and lets its transfer go on.
-    async fn take_up(self: &Arc<Self>, volumes: &Volumes, manifest: &Arc<SnapshotManifest>) {
-        let key = manifest.key();
-        let mut pause = PAUSE;
-        while volumes.is_shown(&key) {
-            let transfer = self.fetcher.resume(Arc::clone(manifest), 0);
-            let lengths = match transfer.lengths().await {
-                Ok(Some(lengths)) => Ok(lengths),
-                Ok(None) => self.fetcher.stored_lengths(manifest).await,
-                Err(error) => Err(error),
-            };
-            match lengths {
-                Ok(lengths) => {
-                    volumes.set_lengths(&key, lengths);
-                    self.keep(volumes, transfer);
-                    return;
-                }
-                Err(error) => {
-                    tracing::warn!(source = %manifest.source, %error, "a volume cannot be taken up yet");
-                }
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_LIMIT);
+    /// Has another attempt made now, or begins anew: what was complete may have lost a chunk since.
+    fn want(&self, snapshot: SnapshotKey) {
+        if let Some(known) = lock(&self.running).get(&snapshot) {
+            return known.notify_one();
         }
-    }
-
-    async fn carry(&self, volumes: &Volumes, first: Arc<Transfer>, read: &Notify) {
-        let (key, manifest, priority) = (first.key(), Arc::clone(first.manifest()), first.priority());
-        let mut transfer = first;
-        let mut pause = PAUSE;
-        loop {
-            let outcome = loop {
-                tokio::select! {
-                    outcome = transfer.wait() => break outcome,
-                    () = sleep(LOOK) => if !volumes.is_shown(&key) { return },
-                }
-            };
-            let Err(error) = outcome else { return volumes.completed(&key) };
-            let is_lasting = !error.is_retryable();
-            tracing::warn!(source = %manifest.source, %error, is_lasting, "a volume's transfer failed");
-            volumes.report(&key, Condition::Failed { why: error.to_string().into(), is_lasting });
-            sleep(LEAST_PAUSE).await;
-            if is_lasting {
-                // Only someone who reads makes another attempt worth while.
-                read.notified().await;
-            } else {
-                tokio::select! {
-                    () = read.notified() => {}
-                    () = sleep(pause) => pause = (pause * 2).min(PAUSE_LIMIT),
-                }
-            }
-            if !volumes.is_shown(&key) {
-                return;
-            }
-            volumes.report(&key, Condition::Fine);
-            transfer = self.fetcher.resume(Arc::clone(&manifest), priority);
+        if let Some(record) = self.fetcher.store().snapshot(&snapshot) {
+            self.keep(self.fetcher.resume(record.manifest, 0));
         }
     }
 }
 
+impl Load {
+    async fn carry(&self, first: Arc<Transfer>) {
+        let (manifest, priority) = (Arc::clone(first.manifest()), first.priority());
+        let mut transfer = first;
+        let mut pause = PAUSE;
+        loop {
+            let outcome = tokio::select! {
+                outcome = transfer.wait() => outcome,
+                () = self.unwanted() => return,
+            };
+            let Err(error) = outcome else { return self.volumes.completed(&self.key) };
+            let is_lasting = !error.is_retryable();
+            tracing::warn!(source = %manifest.source, %error, is_lasting, "a volume's transfer failed");
+            self.volumes.report(&self.key, Condition::Failed { why: error.to_string().into(), is_lasting });
+            sleep(LEAST_PAUSE).await;
+            // Where waiting would not help, only someone who reads makes another attempt worth while.
+            let retry = async || if is_lasting { pending().await } else { sleep(pause).await };
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                () = retry() => pause = (pause * 2).min(PAUSE_LIMIT),
+                () = self.unwanted() => return,
+            }
+            self.volumes.report(&self.key, Condition::Fine);
+            transfer = self.fetcher.resume(Arc::clone(&manifest), priority);
+        }
+    }
+
+    /// Waits until no volume shows the snapshot. From then on whoever shows it again begins anew.
+    async fn unwanted(&self) {
+        loop {
+            sleep(LOOK).await;
+            let mut running = lock(&self.running);
+            // Looked at under the lock: whoever shows it first and then comes here is seen, or begins a load of their own.
+            if !self.volumes.is_shown(&self.key) {
+                running.remove(&self.key);
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Load {
+    /// However it ends.
+    fn drop(&mut self) {
+        let mut running = lock(&self.running);
+        if running.get(&self.key).is_some_and(|known| Arc::ptr_eq(known, &self.wanted)) {
+            running.remove(&self.key);
+        }
+    }
+}
+
+fn lock(running: &Running) -> MutexGuard<'_, HashMap<SnapshotKey, Arc<Notify>>> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Demands for Loads {
     fn demand(&self, snapshot: SnapshotKey, blob: BlobKey, range: ByteRange) {
-        if !self.fetcher.demand(snapshot, blob, range)
-            && let Some(read) = self.running().get(&snapshot)
-        {
-            read.notify_one();
+        if !self.fetcher.demand(snapshot, blob, range) {
+            self.want(snapshot);
         }
     }
 

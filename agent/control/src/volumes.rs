@@ -23,11 +23,11 @@ struct Wish {
 
 impl Control {
     async fn publish_one(&self, request: v1::PublishRequest) -> Result<v1::VolumeInfo, Status> {
-        let wish =
-            Wish { target: PathBuf::from(&request.target_path), mode: request.mode(), wait: request.wait };
+        let target = self.target(&request.target_path).await?;
+        let wish = Wish { target, mode: request.mode(), wait: request.wait };
         if !self.volumes.is_adopted() {
             let manifests = self.volumes.adopt().await.map_err(|error| failure::expose_status(&error))?;
-            self.loads.resume(&self.volumes, manifests);
+            self.loads.resume(manifests);
         }
         let (volume, is_new) = match self.published(&request, &wish.target).await? {
             Some(known) => (known, false),
@@ -47,6 +47,12 @@ impl Control {
                 .map_err(|error| failure::store_status(&error))?;
         }
         self.volume_info(&volume).await
+    }
+
+    /// A target as the mount table would have it.
+    async fn target(&self, path: &str) -> Result<PathBuf, Status> {
+        let resolved = self.volumes.resolve(PathBuf::from(path)).await;
+        resolved.map_err(|error| failure::expose_status(&error))
     }
 
     /// A volume of that source which is there already: it stays what it is, whatever the source has become.
@@ -109,7 +115,7 @@ impl Control {
         let manifest = Arc::clone(transfer.manifest());
         let shown = self.volumes.show(manifest, lengths, wish.target.clone()).await;
         let volume = shown.map_err(|error| failure::expose_status(&error))?;
-        self.loads.keep(&self.volumes, transfer);
+        self.loads.keep(transfer);
         Ok(volume)
     }
 
@@ -170,14 +176,14 @@ impl Volumes for Control {
         &self,
         request: Request<v1::UnpublishRequest>,
     ) -> Result<Response<v1::UnpublishResponse>, Status> {
-        let target = PathBuf::from(request.into_inner().target_path);
+        let target = self.target(&request.get_ref().target_path).await?;
         let gone = self.volumes.unpublish(target).await;
         let was_published = gone.map_err(|error| failure::expose_status(&error))?;
         Ok(Response::new(v1::UnpublishResponse { was_published }))
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        let target = PathBuf::from(request.into_inner().target_path);
+        let target = self.target(&request.get_ref().target_path).await?;
         let volumes = self.volumes.list().await.map_err(|error| failure::expose_status(&error))?;
         let not_found = || {
             let name = format!("a volume at {}", target.display());

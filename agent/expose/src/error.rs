@@ -40,6 +40,14 @@ pub enum ExposeError {
         /// Why not.
         why: &'static str,
     },
+    /// Other volumes of the snapshot are stopped, and the kernel keeps one state of its files for all of them.
+    #[error("{} cannot show the snapshot yet: {why}", path.display())]
+    Stopped {
+        /// The target.
+        path: PathBuf,
+        /// Why they were stopped, and what to do.
+        why: String,
+    },
     /// The snapshot is still loading, and FUSE is not to be had.
     #[error("the snapshot is not complete and FUSE cannot be used: {why}; prefetch it first, then mount it")]
     NoFuse {
@@ -66,7 +74,7 @@ impl ExposeError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
-            Self::Keeper { .. } => true,
+            Self::Keeper { .. } | Self::Stopped { .. } => true,
             Self::Mount { .. } | Self::Occupied { .. } | Self::BadTarget { .. } | Self::NoFuse { .. } => {
                 false
             }
@@ -80,6 +88,7 @@ impl ExposeError {
             Self::Mount { .. } => "mount",
             Self::Occupied { .. } => "occupied",
             Self::BadTarget { .. } => "bad_target",
+            Self::Stopped { .. } => "stopped",
             Self::NoFuse { .. } => "no_fuse",
             Self::Keeper { .. } => "keeper",
         }

@@ -27,4 +27,4 @@ pub use events::Event;
 pub use metrics::Metrics;
 pub use reading::Demands;
 pub use shown::Condition;
-pub use volumes::{Serving, Volume, Volumes};
+pub use volumes::{Serving, Volume, Volumes, WeakVolumes};

@@ -5,7 +5,6 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -18,6 +17,7 @@ use crate::{
     bind::detach,
     fuse::{
         Connection, Family, Node, OpenThrough, Passthrough, Registered, Saved, Shared, VolumesFilesystem,
+        is_known,
     },
     keeper::Keeper,
     mount_table,
@@ -33,7 +33,6 @@ pub(crate) struct FuseSession {
     config: Config,
     notifier: Notifier,
     backing: Arc<Backing>,
-    thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 /// What the keeper keeps, and who it is.
@@ -56,11 +55,11 @@ impl Backing {
 }
 
 impl Backing {
-    /// Gives up the registrations of a snapshot that is no longer shown.
-    fn forget(&self, family: Family) {
-        let saved = self.passthrough.forget(family).map_or(Ok(()), |left| self.save(&left));
-        if let Err(error) = saved {
-            tracing::warn!(%error, "the keeper was not told of files that are closed");
+    /// Leaves the registrations with the keeper. One that is gone for the moment is no reason to fail an open: the next one
+    /// is given everything.
+    fn save_or_warn(&self, registered: &Registered) {
+        if let Err(error) = self.save(registered) {
+            tracing::warn!(%error, "the keeper does not know which files the kernel reads itself");
         }
     }
 
@@ -81,26 +80,27 @@ impl Backing {
 
 impl OpenThrough for Backing {
     fn register(&self, node: Node, blob: PathBuf) -> io::Result<u32> {
-        // A keeper that is gone for the moment is no reason to fail an open: the next one is given everything.
-        let save = |registered: &Registered| {
-            if let Err(error) = self.save(registered) {
-                tracing::warn!(%error, "the keeper does not know of a file that is open");
-            }
-        };
-        self.passthrough.register(node, &blob, save)
+        self.passthrough.register(node, &blob, |registered| self.save_or_warn(registered))
     }
 }
 
-impl FuseSession {
-    /// Takes over what an earlier agent left with the keeper, if there is anything.
-    pub(crate) fn adopt(config: &Config, shared: &Arc<Shared>) -> Result<Option<Self>, ExposeError> {
+/// What an earlier agent left with the keeper.
+#[derive(Debug)]
+pub(crate) struct Left {
+    keeper: Keeper,
+    connection: Connection,
+    registered: Registered,
+}
+
+impl Left {
+    /// Asks the keeper for it, where there is one.
+    pub(crate) fn find(config: &Config) -> Result<Option<Self>, ExposeError> {
         let Some(path) = &config.keeper else { return Ok(None) };
         let keeper = Keeper::connect(path, config.agent_timeout)?;
         let Some((device, saved)) = keeper.attend()? else { return Ok(None) };
-        let is_mounted = mount_table::read()
-            .map_err(ExposeError::mount("read the mount table for", &config.directory))
-            .map(|mounts| is_ours(&mounts, config))?;
-        if !is_mounted {
+        let mounts =
+            mount_table::read().map_err(ExposeError::mount("read the mount table for", &config.directory))?;
+        if !mounts.iter().any(|mount| is_of(mount, config)) {
             // Someone unmounted it while no agent ran. The connection is of no use.
             keeper.drop_connection()?;
             return Ok(None);
@@ -108,11 +108,28 @@ impl FuseSession {
         let init = BASE64_STANDARD.decode(&saved.init).map_err(|error| ExposeError::NoFuse {
             why: format!("the keeper kept a bad request: {error}"),
         })?;
-        tracing::info!(directory = %config.directory.display(), "taking over the volumes of an earlier agent");
-        let connection = Connection::adopt(device, init);
-        Self::serve(config, shared, connection, Some(keeper), &saved.registered).map(Some)
+        let (connection, registered) = (Connection::adopt(device, init), saved.registered);
+        Ok(Some(Self { keeper, connection, registered }))
     }
 
+    /// Whether anyone still uses a snapshot, be it only an open file of a volume that was unmounted.
+    pub(crate) fn is_used(&self, key: &SnapshotKey) -> bool {
+        is_known(self.connection.device(), Node::directory(Family::of(key)).number())
+    }
+
+    /// Goes on where that agent stopped. What is shown must be shown by now: what was left unanswered is asked at once.
+    pub(crate) fn serve(self, config: &Config, shared: &Arc<Shared>) -> Result<FuseSession, ExposeError> {
+        tracing::info!(directory = %config.directory.display(), "taking over the volumes of an earlier agent");
+        let Self { keeper, connection, registered } = self;
+        let backing = FuseSession::back(&connection, Some(keeper), registered);
+        backing.passthrough.close_unlisted();
+        let is_shown = |family| shared.find(family).is_some();
+        backing.passthrough.keep_only(is_shown, |left| backing.save_or_warn(left));
+        FuseSession::serve(config, shared, connection, backing)
+    }
+}
+
+impl FuseSession {
     /// Mounts a file system, after removing one that an agent without keeper left.
     pub(crate) fn mount(config: &Config, shared: &Arc<Shared>) -> Result<Self, ExposeError> {
         let directory = &config.directory;
@@ -127,43 +144,48 @@ impl FuseSession {
             None => None,
         };
         let connection = Connection::mount(directory, &config.source())?;
-        let session = Self::serve(config, shared, connection, keeper, &Registered::new())?;
+        let backing = Self::back(&connection, keeper, Registered::default());
+        let session = Self::serve(config, shared, connection, backing)?;
         // Only now: the kernel's own default comes with the end of the handshake.
         read_ahead(directory, config.read_ahead_bytes);
         Ok(session)
+    }
+
+    fn back(connection: &Connection, keeper: Option<Keeper>, registered: Registered) -> Arc<Backing> {
+        let device = Arc::clone(connection.device());
+        Arc::new(Backing {
+            init: BASE64_STANDARD.encode(connection.init()),
+            passthrough: Passthrough::new(Arc::clone(&device), registered),
+            keeper: Mutex::new(keeper),
+            device,
+        })
     }
 
     fn serve(
         config: &Config,
         shared: &Arc<Shared>,
         connection: Connection,
-        keeper: Option<Keeper>,
-        registered: &Registered,
+        backing: Arc<Backing>,
     ) -> Result<Self, ExposeError> {
-        let device = Arc::clone(connection.device());
-        let backing = Arc::new(Backing {
-            init: BASE64_STANDARD.encode(connection.init()),
-            passthrough: Passthrough::new(Arc::clone(&device), registered.clone()),
-            keeper: Mutex::new(keeper),
-            device,
-        });
-        backing.save(registered)?;
+        backing.passthrough.with(|registered| backing.save(registered))?;
         let can_pass = connection.can_pass_through();
-        if config.passthrough && can_pass {
-            shared.open_through(Arc::clone(&backing) as Arc<dyn OpenThrough>);
-        } else {
+        let through = (config.passthrough && can_pass).then(|| Arc::clone(&backing) as Arc<dyn OpenThrough>);
+        shared.passes_through.store(through.is_some(), Ordering::Release);
+        if through.is_none() {
             tracing::info!(
                 kernel = can_pass,
                 "complete files of volumes that loaded are read through the agent"
             );
         }
-        let filesystem = VolumesFilesystem::new(Arc::clone(shared), tokio::runtime::Handle::current());
+        let filesystem =
+            VolumesFilesystem::new(Arc::clone(shared), tokio::runtime::Handle::current(), through);
         let session = connection.serve(filesystem, config.threads)?;
         let notifier = session.notifier();
         let failed = |error: io::Error| ExposeError::NoFuse { why: format!("no thread: {error}") };
         let thread = std::thread::Builder::new().name("weightd-fuse".to_owned());
-        let thread = thread.spawn(move || session.run()).map_err(failed)?;
-        let session = Self { config: config.clone(), notifier, backing, thread: Some(thread) };
+        // Ends when nobody has a file open any more, which nobody can be made to wait for.
+        drop(thread.spawn(move || session.run()).map_err(failed)?);
+        let session = Self { config: config.clone(), notifier, backing };
         // The kernel asks for times of creation until it hears that there are none. Whoever looks at a file for the
         // first time shall not have to wait for an agent.
         let _ = std::fs::metadata(&config.directory);
@@ -195,12 +217,33 @@ impl FuseSession {
         }
     }
 
-    /// Has the kernel forget a snapshot that is no longer shown.
-    pub(crate) fn hidden(&self, key: &SnapshotKey) {
-        let family = Family::of(key);
-        self.backing.forget(family);
-        // One that nobody looked up is not known.
-        let _ = self.notifier.inval_entry(INodeNo::ROOT, key.to_string().as_ref());
+    /// Has the kernel forget the names in a snapshot that no volume shows. Says whether anyone uses it all the same: a file
+    /// may be open of a volume that was unmounted.
+    pub(crate) fn is_used_without_names(&self, shown: &Shown) -> bool {
+        let directory = |index| Node { index, ..Node::directory(shown.tree.family) }.number();
+        let is_known = || is_known(&self.backing.device, directory(0));
+        // Names that nobody looked up are not known.
+        let _ = self.notifier.inval_entry(INodeNo::ROOT, shown.key().to_string().as_ref());
+        if is_known() {
+            // Those of files that were open at that time are still there, and out of the way of the one above.
+            for (index, child) in shown.tree.names() {
+                let _ = self.notifier.inval_entry(directory(index), child.name.as_ref());
+            }
+        }
+        is_known()
+    }
+
+    /// Gives up what the kernel was given of snapshots that are not shown.
+    pub(crate) fn keep_only(&self, is_shown: impl Fn(Family) -> bool) {
+        self.backing.passthrough.keep_only(is_shown, |left| self.backing.save_or_warn(left));
+    }
+
+    /// Whether its file system is still mounted where it was; anyone may unmount it.
+    pub(crate) fn is_mounted(&self) -> Result<bool, ExposeError> {
+        let directory = &self.config.directory;
+        let mounts =
+            mount_table::read().map_err(ExposeError::mount("read the mount table for", directory))?;
+        Ok(is_ours(&mounts, &self.config))
     }
 
     /// The directory of a snapshot in the file system.
@@ -209,24 +252,25 @@ impl FuseSession {
     }
 
     /// Ends serving. With a keeper the file system stays, for the next agent; without one it goes, cleanly.
-    pub(crate) fn end(mut self, shared: &Shared) {
+    pub(crate) fn end(&self, shared: &Shared) {
         if self.config.keeper.is_some() {
             shared.leaving.store(true, Ordering::Release);
             return;
         }
         if let Err(error) = detach(&self.config.directory) {
             tracing::warn!(%error, "the volumes stay mounted without anyone to serve them");
-            return;
         }
-        // The threads end when nobody has a file open any more, which nobody can be made to wait for.
-        drop(self.thread.take());
     }
 }
 
-/// Whether a file system of ours is mounted at a directory.
+/// Whether the file system of ours is mounted where volumes are bound from.
 fn is_ours(mounts: &[mount_table::Mount], config: &Config) -> bool {
-    let mount = mount_table::at(mounts, &config.directory);
-    mount.is_some_and(|mount| mount.kind == "fuse" && mount.source == config.source())
+    mount_table::at(mounts, &config.directory).is_some_and(|mount| is_of(mount, config))
+}
+
+/// Whether a mount is of the file system of ours.
+fn is_of(mount: &mount_table::Mount, config: &Config) -> bool {
+    mount.kind == "fuse" && mount.source == config.source()
 }
 
 /// How far the kernel reads ahead. Its default suits a disk; here each request costs a switch to the agent and back.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -44,8 +44,6 @@ pub(crate) struct Shown {
     passed: Vec<AtomicBool>,
     /// Which chunk of each file was read last.
     last_chunk: Vec<AtomicU64>,
-    /// Files open now.
-    opens: AtomicUsize,
     /// Keeps it in the store.
     _hold: SnapshotUse,
 }
@@ -60,17 +58,7 @@ impl Shown {
         let (read, passed) = (none(), none());
         let last_chunk = tree.manifest.objects.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
         let (condition, last_failure) = (watch::Sender::new(Condition::Fine), Mutex::default());
-        Self {
-            tree,
-            condition,
-            last_failure,
-            positions,
-            read,
-            passed,
-            last_chunk,
-            opens: AtomicUsize::new(0),
-            _hold: hold,
-        }
+        Self { tree, condition, last_failure, positions, read, passed, last_chunk, _hold: hold }
     }
 
     /// Files that have a blob.
@@ -106,20 +94,6 @@ impl Shown {
         self.read[position].load(Ordering::Acquire)
     }
 
-    pub(crate) fn opened(&self) {
-        self.opens.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// A file that an earlier agent opened may be closed here.
-    pub(crate) fn closed(&self) {
-        let less = |opens: usize| Some(opens.saturating_sub(1));
-        let _ = self.opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.opens.load(Ordering::Acquire) > 0
-    }
-
     pub(crate) fn key(&self) -> SnapshotKey {
         self.tree.manifest.key()
     }
@@ -137,7 +111,15 @@ impl Shown {
 
     /// Whether wrong bytes were served, so that nothing more is.
     pub(crate) fn is_stopped(&self) -> bool {
-        matches!(*self.condition.borrow(), Condition::Stopped(_))
+        self.stopped().is_some()
+    }
+
+    /// Why nothing more is served, if that is so.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        match &*self.condition.borrow() {
+            Condition::Stopped(why) => Some(why.to_string()),
+            Condition::Fine | Condition::Failed { .. } => None,
+        }
     }
 
     pub(crate) fn condition(&self) -> watch::Receiver<Condition> {

@@ -1,6 +1,6 @@
 //! The index: what changes while the store is in use.
 //!
-//! Partial chunk maps, pins, recency and jobs live in an embedded database. Everything that is complete is described
+//! Partial chunk maps, pins, recency, jobs and lengths of blobs that still arrive live in an embedded database. Everything that is complete is described
 //! by manifests instead, so losing this file loses no complete blob.
 
 use std::{
@@ -32,6 +32,9 @@ const PINS: TableDefinition<&str, u64> = TableDefinition::new("pins");
 const RECENCY: TableDefinition<&str, u64> = TableDefinition::new("recency");
 /// Snapshot to the detached prefetch that asked for it (JSON).
 const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
+
+/// Snapshot to the lengths of its blobs in the manifest's order, little-endian, once it is shown before it is complete.
+const LENGTHS: TableDefinition<&str, &[u8]> = TableDefinition::new("lengths");
 
 /// Less is a time in seconds, more is one in microseconds.
 const SECONDS_END: u64 = 1 << 40;
@@ -201,13 +204,33 @@ impl Index {
         })
     }
 
-    /// Forgets pin, recency and job of a snapshot.
+    /// Writes down how long the blobs of a snapshot will be. Durable when it returns.
+    pub(crate) fn set_lengths(&self, key: &SnapshotKey, lengths: &[u64]) -> Result<(), StoreError> {
+        let name = key.to_string();
+        let bytes: Vec<u8> = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
+        self.write(Durability::Immediate, |tables| {
+            tables.lengths.insert(name.as_str(), bytes.as_slice()).map(drop).map_err(Into::into)
+        })
+    }
+
+    pub(crate) fn lengths(&self, key: &SnapshotKey) -> Result<Option<Vec<u64>>, StoreError> {
+        let name = key.to_string();
+        self.read(|transaction| {
+            let found = transaction.open_table(LENGTHS)?.get(name.as_str())?;
+            let lengths =
+                |bytes: &[u8]| bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            Ok(found.map(|found| lengths(found.value())))
+        })
+    }
+
+    /// Forgets pin, recency, job and lengths of a snapshot.
     pub(crate) fn forget_snapshot(&self, key: &SnapshotKey) -> Result<(), StoreError> {
         let name = key.to_string();
         self.write(Durability::Immediate, |tables| {
             tables.pins.remove(name.as_str())?;
             tables.recency.remove(name.as_str())?;
             tables.jobs.remove(name.as_str())?;
+            tables.lengths.remove(name.as_str())?;
             Ok(())
         })
     }
@@ -307,7 +330,9 @@ fn read_all(database: &Database) -> Result<(), redb::Error> {
     }
     transaction.open_table(PARTIALS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
     transaction.open_table(CHUNKS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
-    transaction.open_table(JOBS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
+    for values in [JOBS, LENGTHS] {
+        transaction.open_table(values)?.iter()?.try_for_each(|entry| entry.map(drop))?;
+    }
     Ok(())
 }
 
@@ -325,6 +350,7 @@ fn write_to(
             pins: transaction.open_table(PINS)?,
             recency: transaction.open_table(RECENCY)?,
             jobs: transaction.open_table(JOBS)?,
+            lengths: transaction.open_table(LENGTHS)?,
         };
         change(&mut tables)?;
     }
@@ -354,6 +380,7 @@ struct Tables<'t> {
     pins: redb::Table<'t, &'static str, u64>,
     recency: redb::Table<'t, &'static str, u64>,
     jobs: redb::Table<'t, &'static str, &'static [u8]>,
+    lengths: redb::Table<'t, &'static str, &'static [u8]>,
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell, broadcast, futures::Notified};
-use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Object, Placement};
+use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Layout, Object, Placement, SafetensorsHeader};
 
 use crate::{
     BlobManifest, Store, StoreError,
@@ -482,6 +482,22 @@ impl Store {
         Ok(partial)
     }
 
+    /// Takes up an interrupted blob as it is recorded, for those who read what is here of it while nobody brings the rest.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Io`].
+    pub async fn take_up_recorded(&self, key: BlobKey) -> Result<Option<Arc<PartialBlob>>, StoreError> {
+        self.blocking(move |store| {
+            let Some((record, header, chunks)) = store.inner.index.partial(&key)? else { return Ok(None) };
+            let placement = recorded_placement(&key, record.object.size, &header);
+            let (Some(placement), false) = (placement, chunks.is_empty()) else { return Ok(None) };
+            let (url, object) = (record.url, record.object);
+            let wanted = WantedBlob { key, url, object, header, placement: Arc::new(placement) };
+            store.take_up(wanted).map(|(partial, is_new)| (!is_new).then_some(partial))
+        })
+        .await
+    }
+
     /// One at a time: a caller that went away while its file was made may come back before that has ended.
     fn take_up(&self, wanted: WantedBlob) -> Result<(Arc<PartialBlob>, bool), StoreError> {
         let _beginning = lock(&self.inner.beginning);
@@ -593,6 +609,17 @@ impl Store {
             lock(&inner.usage).release(len);
         }
         if recorded { inner.index.forget_partials(keys, true) } else { Ok(()) }
+    }
+}
+
+/// Where the bytes of a blob go of which no more is known than was recorded.
+pub(crate) fn recorded_placement(key: &BlobKey, object_size: u64, header: &Bytes) -> Option<Placement> {
+    match key.layout {
+        Layout::Original => Some(Placement::original(object_size)),
+        Layout::Aligned => {
+            let header = SafetensorsHeader::parse(header.clone(), object_size);
+            header.and_then(|header| header.aligned()).ok()
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use weightd_types::{BlobKey, Layout, Placement, SafetensorsHeader, SnapshotKey};
+use weightd_types::{BlobKey, Layout, SnapshotKey};
 
 use crate::{
     Job, Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
     catalog::Entry,
     manifest::encode,
+    partial::recorded_placement,
     store::{lock, now},
     usage::{entries, is_file},
 };
@@ -203,6 +204,26 @@ impl Store {
         self.blocking(|store| store.inner.index.jobs()).await
     }
 
+    /// Writes down how long the blobs of a snapshot will be, in the manifest's order, for whoever shows it before it is
+    /// complete, also after a restart. Durable when it returns. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Full`].
+    pub fn set_lengths(&self, key: SnapshotKey, lengths: &[u64]) -> Result<(), StoreError> {
+        if self.lengths(key)?.is_some_and(|known| known == lengths) {
+            return Ok(());
+        }
+        self.inner.index.set_lengths(&key, lengths)
+    }
+
+    /// How long the blobs of a snapshot will be, if that was written down. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`].
+    pub fn lengths(&self, key: SnapshotKey) -> Result<Option<Vec<u64>>, StoreError> {
+        self.inner.index.lengths(&key)
+    }
+
     /// Bytes of each of a snapshot's objects that are in the store, and whether the whole object is confirmed.
     ///
     /// # Errors
@@ -229,12 +250,7 @@ impl Store {
     /// Bytes of an object whose chunks are recorded.
     fn recorded_bytes(&self, entry: &SnapshotEntry) -> Result<u64, StoreError> {
         let Some((_, header, chunks)) = self.inner.index.partial(&entry.blob)? else { return Ok(0) };
-        let placement = match entry.blob.layout {
-            Layout::Original => Some(Placement::original(entry.object.size)),
-            Layout::Aligned => {
-                SafetensorsHeader::parse(header, entry.object.size).and_then(|header| header.aligned()).ok()
-            }
-        };
+        let placement = recorded_placement(&entry.blob, entry.object.size, &header);
         let Some(placement) = placement else { return Ok(0) };
         let recorded = chunks.keys().filter(|chunk| **chunk < placement.chunk_count());
         let pieces = recorded.flat_map(|chunk| placement.pieces_of_chunk(*chunk));

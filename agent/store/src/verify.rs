@@ -197,11 +197,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Closed`].
     pub async fn blob_length(&self, key: BlobKey) -> Result<Option<u64>, StoreError> {
-        self.blocking(move |store| {
-            let manifest = store.has_blob(&key).then(|| store.manifest_of(&key).ok()).flatten();
-            Ok(manifest.map(|manifest| manifest.blob_bytes))
-        })
-        .await
+        self.blocking(move |store| Ok(store.blob_length_now(&key))).await
+    }
+
+    /// As [`Store::blob_length`], for those who may block.
+    pub fn blob_length_now(&self, key: &BlobKey) -> Option<u64> {
+        let manifest = self.has_blob(key).then(|| self.manifest_of(key).ok()).flatten();
+        manifest.map(|manifest| manifest.blob_bytes)
     }
 
     pub(crate) fn manifest_of(&self, key: &BlobKey) -> Result<BlobManifest, StoreError> {

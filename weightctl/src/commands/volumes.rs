@@ -33,9 +33,8 @@ pub(crate) async fn mount(
         pin: options.pin,
         warm_up: options.warm_up,
     };
-    let target_path = request.target_path.clone();
     let volume = client.publish(request).await?.volume.ok_or(CommandError::NoResult)?;
-    let serving = volume.serving();
+    let (serving, target_path) = (volume.serving(), volume.target_path.clone());
     output.show(&VolumeView::from(volume))?;
     if is_embedded && serving != VolumeServing::Bind {
         output.words("this process serves the volume; end it with Ctrl-C, or unmount the volume");

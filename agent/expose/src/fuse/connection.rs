@@ -13,9 +13,9 @@ use std::{
     sync::Arc,
 };
 
-use fuser::{Config, Filesystem, Session, SessionACL};
+use fuser::{Config, Filesystem, INodeNo, Session, SessionACL};
 use rustix::{
-    io::retry_on_intr,
+    io::{Errno, retry_on_intr},
     mount::{MountFlags, mount},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair},
 };
@@ -26,6 +26,8 @@ use crate::{ExposeError, sys};
 
 /// `FUSE_NOTIFY_RESEND`: what an agent had taken and not answered is asked again.
 const NOTIFY_RESEND: i32 = 7;
+/// `FUSE_NOTIFY_INVAL_INODE`: the kernel forgets attributes, and pages unless told otherwise.
+const NOTIFY_INVAL_INODE: i32 = 2;
 /// Room for what the kernel may send at once: a request of `max_write`, which is the library's.
 const REQUEST_BYTES: usize = (16 << 20) + 4096;
 
@@ -130,6 +132,18 @@ fn play_back(ours: &OwnedFd, device: &OwnedFd, init: &[u8], is_new: bool) -> io:
         rustix::io::write(device, &answer[..length])?;
     }
     Ok(())
+}
+
+/// Whether the kernel still knows a node. It forgets one with its last user, so that of a snapshot whose name it was told to
+/// forget nothing is open, mapped or anybody's working directory when its directory is not known.
+pub(crate) fn is_known(device: impl AsFd, number: INodeNo) -> bool {
+    let mut notice = [0; 40];
+    notice[..4].copy_from_slice(&40_u32.to_ne_bytes());
+    notice[4..8].copy_from_slice(&NOTIFY_INVAL_INODE.to_ne_bytes());
+    notice[16..24].copy_from_slice(&number.0.to_ne_bytes());
+    // An offset before the file's beginning: no page is forgotten, which would wait for those who read it.
+    notice[24..32].copy_from_slice(&(-1_i64).to_ne_bytes());
+    !matches!(rustix::io::write(device, &notice), Err(Errno::NOENT))
 }
 
 /// Has the kernel ask again what nobody answered. One that cannot keeps those readers waiting until the file system is

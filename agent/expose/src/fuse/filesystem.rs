@@ -14,8 +14,8 @@ use std::{
 
 use fuser::{
     Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyIoctl,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 use weightd_store::Store;
@@ -46,8 +46,8 @@ pub(crate) struct Shared {
     pub(crate) shown: RwLock<HashMap<Family, Arc<Shown>>>,
     /// Set when the agent leaves and a keeper stays: what is not answered is left to the next agent.
     pub(crate) leaving: Arc<AtomicBool>,
-    /// How a complete file is opened straight from its blob; absent where it is not.
-    pub(crate) through: RwLock<Option<Arc<dyn OpenThrough>>>,
+    /// Whether complete files are opened straight from their blobs.
+    pub(crate) passes_through: AtomicBool,
     /// Told what went wrong with reads.
     pub(crate) events: Arc<Events>,
 }
@@ -63,6 +63,9 @@ pub(crate) trait OpenThrough: std::fmt::Debug + Send + Sync {
 pub(crate) struct VolumesFilesystem {
     shared: Arc<Shared>,
     runtime: Handle,
+    /// How a complete file is opened straight from its blob; absent where it is not. Its numbers mean something to one
+    /// connection only.
+    through: Option<Arc<dyn OpenThrough>>,
 }
 
 impl Shared {
@@ -70,43 +73,19 @@ impl Shared {
         self.shown.read().unwrap_or_else(PoisonError::into_inner).get(&family).cloned()
     }
 
-    /// Has complete files opened straight from their blobs from now on.
-    pub(crate) fn open_through(&self, through: Arc<dyn OpenThrough>) {
-        *self.through.write().unwrap_or_else(PoisonError::into_inner) = Some(through);
-    }
-
     pub(crate) fn passes_through(&self) -> bool {
-        self.through().is_some()
-    }
-
-    fn through(&self) -> Option<Arc<dyn OpenThrough>> {
-        self.through.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether new opens of a file should be the kernel's own business.
-    fn is_through(&self, shown: &Shown, position: usize) -> bool {
-        self.through().is_some() && self.store.has_blob(&shown.blob(position))
-    }
-
-    /// The node that a name stands for now.
-    fn node(&self, shown: &Shown, index: u32) -> Node {
-        let through = match shown.tree.kind(index) {
-            Some(Kind::File(position)) => self.is_through(shown, position),
-            _ => false,
-        };
-        Node { family: shown.tree.family, index, through }
+        self.passes_through.load(Ordering::Acquire)
     }
 
     /// Reads part of a file, to its end at most.
     async fn read(&self, shown: &Shown, position: usize, offset: u64, size: u32, pending: PendingRead) {
-        let length = shown.tree.lengths.wait().await[position];
-        let end = length.min(offset.saturating_add(u64::from(size)));
+        let end = shown.tree.length(position).min(offset.saturating_add(u64::from(size)));
         let range = ByteRange::new(offset.min(end), end);
         match self.reader.read(shown, position, range).await {
-            Ok(slices) => {
+            Ok(bytes) => {
                 self.metrics.reads.inc();
                 self.metrics.read_bytes.inc_by(range.len());
-                slices.with(|bytes| pending.data(bytes));
+                pending.data(&bytes);
             }
             Err(why) => {
                 if !self.leaving.load(Ordering::Acquire) {
@@ -121,8 +100,22 @@ impl Shared {
 }
 
 impl VolumesFilesystem {
-    pub(crate) fn new(shared: Arc<Shared>, runtime: Handle) -> Self {
-        Self { shared, runtime }
+    pub(crate) fn new(shared: Arc<Shared>, runtime: Handle, through: Option<Arc<dyn OpenThrough>>) -> Self {
+        Self { shared, runtime, through }
+    }
+
+    /// What opens a file straight from its blob, if that is what new opens should do.
+    fn through(&self, shown: &Shown, position: usize) -> Option<&dyn OpenThrough> {
+        self.through.as_deref().filter(|_| self.shared.store.has_blob(&shown.blob(position)))
+    }
+
+    /// The node that a name stands for now.
+    fn node(&self, shown: &Shown, index: u32) -> Node {
+        let through = match shown.tree.kind(index) {
+            Some(Kind::File(position)) => self.through(shown, position).is_some(),
+            _ => false,
+        };
+        Node { family: shown.tree.family, index, through }
     }
 
     /// The snapshot that a node is of. One that is no longer shown is stale, not missing.
@@ -136,12 +129,12 @@ impl VolumesFilesystem {
         if parent == INodeNo::ROOT {
             let key = name.parse().map_err(|_| Errno::ENOENT)?;
             let shown = self.shared.find(Family::of(&key)).ok_or(Errno::ENOENT)?;
-            let node = Node { family: shown.tree.family, index: 0, through: false };
+            let node = Node::directory(shown.tree.family);
             return Ok((shown, node));
         }
         let (shown, node) = self.find(parent)?;
         let index = shown.tree.child(node.index, name).ok_or(Errno::ENOENT)?;
-        let node = self.shared.node(&shown, index);
+        let node = self.node(&shown, index);
         Ok((shown, node))
     }
 
@@ -157,7 +150,7 @@ impl VolumesFilesystem {
             shown.values().map(|shown| (shown.key().to_string(), shown.tree.family)).collect();
         snapshots.sort();
         let dots = [".", ".."].map(|name| (INodeNo::ROOT, FileType::Directory, name));
-        let node = |family| Node { family, index: 0, through: false }.number();
+        let node = |family| Node::directory(family).number();
         let snapshots =
             snapshots.iter().map(|(name, family)| (node(*family), FileType::Directory, name.as_str()));
         add(dots.into_iter().chain(snapshots), offset, reply);
@@ -190,14 +183,12 @@ impl VolumesFilesystem {
     /// have had it forgotten, or from one that passed files through. What lies in the store then is half a file. Hearing
     /// that this is stale, the kernel looks the name up again.
     fn open_through(&self, shown: &Shown, node: Node, position: usize, reply: ReplyOpen) {
-        let through = self.shared.through().filter(|_| self.shared.is_through(shown, position));
-        let Some(through) = through else { return reply.error(Errno::ESTALE) };
+        let Some(through) = self.through(shown, position) else { return reply.error(Errno::ESTALE) };
         let blob = self.shared.store.blob_path(&shown.blob(position));
         match through.register(node, blob) {
             Ok(id) => {
                 self.shared.metrics.passthrough_opens.inc();
                 shown.mark_passed(position);
-                shown.opened();
                 sys::open_through(reply, FileHandle(0), id);
             }
             Err(error) => {
@@ -245,19 +236,13 @@ impl Filesystem for VolumesFilesystem {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
         };
-        let will_change = self.shared.passes_through() && !node.through;
-        let answer = move |shown: &Shown, lengths: &[u64], reply: ReplyEntry| {
-            let is_file = matches!(shown.tree.kind(node.index), Some(Kind::File(_)));
-            let valid = if is_file && will_change { WHILE_LOADING } else { FOREVER };
-            match shown.tree.attributes(node, lengths) {
-                Some(attributes) => reply.entry_with_ttls(&FOREVER, &valid, &attributes, Generation(0)),
-                None => reply.error(Errno::ENOENT),
-            }
-        };
-        if let Some(lengths) = shown.tree.lengths.get() {
-            return answer(&shown, lengths, reply);
+        let will_change = self.through.is_some() && !node.through;
+        let is_file = matches!(shown.tree.kind(node.index), Some(Kind::File(_)));
+        let valid = if is_file && will_change { WHILE_LOADING } else { FOREVER };
+        match shown.tree.attributes(node) {
+            Some(attributes) => reply.entry_with_ttls(&FOREVER, &valid, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
         }
-        self.runtime.spawn(async move { answer(&shown, shown.tree.lengths.wait().await, reply) });
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -268,17 +253,10 @@ impl Filesystem for VolumesFilesystem {
             Ok(found) => found,
             Err(errno) => return reply.error(errno),
         };
-        let answer = move |shown: &Shown, lengths: &[u64], reply: ReplyAttr| match shown
-            .tree
-            .attributes(node, lengths)
-        {
+        match shown.tree.attributes(node) {
             Some(attributes) => reply.attr(&FOREVER, &attributes),
             None => reply.error(Errno::ESTALE),
-        };
-        if let Some(lengths) = shown.tree.lengths.get() {
-            return answer(&shown, lengths, reply);
         }
-        self.runtime.spawn(async move { answer(&shown, shown.tree.lengths.wait().await, reply) });
     }
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -289,7 +267,6 @@ impl Filesystem for VolumesFilesystem {
         match shown.tree.kind(node.index) {
             Some(Kind::File(position)) if node.through => self.open_through(&shown, node, position, reply),
             Some(Kind::File(_) | Kind::Placeholder) => {
-                shown.opened();
                 // Closing a file must not have to wait for an agent.
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
@@ -321,35 +298,17 @@ impl Filesystem for VolumesFilesystem {
             let (shared, shown) = (Arc::clone(&self.shared), Arc::clone(&shown));
             self.runtime.spawn(async move { shared.reader.read_ahead(&shown, position, chunk).await });
         }
-        let end = offset.saturating_add(u64::from(size));
-        if let Some(lengths) = shown.tree.lengths.get()
-            && let end = end.min(lengths[position])
-            && offset < end
-            && let Some(slices) = self.shared.reader.at_once(&shown, position, ByteRange::new(offset, end))
+        let end = shown.tree.length(position).min(offset.saturating_add(u64::from(size)));
+        if offset < end
+            && let Some(bytes) = self.shared.reader.at_once(&shown, position, ByteRange::new(offset, end))
         {
             self.shared.metrics.reads.inc();
             self.shared.metrics.read_bytes.inc_by(end - offset);
-            return slices.with(|bytes| reply.data(bytes));
+            return reply.data(&bytes);
         }
         let pending = PendingRead::new(reply, Arc::clone(&self.shared.leaving));
         let shared = Arc::clone(&self.shared);
         self.runtime.spawn(async move { shared.read(&shown, position, offset, size, pending).await });
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        number: INodeNo,
-        _: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        if let Ok((shown, _)) = self.find(number) {
-            shown.closed();
-        }
-        reply.ok();
     }
 
     /// There are no extended attributes. The kernel asks no second time.

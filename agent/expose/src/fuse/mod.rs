@@ -11,7 +11,7 @@ mod passthrough;
 mod pending;
 mod tree;
 
-pub(crate) use connection::{Connection, Saved};
+pub(crate) use connection::{Connection, Saved, is_known};
 pub(crate) use filesystem::{OpenThrough, Shared, VolumesFilesystem};
 pub(crate) use nodes::{Family, Node};
 pub(crate) use passthrough::{Passthrough, Registered};

@@ -40,6 +40,11 @@ impl Family {
 }
 
 impl Node {
+    /// A snapshot's own directory.
+    pub(crate) fn directory(family: Family) -> Self {
+        Self { family, index: 0, through: false }
+    }
+
     pub(crate) fn number(self) -> INodeNo {
         let through = u64::from(self.through) << INDEX_BITS;
         INodeNo(self.family.0 << (INDEX_BITS + 1) | through | u64::from(self.index))

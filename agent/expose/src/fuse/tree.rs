@@ -7,7 +7,6 @@ use std::{
 };
 
 use fuser::{FileAttr, FileType};
-use tokio::sync::SetOnce;
 use weightd_store::SnapshotManifest;
 use weightd_types::RESERVED_NAME;
 
@@ -19,8 +18,8 @@ use crate::ExposeError;
 pub(crate) struct Tree {
     pub(crate) family: Family,
     pub(crate) manifest: Arc<SnapshotManifest>,
-    /// Lengths of the files, in the manifest's order; the aligned layout's are known once headers are.
-    pub(crate) lengths: SetOnce<Vec<u64>>,
+    /// Lengths of the files, in the manifest's order.
+    lengths: Vec<u64>,
     /// The snapshot's own directory, and those below it.
     directories: Vec<Directory>,
 }
@@ -49,8 +48,13 @@ pub(crate) struct Child<'t> {
 }
 
 impl Tree {
-    pub(crate) fn new(manifest: Arc<SnapshotManifest>) -> Result<Self, ExposeError> {
+    /// A tree of files of these lengths, in the manifest's order.
+    pub(crate) fn new(manifest: Arc<SnapshotManifest>, lengths: Vec<u64>) -> Result<Self, ExposeError> {
         let files = manifest.objects.len();
+        if lengths.len() != files {
+            let why = format!("lengths of {} files are known, and there are {files}", lengths.len());
+            return Err(ExposeError::NoFuse { why });
+        }
         let mut directories = BTreeMap::from([(String::new(), Directory::default())]);
         for entry in &manifest.objects {
             let mut above = entry.object.path.directory();
@@ -87,7 +91,12 @@ impl Tree {
         }
         let family = Family::of(&manifest.key());
         let directories = directories.into_values().collect();
-        Ok(Self { family, manifest, lengths: SetOnce::new(), directories })
+        Ok(Self { family, manifest, lengths, directories })
+    }
+
+    /// Length of a file, by its position in the manifest.
+    pub(crate) fn length(&self, position: usize) -> u64 {
+        self.lengths[position]
     }
 
     /// What a position is; `None` beyond the last.
@@ -119,15 +128,24 @@ impl Tree {
         Some(children.iter().map(|(name, index)| Child { name, index: *index }))
     }
 
+    /// Every name, with the directory that it is in.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (u32, Child<'_>)> {
+        let files = self.manifest.objects.len();
+        let below = (1..self.directories.len()).filter_map(move |at| u32::try_from(files + at).ok());
+        let directories = std::iter::once(0).chain(below);
+        directories
+            .flat_map(|index| self.children(index).into_iter().flatten().map(move |child| (index, child)))
+    }
+
     /// The directory above a directory.
     pub(crate) fn parent(&self, directory: u32) -> Option<u32> {
         Some(self.directory(directory)?.parent)
     }
 
-    /// Attributes of a node, whose file's length must be known.
-    pub(crate) fn attributes(&self, node: Node, lengths: &[u64]) -> Option<FileAttr> {
+    /// Attributes of a node; `None` when there is none of this number.
+    pub(crate) fn attributes(&self, node: Node) -> Option<FileAttr> {
         let kind = self.kind(node.index)?;
-        let size = if let Kind::File(at) = kind { lengths[at] } else { 0 };
+        let size = if let Kind::File(at) = kind { self.length(at) } else { 0 };
         let links = || {
             let children = self.directory(node.index).map_or(0, |directory| directory.children.len());
             u32::try_from(children).unwrap_or(u32::MAX)
@@ -187,20 +205,21 @@ mod tests {
         };
         let source = "gs://bucket/model".parse().unwrap();
         let snapshot = Snapshot::new(source, paths.iter().map(object).collect()).unwrap();
-        Tree::new(Arc::new(SnapshotManifest::new(&snapshot, Layout::Original, 0))).unwrap()
+        let lengths = paths.iter().map(|path| path.len() as u64).collect();
+        Tree::new(Arc::new(SnapshotManifest::new(&snapshot, Layout::Original, 0)), lengths).unwrap()
     }
 
     /// Every path below a directory, files with their lengths.
-    fn walk(tree: &Tree, directory: u32, above: &str, lengths: &[u64], found: &mut Vec<String>) {
+    fn walk(tree: &Tree, directory: u32, above: &str, found: &mut Vec<String>) {
         for child in tree.children(directory).unwrap() {
             let path = format!("{above}{}", child.name);
             assert_eq!(tree.child(directory, child.name), Some(child.index));
             let node = Node { family: tree.family, index: child.index, through: false };
-            let attributes = tree.attributes(node, lengths).unwrap();
+            let attributes = tree.attributes(node).unwrap();
             assert_eq!(attributes.ino, node.number());
             if tree.kind(child.index) == Some(Kind::Directory) {
                 assert_eq!(tree.parent(child.index), Some(directory));
-                walk(tree, child.index, &format!("{path}/"), lengths, found);
+                walk(tree, child.index, &format!("{path}/"), found);
             } else {
                 found.push(format!("{path} {}", attributes.size));
             }
@@ -211,14 +230,16 @@ mod tests {
     fn a_tree_has_every_file_of_its_manifest_and_no_other() {
         let paths = ["a.json", "a/b/c/deep.bin", "a/b/x", "z/last"];
         let tree = tree(&paths);
-        let lengths: Vec<u64> = tree.manifest.objects.iter().map(|entry| entry.object.size).collect();
         let mut found = Vec::new();
-        walk(&tree, 0, "", &lengths, &mut found);
+        walk(&tree, 0, "", &mut found);
         found.sort();
         let mut expected: Vec<_> = paths.iter().map(|path| format!("{path} {}", path.len())).collect();
         expected.push(format!("{RESERVED_NAME} 0"));
         expected.sort();
         assert_eq!(found, expected);
+        let names: Vec<_> = tree.names().map(|(index, child)| (index, child.name)).collect();
+        assert_eq!(names.len(), paths.len() + 4 + 1, "each once, the placeholder too: {names:?}");
+        assert!(names.iter().all(|(index, name)| tree.child(*index, name).is_some()), "{names:?}");
         assert_eq!(tree.child(0, "b"), None);
         assert_eq!(tree.kind(4), Some(Kind::File(3)));
         assert_eq!(tree.child(4, "last"), None, "a file has no children");

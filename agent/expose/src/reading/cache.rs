@@ -3,13 +3,14 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 use weightd_store::io::{Buffer, BufferPool};
 use weightd_types::BlobKey;
 
@@ -25,6 +26,8 @@ pub(crate) struct ChunkCache {
     pool: BufferPool,
     chunks: Mutex<HashMap<ChunkKey, Entry>>,
     clock: AtomicU64,
+    /// Told when there is one chunk more that could make room.
+    filled: Notify,
 }
 
 #[derive(Debug)]
@@ -35,7 +38,7 @@ struct Entry {
 
 impl ChunkCache {
     pub(crate) fn new(pool: BufferPool) -> Self {
-        Self { pool, chunks: Mutex::default(), clock: AtomicU64::new(0) }
+        Self { pool, chunks: Mutex::default(), clock: AtomicU64::new(0), filled: Notify::new() }
     }
 
     fn chunks(&self) -> MutexGuard<'_, HashMap<ChunkKey, Entry>> {
@@ -67,14 +70,26 @@ impl ChunkCache {
         Arc::clone(&chunks.entry(key).or_insert_with(|| Entry { cell: Arc::default(), used_at }).cell)
     }
 
-    /// Memory for one more chunk, in the place of the least recently used one.
+    /// Says that a cell was filled.
+    pub(crate) fn has_filled(&self) {
+        self.filled.notify_waiters();
+    }
+
+    /// Memory for one more chunk, in the place of the least recently used one. Waits while all of it is being filled or
+    /// copied from.
     pub(crate) async fn buffer(&self) -> Buffer {
         loop {
+            let mut filled = pin!(self.filled.notified());
+            filled.as_mut().enable();
             if let Some(buffer) = self.pool.try_acquire() {
                 return buffer;
             }
-            if !self.drop_oldest() {
-                return self.pool.acquire().await;
+            if self.drop_oldest() {
+                continue;
+            }
+            tokio::select! {
+                buffer = self.pool.acquire() => return buffer,
+                () = filled => {}
             }
         }
     }
@@ -108,6 +123,7 @@ mod tests {
         let cell = cache.cell(key(chunk));
         let buffer = cache.buffer().await;
         cell.set(Arc::new(buffer)).unwrap();
+        cache.has_filled();
     }
 
     #[tokio::test]
@@ -120,6 +136,20 @@ mod tests {
         assert!(cache.get(&key(0)).is_some() && cache.get(&key(2)).is_some());
         assert!(cache.get(&key(1)).is_none());
         assert_eq!(cache.pool.count(), 2);
+    }
+
+    /// Whoever waits for memory gets that of a chunk which was still being filled when the waiting began.
+    #[tokio::test]
+    async fn a_chunk_that_was_filled_meanwhile_makes_room() {
+        let cache = ChunkCache::new(BufferPool::new(1).unwrap());
+        let (cell, buffer) = (cache.cell(key(0)), cache.buffer().await);
+        let filling = async {
+            tokio::task::yield_now().await;
+            cell.set(Arc::new(buffer)).unwrap();
+            cache.has_filled();
+        };
+        let (_buffer, ()) = tokio::join!(cache.buffer(), filling);
+        assert!(cache.get(&key(0)).is_none());
     }
 
     #[tokio::test]

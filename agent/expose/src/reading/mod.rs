@@ -6,14 +6,16 @@ mod cache;
 use std::{
     collections::HashMap,
     future::Future,
+    ops::{Deref, Range},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use futures::future::{join_all, try_join_all};
-use tokio::time::{Instant, timeout_at};
+use futures::future::join_all;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use weightd_store::{
-    Store, StoreError, StoredBlob,
+    PartialBlob, Store, StoreError, StoredBlob,
     io::{Buffer, BufferPool},
 };
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, SnapshotKey};
@@ -24,6 +26,9 @@ use crate::{
 };
 use ahead::Ahead;
 use cache::ChunkCache;
+
+/// How often a reader who waits says so.
+const DEMAND_AGAIN: Duration = Duration::from_secs(1);
 
 /// What readers ask of whoever brings bytes: the one thing that flows against the stream.
 pub trait Demands: std::fmt::Debug + Send + Sync {
@@ -50,32 +55,36 @@ pub(crate) struct Reader {
     metrics: Metrics,
     /// Complete blobs that were read through the agent, open.
     stored: Mutex<HashMap<BlobKey, Arc<StoredBlob>>>,
+    /// Interrupted blobs that were read while nobody brought the rest, open.
+    interrupted: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
 }
 
-/// Bytes of a file, in chunks that follow each other.
+/// Bytes of a file, for a reader.
 #[derive(Debug)]
-pub(crate) struct Slices {
-    range: ByteRange,
-    chunks: Vec<Arc<Buffer>>,
+pub(crate) enum Bytes {
+    /// Part of one chunk.
+    Within(Arc<Buffer>, Range<usize>),
+    /// Parts of several, copied: who waits for one chunk must not hold another, or readers wait for each other's memory.
+    Copied(Vec<u8>),
 }
 
-impl Slices {
-    /// Calls `take` with all bytes in one piece, copied only where they lie in two chunks.
-    pub(crate) fn with<T>(&self, take: impl FnOnce(&[u8]) -> T) -> T {
-        let base = self.range.start / CHUNK_BYTES * CHUNK_BYTES;
-        let (from, to) = (to_usize(self.range.start - base), to_usize(self.range.end - base));
-        match self.chunks.as_slice() {
-            [] => take(&[]),
-            [chunk] => take(&chunk[from..to]),
-            [first, between @ .., last] => {
-                let mut bytes = Vec::with_capacity(to - from);
-                bytes.extend_from_slice(&first[from..]);
-                between.iter().for_each(|chunk| bytes.extend_from_slice(chunk));
-                bytes.extend_from_slice(&last[..to - (between.len() + 1) * Buffer::CAPACITY]);
-                take(&bytes)
-            }
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Within(chunk, range) => &chunk[range.clone()],
+            Self::Copied(bytes) => bytes,
         }
     }
+}
+
+/// The part of a range that lies in a chunk.
+fn within(range: ByteRange, chunk: u32) -> Range<usize> {
+    let base = u64::from(chunk) * CHUNK_BYTES;
+    let start = range.start.saturating_sub(base);
+    let end = (range.end - base).min(CHUNK_BYTES);
+    to_usize(start)..to_usize(end)
 }
 
 /// A file of a snapshot, as far as reading it goes.
@@ -103,18 +112,27 @@ impl Reader {
             config,
             metrics,
             stored: Mutex::default(),
+            interrupted: Mutex::default(),
         }
     }
 
     /// A range that needs no waiting.
-    pub(crate) fn at_once(&self, shown: &Shown, position: usize, range: ByteRange) -> Option<Slices> {
+    pub(crate) fn at_once(&self, shown: &Shown, position: usize, range: ByteRange) -> Option<Bytes> {
         if shown.is_stopped() {
             return None;
         }
         let blob = shown.blob(position);
         shown.mark_read(position);
-        let chunks: Option<Vec<_>> = chunks_of(range).map(|chunk| self.cache.get(&(blob, chunk))).collect();
-        Some(Slices { range, chunks: chunks? })
+        let mut numbers = chunks_of(range);
+        let (first, last) = (numbers.next()?, numbers.next_back());
+        let Some(last) = last else {
+            return Some(Bytes::Within(self.cache.get(&(blob, first))?, within(range, first)));
+        };
+        let mut bytes = Vec::with_capacity(to_usize(range.len()));
+        for chunk in first..=last {
+            bytes.extend_from_slice(&self.cache.get(&(blob, chunk))?[within(range, chunk)]);
+        }
+        Some(Bytes::Copied(bytes))
     }
 
     /// A range, however long it takes up to the configured limit. The error is for people.
@@ -123,30 +141,41 @@ impl Reader {
         shown: &Shown,
         position: usize,
         range: ByteRange,
-    ) -> Result<Slices, String> {
+    ) -> Result<Bytes, String> {
         let (snapshot, blob) = (shown.key(), shown.blob(position));
         shown.mark_read(position);
         if shown.is_stopped() {
             return Err(shown.last_failure().unwrap_or_else(|| "the volume is stopped".to_owned()));
         }
         let deadline = Instant::now() + self.config.read_timeout;
-        let chunks = chunks_of(range)
-            .map(|chunk| self.chunk(shown, Target { snapshot, blob, chunk, range }, deadline));
-        Ok(Slices { range, chunks: try_join_all(chunks).await? })
+        let chunk = |chunk| self.chunk(shown, Target { snapshot, blob, chunk, range }, deadline);
+        let mut numbers = chunks_of(range);
+        match (numbers.next(), numbers.next_back()) {
+            (None, _) => Ok(Bytes::Copied(Vec::new())),
+            (Some(only), None) => Ok(Bytes::Within(chunk(only).await?, within(range, only))),
+            (Some(first), Some(last)) => {
+                let mut bytes = Vec::with_capacity(to_usize(range.len()));
+                for number in first..=last {
+                    bytes.extend_from_slice(&chunk(number).await?[within(range, number)]);
+                }
+                Ok(Bytes::Copied(bytes))
+            }
+        }
     }
 
     /// Has what follows a chunk ready, as far as it is on this node, for a reader who goes through a file in order.
     pub(crate) async fn read_ahead(&self, shown: &Shown, position: usize, chunk: u32) {
         let (snapshot, blob) = (shown.key(), shown.blob(position));
-        let Some(length) = shown.tree.lengths.get().map(|lengths| lengths[position]) else { return };
+        let length = shown.tree.length(position);
         let follows = chunks_of(ByteRange::new(0, length)).skip(chunk as usize + 1);
         let follows = follows.take(self.ahead.chunks(blob, self.cache.capacity()));
         let deadline = Instant::now() + self.config.read_timeout;
-        let load = |chunk: u32| {
+        let load = async |chunk: u32| {
             let range = ByteRange::at(u64::from(chunk) * CHUNK_BYTES, CHUNK_BYTES);
-            self.chunk(shown, Target { snapshot, blob, chunk, range }, deadline)
+            let loaded = self.chunk(shown, Target { snapshot, blob, chunk, range }, deadline).await;
+            // What failed is tried again when it is read, and then someone is told.
+            drop(loaded);
         };
-        // What fails is tried again when it is read, and then someone is told.
         join_all(follows.filter(|chunk| self.is_here(&blob, *chunk)).map(load)).await;
     }
 
@@ -158,7 +187,10 @@ impl Reader {
         let cell = self.cache.cell((target.blob, target.chunk));
         let load = cell.get_or_try_init(async || Ok(Arc::new(self.load(shown, target).await?)));
         match timeout_at(deadline, load).await {
-            Ok(loaded) => loaded.cloned(),
+            Ok(loaded) => {
+                self.cache.has_filled();
+                loaded.cloned()
+            }
             Err(_) => {
                 let limit = self.config.read_timeout.as_secs();
                 Err(shown
@@ -171,6 +203,9 @@ impl Reader {
     /// Waits for a chunk to be here, wherever it comes from, and reads it.
     async fn load(&self, shown: &Shown, target: Target) -> Result<Buffer, String> {
         let mut condition = shown.condition();
+        // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
+        let mut demands = interval(DEMAND_AGAIN);
+        demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // All made before looking, so that nothing is missed in between.
             let begun = self.store.begun();
@@ -192,21 +227,35 @@ impl Reader {
                         return Ok(buffer);
                     }
                 }
-                self.demand(target);
                 tokio::select! {
                     () = advanced => {}
+                    _ = demands.tick() => self.demand(target),
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             } else if let Some(blob) = self.stored(target.blob).await? {
                 return self.load_stored(target, &blob).await;
-            } else {
-                self.demand(target);
+            } else if !self.take_up_interrupted(target.blob).await? {
                 tokio::select! {
                     () = begun => {}
+                    _ = demands.tick() => self.demand(target),
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             }
         }
+    }
+
+    /// Has what is here of an interrupted blob found as if it was arriving, although the origin may be away. Says whether
+    /// there is any; not twice of one blob.
+    async fn take_up_interrupted(&self, key: BlobKey) -> Result<bool, String> {
+        let is_known = || lock(&self.interrupted).contains_key(&key);
+        if is_known() {
+            return Ok(false);
+        }
+        let Some(partial) = self.store.take_up_recorded(key).await.map_err(|error| text(&error))? else {
+            return Ok(false);
+        };
+        lock(&self.interrupted).insert(key, partial);
+        Ok(true)
     }
 
     fn demand(&self, target: Target) {
@@ -238,14 +287,21 @@ impl Reader {
         }
         drop(buffer);
         tracing::warn!(path = %blob.path().display(), chunk = target.chunk, "a stored chunk rotted; fetching it again");
-        self.demands.repair(target.snapshot, target.blob, target.chunk).await?;
+        let repaired = self.demands.repair(target.snapshot, target.blob, target.chunk).await;
+        // What is open may not be the blob any more: the next read opens it anew, or demands what is missing.
+        self.close(&target.blob);
+        repaired?;
         let (buffer, good) =
             blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(|error| text(&error))?;
-        if good { Ok(buffer) } else { Err("a chunk is damaged on disk, and stays so".to_owned()) }
+        if good {
+            Ok(buffer)
+        } else {
+            Err("a chunk is damaged on disk; the next read looks again".to_owned())
+        }
     }
 
     async fn stored(&self, key: BlobKey) -> Result<Option<Arc<StoredBlob>>, String> {
-        let known = self.stored.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = lock(&self.stored).get(&key).cloned();
         if known.is_some() {
             return Ok(known);
         }
@@ -256,15 +312,25 @@ impl Reader {
             blob.read_cached();
         }
         let blob = Arc::new(blob);
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&blob));
+        lock(&self.interrupted).remove(&key);
+        lock(&self.stored).insert(key, Arc::clone(&blob));
         Ok(Some(blob))
     }
 
     /// Forgets a blob whose bytes were wrong, or that nobody reads any more.
     pub(crate) fn forget(&self, blob: &BlobKey) {
         self.cache.forget(blob);
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(blob);
+        lock(&self.interrupted).remove(blob);
+        self.close(blob);
     }
+
+    fn close(&self, blob: &BlobKey) {
+        lock(&self.stored).remove(blob);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn text(error: &StoreError) -> String {
@@ -272,8 +338,11 @@ fn text(error: &StoreError) -> String {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
-fn chunks_of(range: ByteRange) -> impl Iterator<Item = u32> {
-    (range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES)).map(|chunk| chunk as u32)
+fn chunks_of(range: ByteRange) -> Range<u32> {
+    if range.is_empty() {
+        return 0..0;
+    }
+    (range.start / CHUNK_BYTES) as u32..range.end.div_ceil(CHUNK_BYTES) as u32
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
@@ -286,26 +355,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_of_several_chunks_come_in_one_piece_and_no_others() {
-        let pool = BufferPool::new(3).unwrap();
-        let byte = |at: u64| (at * 31 / 7).to_le_bytes()[0];
-        let chunk = |number: u64| {
-            let mut buffer = pool.try_acquire().unwrap();
-            let bytes: Vec<u8> = (number * CHUNK_BYTES..(number + 1) * CHUNK_BYTES).map(byte).collect();
-            buffer.extend_from_slice(&bytes);
-            Arc::new(buffer)
-        };
-        let chunks = [chunk(1), chunk(2), chunk(3)];
-        for (start, end) in
-            [(5, 9), (0, CHUNK_BYTES), (CHUNK_BYTES - 3, CHUNK_BYTES + 2), (7, 3 * CHUNK_BYTES - 7)]
-        {
-            let range = ByteRange::new(CHUNK_BYTES + start, CHUNK_BYTES + end);
-            let count = to_usize(end.div_ceil(CHUNK_BYTES));
-            let slices = Slices { range, chunks: chunks[..count].to_vec() };
-            let expected: Vec<u8> = (range.start..range.end).map(byte).collect();
-            assert!(slices.with(|bytes| bytes == expected), "{range}");
-        }
-        let nothing = Slices { range: ByteRange::new(3, 3), chunks: Vec::new() };
-        assert!(nothing.with(<[u8]>::is_empty));
+    fn a_range_is_cut_where_chunks_end() {
+        let range = ByteRange::new(CHUNK_BYTES - 3, 2 * CHUNK_BYTES + 2);
+        let capacity = Buffer::CAPACITY;
+        let parts: Vec<_> = chunks_of(range).map(|chunk| within(range, chunk)).collect();
+        assert_eq!(parts, [capacity - 3..capacity, 0..capacity, 0..2]);
+        let range = ByteRange::new(CHUNK_BYTES + 5, CHUNK_BYTES + 9);
+        assert_eq!((chunks_of(range), within(range, 1)), (1..2, 5..9));
+        assert_eq!(chunks_of(ByteRange::new(7, 7)).count(), 0);
     }
 }

@@ -6,6 +6,8 @@
 mod changes;
 mod table;
 
+use table::resolve_target;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -59,12 +61,23 @@ pub struct Volumes {
     inner: Arc<Inner>,
 }
 
+/// The volumes of a node, for those whom they keep alive.
+#[derive(Debug, Clone)]
+pub struct WeakVolumes(Weak<Inner>);
+
+impl WeakVolumes {
+    /// The volumes, as long as someone has them.
+    pub fn upgrade(&self) -> Option<Volumes> {
+        self.0.upgrade().map(|inner| Volumes { inner })
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     store: Store,
     config: Config,
     shared: Arc<Shared>,
-    session: Mutex<Option<FuseSession>>,
+    session: Mutex<Option<Arc<FuseSession>>>,
     /// Whether what an earlier agent left was looked at.
     adopted: AtomicBool,
     /// Set when the agent leaves: from then on its volumes are the next agent's, or gone.
@@ -95,7 +108,7 @@ impl Volumes {
             metrics: metrics.clone(),
             shown: RwLock::default(),
             leaving: Arc::new(AtomicBool::new(false)),
-            through: RwLock::default(),
+            passes_through: AtomicBool::new(false),
             events: Arc::clone(&events),
         });
         let warm_up = Arc::new(WarmUp::new(store.clone(), &config, metrics.clone()));
@@ -125,6 +138,20 @@ impl Volumes {
     pub async fn adopt(&self) -> Result<Vec<Arc<SnapshotManifest>>, ExposeError> {
         let _changing = self.inner.changing.lock().await;
         self.inner.blocking(Inner::adopt_now).await
+    }
+
+    /// A handle that keeps nothing alive.
+    pub fn downgrade(&self) -> WeakVolumes {
+        WeakVolumes(Arc::downgrade(&self.inner))
+    }
+
+    /// A target as the mount table has it: links in the directories above it are followed, whether or not all of them are
+    /// there. Every other call takes one of these.
+    ///
+    /// # Errors
+    /// [`ExposeError::BadTarget`] for a relative path, or one with `..`.
+    pub async fn resolve(&self, target: PathBuf) -> Result<PathBuf, ExposeError> {
+        self.inner.blocking(move |_| resolve_target(&target)).await
     }
 
     /// Whether what an earlier agent left was looked at. Nothing must be shown before: a second file system would leave
@@ -191,14 +218,6 @@ impl Volumes {
     /// Whether a snapshot is shown while it loads, so that its transfer must go on.
     pub fn is_shown(&self, key: &SnapshotKey) -> bool {
         self.inner.shared.find(Family::of(key)).is_some()
-    }
-
-    /// Says how long the files of a snapshot are that an earlier agent showed.
-    pub fn set_lengths(&self, key: &SnapshotKey, lengths: Vec<u64>) {
-        if let Some(shown) = self.inner.shared.find(Family::of(key)) {
-            // They are what they were.
-            let _ = shown.tree.lengths.set(lengths);
-        }
     }
 
     /// Says how the transfer of a snapshot is doing.
@@ -294,7 +313,15 @@ async fn watch(inner: Weak<Inner>, mut discarded: tokio::sync::broadcast::Receiv
                     })
                     .await
             }
-            Some(Err(RecvError::Lagged(_))) => Ok(()),
+            // Which blobs those were is not known.
+            Some(Err(RecvError::Lagged(_))) => {
+                inner
+                    .blocking(|inner| {
+                        inner.discarded_unseen();
+                        Ok(())
+                    })
+                    .await
+            }
             Some(Err(RecvError::Closed)) => return,
             None => {
                 let _changing = inner.changing.lock().await;

@@ -1,7 +1,7 @@
 //! What the mount table says of volumes, and what follows from it.
 
 use std::{
-    path::Path,
+    path::{Component, Path, PathBuf},
     sync::{Arc, PoisonError},
 };
 
@@ -69,25 +69,27 @@ impl Inner {
         Ok(volumes)
     }
 
-    /// Forgets snapshots of the file system that no volume shows and nobody has open.
+    /// Forgets snapshots of the file system that no volume shows and nobody uses.
     pub(super) fn hide_unseen(&self, volumes: &[Volume]) {
         let is_seen = |key: &SnapshotKey| {
             volumes.iter().any(|volume| volume.serving != Serving::Bind && volume.snapshot == *key)
         };
-        let gone: Vec<Arc<Shown>> = {
-            let mut shown = self.shared.shown.write().unwrap_or_else(PoisonError::into_inner);
-            shown
-                .extract_if(|_, shown| !is_seen(&shown.key()) && !shown.is_open())
-                .map(|(_, shown)| shown)
-                .collect()
+        let session = lock(&self.session).clone();
+        let unseen: Vec<Arc<Shown>> = {
+            let shown = self.shared.shown.read().unwrap_or_else(PoisonError::into_inner);
+            shown.values().filter(|shown| !is_seen(&shown.key())).cloned().collect()
         };
-        for shown in gone {
+        for shown in unseen {
+            if session.as_ref().is_some_and(|session| session.is_used_without_names(&shown)) {
+                continue;
+            }
+            self.shared.shown.write().unwrap_or_else(PoisonError::into_inner).remove(&shown.tree.family);
             for entry in &shown.tree.manifest.objects {
                 self.shared.reader.forget(&entry.blob);
             }
-            if let Some(session) = lock(&self.session).as_ref() {
-                session.hidden(&shown.key());
-            }
+        }
+        if let Some(session) = session {
+            session.keep_only(|family| self.shared.find(family).is_some());
         }
     }
 
@@ -105,10 +107,6 @@ impl Inner {
 
     pub(super) fn check_target(&self, target: &Path) -> Result<(), ExposeError> {
         let bad = |why| Err(ExposeError::BadTarget { path: target.to_owned(), why });
-        let is_plain = target.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-        if !target.is_absolute() || !is_plain {
-            return bad("a target is an absolute path without ..");
-        }
         if target.starts_with(self.store.config().directory.as_path()) {
             return bad("it lies in the store");
         }
@@ -121,6 +119,21 @@ impl Inner {
             _ => Ok(()),
         }
     }
+}
+
+/// Follows links in the directories above a target, as far as there are any.
+pub(super) fn resolve_target(target: &Path) -> Result<PathBuf, ExposeError> {
+    let is_plain = target.components().all(|part| !matches!(part, Component::ParentDir));
+    let (true, true, Some(name)) = (target.is_absolute(), is_plain, target.file_name()) else {
+        let why = "a target is an absolute path without .., and not the root";
+        return Err(ExposeError::BadTarget { path: target.to_owned(), why });
+    };
+    let above = target.parent().unwrap_or(Path::new("/"));
+    let resolved = above.ancestors().find_map(|there| {
+        let rest = above.strip_prefix(there).expect("it is one of its ancestors");
+        Some(there.canonicalize().ok()?.join(rest))
+    });
+    Ok(resolved.unwrap_or_else(|| above.to_owned()).join(name))
 }
 
 pub(super) fn occupied(target: &Path, found: String) -> ExposeError {

@@ -144,6 +144,40 @@ async fn sixty_four_readers_at_random_offsets_get_the_origins_bytes() {
     }
 }
 
+/// Who waits for one chunk must not hold another: with two buffers, two such readers would wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_across_chunks_share_the_least_memory_there_can_be() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let more =
+        "[volumes]\npassthrough = false\nbuffers = \"16MiB\"\nread_timeout = \"20s\"\nread_ahead = \"1MiB\"";
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::demo(), more).await;
+    let _agent = node.place.agent().await;
+    node.mount("--mode fuse --wait");
+    let name = node.model.files.iter().find(|name| name.ends_with(".safetensors")).unwrap();
+    let (origin, shown) = (node.model.directory.join(name), node.target().join(name));
+    let origin = Arc::new(std::fs::read(origin).unwrap());
+    let chunks = origin.len() >> 23;
+    assert!(chunks >= 3, "{chunks} chunks");
+    let readers = (0..4).map(|reader| {
+        let (origin, shown) = (Arc::clone(&origin), shown.clone());
+        tokio::task::spawn_blocking(move || {
+            let file = File::open(shown).unwrap();
+            for round in 0..10 {
+                let at = (((reader + round) % (chunks - 1) + 1) << 23) - (64 << 10);
+                // What was read before is in the page cache.
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                let mut bytes = vec![0; 128 << 10];
+                file.read_exact_at(&mut bytes, at as u64).unwrap();
+                assert!(bytes == origin[at..][..bytes.len()]);
+            }
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_aligned_layout_shows_the_same_tensors_before_they_are_here() {
     require!(fuse());

@@ -74,6 +74,47 @@ async fn mounting_and_unmounting_may_be_repeated_and_mistakes_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_target_below_a_link_is_known_by_the_name_it_was_mounted_by() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::tiny(), "").await;
+    let _agent = node.place.agent().await;
+    fs::create_dir(node.place.at("there")).unwrap();
+    std::os::unix::fs::symlink("there", node.place.at("link")).unwrap();
+    let target = node.place.at("link/deep/model");
+    for _ in 0..2 {
+        node.place.ask(&format!("mount {SOURCE} {}", target.display())).done();
+    }
+    assert_eq!(mounts::below(&node.place.at("there")).len(), 1, "one mount, however often it was asked for");
+    node.place.ask(&format!("umount {}", target.display())).done();
+    assert_eq!(mounts::below(&node.place.at("there")).len(), 0);
+    std::os::unix::fs::symlink("store", node.place.at("shortcut")).unwrap();
+    let within = node.place.at("shortcut/x").display().to_string();
+    node.place.ask(&format!("mount {SOURCE} {within}")).failed(64, &["lies in the store"]);
+}
+
+/// As `umount --all` does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_can_be_made_after_someone_unmounted_the_file_system_they_are_parts_of() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::small(), "").await;
+    let own = node.place.at("own");
+    node.place.configure(&node.place.at("store"), &format!("[volumes]\ndirectory = {own:?}"));
+    let _agent = node.place.agent().await;
+    node.mount("--mode fuse");
+    let (name, early) = (&node.model.files[0], node.place.at("early"));
+    let is_right = |shown: &std::path::Path| {
+        fs::read(shown.join(name)).unwrap() == fs::read(node.model.directory.join(name)).unwrap()
+    };
+    node.place.ask(&format!("mount {SOURCE} {} --layout original --mode fuse", early.display())).done();
+    mounts::remove_below(&own);
+    node.place.ask(&format!("umount {}", node.target().display())).done();
+    node.mount("--mode fuse");
+    assert!(is_right(&node.target()) && is_right(&early), "both the new one and the one from before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_is_read_goes_from_the_tree_at_once_and_its_reader_reads_on() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);

@@ -9,6 +9,7 @@ mod lifecycle;
 mod loaders;
 mod metrics;
 mod outlive;
+mod takeover;
 mod trouble;
 
 use std::{fs::File, path::PathBuf};

@@ -47,6 +47,60 @@ async fn a_failing_origin_is_an_error_with_a_name_and_the_next_read_tries_again(
     assert!(fs::read(origin).unwrap().ends_with(&found));
 }
 
+/// Of what had come whole, and is brought back without anyone asking for more than its bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rotted_while_the_origin_was_away_comes_back_with_it() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let more = "[fetch]\nattempts = 1\n[volumes]\nread_timeout = \"3s\"";
+    let node = Node::new(&gcs, &proxy.url(), &ModelShape::small(), more).await;
+    let _agent = node.place.agent().await;
+    node.mount("--mode fuse --wait");
+    let name = last_shard(&node);
+    rot(&node, &name, 5000);
+    proxy.inject("model", u32::MAX, Fault::Status { code: 403, retry_after: None });
+    node.place.ask("verify").failed(65, &["1 chunks are bad"]);
+    let shown = node.target().join(&name);
+    assert_eq!(fs::read(&shown).unwrap_err().raw_os_error(), Some(5));
+    proxy.clear();
+    let read = until("the file can be read again", async || fs::read(&shown).ok()).await;
+    assert!(read == fs::read(node.model.directory.join(&name)).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_could_not_load_loads_when_it_is_mounted_again() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let more = "[fetch]\nattempts = 1\nbandwidth = \"16MiB/s\"";
+    let node = Node::new(&gcs, &proxy.url(), &ModelShape::demo(), more).await;
+    let _agent = node.place.agent().await;
+    node.mount("");
+    proxy.inject("model", u32::MAX, Fault::Status { code: 403, retry_after: None });
+    until("it failed", async || events(&node).pop()).await;
+    node.place.ask(&format!("umount {}", node.target().display())).done();
+    proxy.clear();
+    node.mount("");
+    // Nobody reads.
+    node.until_complete().await;
+}
+
+/// Flips a bit of a file of the model where it is stored.
+fn rot(node: &Node, name: &str, at: u64) -> std::path::PathBuf {
+    let snapshot = node.place.ask(&format!("get {} -o json", super::SOURCE)).json();
+    let objects = snapshot["objects"].as_array().unwrap();
+    let object = objects.iter().find(|object| object["path"] == *name).unwrap();
+    let blob = object["blob"].as_str().unwrap();
+    let path = node.place.at("store/blobs").join(&blob[..2]).join(blob);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    file.sync_all().unwrap();
+    path
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_that_rots_on_disk_is_brought_again_and_read_right() {
     require!(fuse());
@@ -57,15 +111,8 @@ async fn a_chunk_that_rots_on_disk_is_brought_again_and_read_right() {
     node.mount("--mode fuse --wait");
     assert_eq!(node.volume(), ("fuse".to_owned(), "complete".to_owned()));
     let name = last_shard(&node);
-    let snapshot = node.place.ask(&format!("get {} -o json", super::SOURCE)).json();
-    let objects = snapshot["objects"].as_array().unwrap();
-    let blob =
-        objects.iter().find(|object| object["path"] == *name).unwrap()["blob"].as_str().unwrap().to_owned();
-    let path = node.place.at("store/blobs").join(&blob[..2]).join(&blob);
-    let right = fs::read(&path).unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
-    file.write_all_at(&[right[5000] ^ 1], 5000).unwrap();
-    file.sync_all().unwrap();
+    let path = rot(&node, &name, 5000);
+    let right = fs::read(node.model.directory.join(&name)).unwrap();
     assert!(fs::read(node.target().join(&name)).unwrap() == right);
     assert!(fs::read(&path).unwrap() == right, "and mended where it lies");
 }
