@@ -2,11 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::PermissionsExt,
-    },
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,14 +11,15 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-        socket_with,
+        SocketFlags, accept_with,
         sockopt::{Timeout, set_socket_timeout},
     },
 };
 
 use crate::{
-    protocol::{DESCRIPTORS, Kind, Request, receive, send},
+    kept::Kept,
+    place::{listen_at, take_over},
+    protocol::{DESCRIPTORS, Request, receive, send},
     refuse, say,
 };
 
@@ -31,19 +29,6 @@ const NAMES: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most clients at once.
 const CLIENTS: usize = 64;
-
-/// What is kept under a name.
-struct Kept {
-    kind: Kind,
-    grace: u64,
-    descriptors: Vec<OwnedFd>,
-    /// The client that attends to it.
-    attendant: Option<u64>,
-    /// When it was left alone.
-    alone_since: Instant,
-    /// Whether its readers get EIO.
-    refuses: bool,
-}
 
 struct Keeper {
     listener: OwnedFd,
@@ -65,81 +50,6 @@ pub(crate) fn run(path: &Path, replace: bool) -> io::Result<()> {
     let listener = listen_at(path)?;
     say(&format!("keeping {} names, listening at {}", kept.len(), path.display()));
     Keeper { listener, kept, clients: BTreeMap::new(), next_client: 0 }.serve()
-}
-
-fn unix_socket() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
-/// Listens, in the place of a keeper that is gone. One that is there keeps its place.
-fn listen_at(path: &Path) -> io::Result<OwnedFd> {
-    let address = SocketAddrUnix::new(path)?;
-    if connect(unix_socket()?, &address).is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "a keeper listens there; --replace takes over from it",
-        ));
-    }
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    // Bound beside its place and moved there when nobody but root can connect any more.
-    let beside = path.with_extension("new");
-    let _ = fs::remove_file(&beside);
-    let listener = unix_socket()?;
-    bind(&listener, &SocketAddrUnix::new(&beside)?)?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))?;
-    listen(&listener, 16)?;
-    fs::rename(&beside, path)?;
-    Ok(listener)
-}
-
-/// Gets everything from the keeper that listens at a path.
-fn take_over(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
-    let old = unix_socket()?;
-    connect(&old, &SocketAddrUnix::new(path)?)?;
-    send(&old, "hand-over", &[])?;
-    let mut kept = BTreeMap::new();
-    loop {
-        let Some((line, descriptors)) = receive(&old)? else {
-            return Err(io::Error::other("the old keeper ended before it had handed everything over"));
-        };
-        match line.parse() {
-            Ok(Request::Put { kind, name, grace }) => {
-                kept.insert(name, Kept::new(kind, grace, descriptors, None));
-            }
-            _ if line == "ok" => return Ok(kept),
-            _ => return Err(io::Error::other(format!("the old keeper said: {line}"))),
-        }
-    }
-}
-
-impl Kept {
-    fn new(kind: Kind, grace: u64, descriptors: Vec<OwnedFd>, attendant: Option<u64>) -> Self {
-        Self { kind, grace, descriptors, attendant, alone_since: Instant::now(), refuses: false }
-    }
-
-    fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
-        self.descriptors.iter().map(AsFd::as_fd).collect()
-    }
-
-    fn device(&self) -> Option<BorrowedFd<'_>> {
-        self.descriptors.first().filter(|_| self.kind == Kind::Fuse).map(AsFd::as_fd)
-    }
-
-    /// When readers begin to get EIO, if nobody comes.
-    fn refuses_at(&self) -> Option<Instant> {
-        let is_waiting = self.kind == Kind::Fuse && self.attendant.is_none() && !self.refuses;
-        is_waiting.then(|| self.alone_since + Duration::from_secs(self.grace))
-    }
-
-    fn stop_refusing(&mut self) -> io::Result<()> {
-        if let Some(device) = self.device().filter(|_| self.refuses) {
-            refuse::end(device)?;
-        }
-        self.refuses = false;
-        Ok(())
-    }
 }
 
 impl Keeper {

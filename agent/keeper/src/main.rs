@@ -9,6 +9,8 @@
 //! `--replace` beside the old one, which hands everything over and ends. `protocol.rs` has the messages.
 
 mod keeper;
+mod kept;
+mod place;
 mod protocol;
 mod refuse;
 
