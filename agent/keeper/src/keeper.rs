@@ -18,7 +18,7 @@ use rustix::{
 
 use crate::{
     kept::Kept,
-    place::{listen_at, take_over},
+    place::{settle, take_over},
     protocol::{DESCRIPTORS, Request, receive, send},
     refuse, say,
 };
@@ -46,8 +46,7 @@ enum After {
 
 /// Keeps descriptors until the process is ended, or another keeper takes over.
 pub(crate) fn run(path: &Path, replace: bool) -> io::Result<()> {
-    let kept = if replace { take_over(path)? } else { BTreeMap::new() };
-    let listener = listen_at(path)?;
+    let (listener, kept) = if replace { take_over(path)? } else { (settle(path)?, BTreeMap::new()) };
     say(&format!("keeping {} names, listening at {}", kept.len(), path.display()));
     Keeper { listener, kept, clients: BTreeMap::new(), next_client: 0 }.serve()
 }

@@ -1,10 +1,13 @@
 //! The keeper's place: the socket's name, taken anew or from the keeper that has it.
+//!
+//! What an older keeper hands over is, from its `ok` on, with this process alone. So all that can fail is done before
+//! it is asked, and nothing that comes after may end this process.
 
 use std::{
     collections::BTreeMap,
     fs, io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::net::{
@@ -14,37 +17,60 @@ use rustix::net::{
 use crate::{
     kept::Kept,
     protocol::{Request, receive, send},
+    say,
 };
 
-fn unix_socket() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
 /// Listens, in the place of a keeper that is gone. One that is there keeps its place.
-pub(crate) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
-    let address = SocketAddrUnix::new(path)?;
-    if connect(unix_socket()?, &address).is_ok() {
+pub(crate) fn settle(path: &Path) -> io::Result<OwnedFd> {
+    if connect(unix_socket()?, &SocketAddrUnix::new(path)?).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
             "a keeper listens there; --replace takes over from it",
         ));
     }
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    // Bound beside its place and moved there when nobody but root can connect any more.
-    let beside = path.with_extension("new");
-    let _ = fs::remove_file(&beside);
-    let listener = unix_socket()?;
-    bind(&listener, &SocketAddrUnix::new(&beside)?)?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))?;
-    listen(&listener, 16)?;
-    fs::rename(&beside, path)?;
+    let (listener, beside) = listen_beside(path)?;
+    fs::rename(&beside, path).inspect_err(|_| remove(&beside))?;
     Ok(listener)
 }
 
+/// Takes the place of the keeper that listens at a path, and all that it keeps.
+pub(crate) fn take_over(path: &Path) -> io::Result<(OwnedFd, BTreeMap<String, Kept>)> {
+    let (listener, beside) = listen_beside(path)?;
+    let kept = inherit(path).inspect_err(|_| remove(&beside))?;
+    // The old one may still listen, and no longer serves anyone. Who connects from here on waits for this one.
+    if let Err(error) = fs::rename(&beside, path) {
+        let beside = beside.display();
+        say(&format!("listening at {beside}, because it could not be moved: {error}; move it by hand"));
+    }
+    Ok((listener, kept))
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Listens beside a path, to be moved there: nobody finds a socket that others than root may connect to.
+fn listen_beside(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    // Two that start at once must not take each other's. Short, because socket paths are.
+    let beside = path.with_file_name(format!(".{}", std::process::id()));
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    remove(&beside);
+    let listener = unix_socket()?;
+    bind(&listener, &SocketAddrUnix::new(&beside)?)?;
+    let ready = fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))
+        .and_then(|()| Ok(listen(&listener, 16)?));
+    ready.inspect_err(|_| remove(&beside))?;
+    Ok((listener, beside))
+}
+
+fn remove(beside: &Path) {
+    let _ = fs::remove_file(beside);
+}
+
 /// Gets everything from the keeper that listens at a path.
-pub(crate) fn take_over(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
+fn inherit(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
     let old = unix_socket()?;
     connect(&old, &SocketAddrUnix::new(path)?)?;
     send(&old, "hand-over", &[])?;
