@@ -25,7 +25,7 @@ use crate::{
 
 /// Most names, so that a client gone mad cannot use up descriptors.
 const NAMES: usize = 4096;
-/// How long an answer may take to leave.
+/// How long an answer may take to leave, and a keeper that takes over to say that it has everything.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most clients at once.
 const CLIENTS: usize = 64;
@@ -102,8 +102,10 @@ impl Keeper {
     fn welcome(&mut self) {
         match accept_with(&self.listener, SocketFlags::CLOEXEC) {
             Ok(client) if self.clients.len() < CLIENTS => {
-                // One that does not read its answers must not stop the others.
-                let _ = set_socket_timeout(&client, Timeout::Send, Some(PATIENCE));
+                // One that does not read its answers, or hangs while it takes over, must not stop the others.
+                for timeout in [Timeout::Send, Timeout::Recv] {
+                    let _ = set_socket_timeout(&client, timeout, Some(PATIENCE));
+                }
                 self.clients.insert(self.next_client, client);
                 self.next_client += 1;
             }
@@ -162,7 +164,7 @@ impl Keeper {
         }
     }
 
-    /// Gives everything to the keeper that takes this one's place. It keeps what it cannot give.
+    /// Gives everything to the keeper that takes this one's place. When that one fails this one goes on.
     fn hand_over(&mut self, client: u64) -> After {
         let Some(to) = self.clients.get(&client) else { return After::GoOn };
         for (name, kept) in &mut self.kept {
@@ -173,7 +175,14 @@ impl Keeper {
                 return After::HangUp;
             }
         }
-        if send(to, "ok", &[]).is_ok() { After::End } else { After::HangUp }
+        // It may still find that it cannot hold all that. Nobody else is served before it has said so.
+        let said = send(to, "all", &[]).and_then(|()| receive(to));
+        let has_all = said.is_ok_and(|said| said.is_some_and(|(line, _)| line == "end"));
+        if has_all && send(to, "ok", &[]).is_ok() {
+            return After::End;
+        }
+        say("the keeper that was to take over did not");
+        After::HangUp
     }
 
     /// A client's connection ended: what it attended to is alone.

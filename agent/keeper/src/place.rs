@@ -1,7 +1,7 @@
 //! The keeper's place: the socket's name, taken anew or from the keeper that has it.
 //!
 //! What an older keeper hands over is, from its `ok` on, with this process alone. So all that can fail is done before
-//! it is asked, and nothing that comes after may end this process.
+//! it is told to end, and nothing that comes after may end this process.
 
 use std::{
     collections::BTreeMap,
@@ -69,7 +69,7 @@ fn remove(beside: &Path) {
     let _ = fs::remove_file(beside);
 }
 
-/// Gets everything from the keeper that listens at a path.
+/// Gets everything from the keeper that listens at a path, and then has it end.
 fn inherit(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
     let old = unix_socket()?;
     connect(&old, &SocketAddrUnix::new(path)?)?;
@@ -83,6 +83,8 @@ fn inherit(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
             Ok(Request::Put { kind, name, grace }) => {
                 kept.insert(name, Kept::new(kind, grace, descriptors, None));
             }
+            _ if line == "all" => send(&old, "end", &[])?,
+            // A keeper of an earlier build says only this, and ends without being told.
             _ if line == "ok" => return Ok(kept),
             _ => return Err(io::Error::other(format!("the old keeper said: {line}"))),
         }

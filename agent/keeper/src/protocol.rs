@@ -6,7 +6,8 @@
 //! attend NAME                             ok + descriptors | none
 //! drop NAME                               ok                  closes them
 //! list                                    ok NAME...
-//! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then ok, and the end
+//! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then all
+//! end, after all                          ok, and the end: from here on the other keeper is in charge
 //! ```
 //! GRACE is seconds from the end of the connection that attends to NAME until a FUSE connection's readers get EIO. An
 //! answer to anything else is `error` and why.

@@ -14,7 +14,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 
-use super::{Keeper, PATIENCE, client, file_with, put, receive, send, text_of, unix_socket, until};
+use super::{Keeper, PATIENCE, ask, client, file_with, put, receive, send, text_of, unix_socket, until};
 
 #[test]
 fn a_new_keeper_gets_everything_and_the_old_one_ends() {
@@ -59,10 +59,33 @@ fn a_new_keeper_takes_the_place_of_one_that_still_listens() {
     let socket = directory.path().join("keeper.sock");
     let (_listener, _new, asks) = asked_to_hand_over(&socket);
     let place = fs::metadata(&socket).unwrap().ino();
+    send(&asks, b"all", &[]);
+    assert_eq!(receive(&asks).0, "end");
     send(&asks, b"ok", &[]);
     until("the new one has its place", || fs::metadata(&socket).unwrap().ino() != place);
     assert_eq!(text_of(&client(&socket), "a"), "kept");
     assert_eq!(names_in(directory.path()), ["keeper.sock"]);
+}
+
+#[test]
+fn a_keeper_goes_on_when_the_one_that_takes_over_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let mut old = Keeper::start(&socket, &[]);
+    put(&client(&socket), "a", "kept");
+    // They have been given everything, and end, say something else, or hang.
+    for last_words in [None, Some("no")] {
+        let new = client(&socket);
+        assert_eq!(ask(&new, "hand-over").0, "keep plain a 300");
+        assert_eq!(receive(&new).0, "all");
+        if let Some(words) = last_words {
+            assert_eq!(ask(&new, words).0, "", "it hangs up");
+        }
+    }
+    let hangs = client(&socket);
+    assert_eq!(ask(&hangs, "hand-over").0, "keep plain a 300");
+    assert_eq!(text_of(&client(&socket), "a"), "kept");
+    assert_eq!(old.0.try_wait().unwrap(), None);
 }
 
 #[test]
