@@ -143,7 +143,9 @@ impl Keeper {
                 Err(format!("{NAMES} names are kept already"))
             }
             Request::Put { kind, name, grace } => {
-                self.kept.insert(name, Kept::new(kind, grace, descriptors, Some(client)));
+                let mut kept = Kept::new(kind, grace, descriptors, Some(client));
+                kept.stop_refusing().map_err(|error| error.to_string())?;
+                self.kept.insert(name, kept);
                 Ok("ok".to_owned())
             }
             Request::Attend(name) => {

@@ -40,11 +40,22 @@ impl Kept {
         is_waiting.then(|| self.alone_since + Duration::from_secs(self.grace))
     }
 
+    /// Has readers wait again. Whether this keeper made them not wait does not matter: an earlier one may have, and
+    /// that is seen by everyone who has the same connection.
     pub(crate) fn stop_refusing(&mut self) -> io::Result<()> {
-        if let Some(device) = self.device().filter(|_| self.refuses) {
+        if let Some(device) = self.device() {
             refuse::end(device)?;
         }
         self.refuses = false;
         Ok(())
+    }
+}
+
+/// What is no longer kept, because it was dropped or another was put in its place, is no longer refused.
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.refuses {
+            let _ = self.stop_refusing();
+        }
     }
 }

@@ -9,8 +9,9 @@
 //! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then all
 //! end, after all                          ok, and the end: from here on the other keeper is in charge
 //! ```
-//! GRACE is seconds from the end of the connection that attends to NAME until a FUSE connection's readers get EIO. An
-//! answer to anything else is `error` and why.
+//! GRACE is seconds from the end of the connection that attends to NAME until a FUSE connection's readers get EIO. It
+//! ends with the next `put`, `attend` or `drop` of NAME: then reads of the descriptor wait (no O_NONBLOCK). An answer to
+//! anything else is `error` and why.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -18,6 +18,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 
+mod refuse;
 mod replace;
 
 const PATIENCE: Duration = Duration::from_secs(20);
