@@ -34,10 +34,10 @@ impl Kept {
         self.descriptors.first().filter(|_| self.kind == Kind::Fuse).map(AsFd::as_fd)
     }
 
-    /// When readers begin to get EIO, if nobody comes.
+    /// When readers begin to get EIO, if nobody comes. Never, after a grace longer than clocks reach.
     pub(crate) fn refuses_at(&self) -> Option<Instant> {
         let is_waiting = self.kind == Kind::Fuse && self.attendant.is_none() && !self.refuses;
-        is_waiting.then(|| self.alone_since + Duration::from_secs(self.grace))
+        self.alone_since.checked_add(Duration::from_secs(self.grace)).filter(|_| is_waiting)
     }
 
     /// Has readers wait again. Whether this keeper made them not wait does not matter: an earlier one may have, and

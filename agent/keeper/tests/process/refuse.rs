@@ -81,3 +81,22 @@ fn what_an_earlier_keeper_refused_waits_when_it_is_put() {
     put_fuse(&agent, &device, 300);
     assert!(waits(&device));
 }
+
+#[test]
+fn a_grace_longer_than_clocks_reach_is_no_end_of_the_keeper() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let _keeper = Keeper::start(&socket, &[]);
+    let (device, _kernel) = device();
+    // The longest that an agent's configuration can say, and the longest that can be said at all.
+    let longest = i64::MAX.cast_unsigned();
+    for grace in [longest - (1 << 40), longest, u64::MAX] {
+        put_fuse(&client(&socket), &device, grace);
+        let next = client(&socket);
+        // The first answer may come before it has seen that nobody attends to the name any more.
+        for _ in 0..2 {
+            assert_eq!(ask(&next, "list").0, "ok volumes");
+        }
+        assert!(waits(&device));
+    }
+}
