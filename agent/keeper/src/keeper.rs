@@ -118,14 +118,14 @@ impl Keeper {
     /// Serves one request of a client.
     fn attend_to(&mut self, id: u64) -> After {
         let Some(client) = self.clients.get(&id) else { return After::GoOn };
-        let (line, descriptors) = match receive(client) {
-            Ok(Some(message)) => message,
-            Ok(None) | Err(_) => return After::HangUp,
-        };
-        let outcome = match line.parse::<Request>() {
-            Ok(Request::HandOver) => return self.hand_over(id),
-            Ok(request) => self.obey(id, request, descriptors),
-            Err(why) => Err(why.to_owned()),
+        let (line, outcome) = match receive(client) {
+            Ok(None) => return After::HangUp,
+            Ok(Some((line, descriptors))) => match line.parse::<Request>() {
+                Ok(Request::HandOver) => return self.hand_over(id),
+                Ok(request) => (line, self.obey(id, request, descriptors)),
+                Err(why) => (line, Err(why.to_owned())),
+            },
+            Err(error) => (String::new(), Err(error.to_string())),
         };
         let answer = outcome.as_ref().map_or_else(|why| format!("error {why}"), Clone::clone);
         let name = line.strip_prefix("attend ").filter(|_| answer == "ok");

@@ -9,9 +9,10 @@
 //! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then all
 //! end, after all                          ok, and the end: from here on the other keeper is in charge
 //! ```
-//! GRACE is seconds from the end of the connection that attends to NAME until a FUSE connection's readers get EIO. It
-//! ends with the next `put`, `attend` or `drop` of NAME: then reads of the descriptor wait (no O_NONBLOCK). An answer to
-//! anything else is `error` and why.
+//! NAME is up to 255 printable letters of ASCII, and no space. What a client wants to remember of it goes into a file
+//! in memory, as one of its descriptors. GRACE is seconds from the end of the connection that attends to NAME until a
+//! FUSE connection's readers get EIO. The next `put`, `attend` or `drop` of NAME ends that: reads of the descriptor
+//! wait then (no O_NONBLOCK). An answer to anything else is `error` and why.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -21,14 +22,16 @@ use std::{
 };
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// Most descriptors under one name.
 pub(crate) const DESCRIPTORS: usize = 8;
-/// Longest message: a list of a few hundred names.
+/// Longest message, either way.
 const MESSAGE_BYTES: usize = 64 << 10;
+/// Longest name.
+const NAME_BYTES: usize = 255;
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +66,9 @@ impl FromStr for Request {
 
     fn from_str(line: &str) -> Result<Self, Self::Err> {
         match line.split(' ').collect::<Vec<_>>().as_slice() {
-            ["put" | "keep", kind, name, grace] if !name.is_empty() => {
+            // What is handed over may have names of another time.
+            ["put", _, name, _] if !is_name(name) => Err("a name is 1 to 255 printable letters of ASCII"),
+            ["put" | "keep", kind, name, grace] => {
                 let kind = match *kind {
                     "fuse" => Kind::Fuse,
                     "plain" => Kind::Plain,
@@ -81,6 +86,11 @@ impl FromStr for Request {
     }
 }
 
+/// Whether something may be a name. All that are kept can be handed over, and listed.
+fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(|letter| letter.is_ascii_graphic())
+}
+
 /// Sends one message.
 pub(crate) fn send(to: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -92,7 +102,8 @@ pub(crate) fn send(to: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]) ->
     Ok(())
 }
 
-/// Receives one message; `None` at the end of the connection.
+/// Receives one message; `None` at the end of the connection. What the kernel cut off, of its words or of its
+/// descriptors, makes it an error: half of what was to be kept is as good as nothing, and its sender can still be told.
 pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -106,6 +117,13 @@ pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(io::Error::other("the message is too long"));
+    }
+    // The kernel may have had room for more than were asked for, and found none for what the process may open.
+    if received.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > DESCRIPTORS {
+        return Err(io::Error::other("descriptors were lost: more than 8 came, or too many are open"));
     }
     bytes.truncate(received.bytes);
     Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), descriptors)))
@@ -125,5 +143,15 @@ mod tests {
         {
             assert!(nonsense.parse::<Request>().is_err(), "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_short_and_printable() {
+        let put = |name: &str| format!("put plain {name} 3").parse::<Request>();
+        assert!(put(&"x".repeat(255)).is_ok());
+        for name in ["", "a\tb", "a\n", "\u{fffd}", &"x".repeat(256)] {
+            assert!(put(name).is_err(), "{name:?}");
+        }
+        assert!(format!("keep plain {} 3", "x".repeat(256)).parse::<Request>().is_ok());
     }
 }

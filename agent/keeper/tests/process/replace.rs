@@ -35,6 +35,29 @@ fn a_new_keeper_gets_everything_and_the_old_one_ends() {
     }
 }
 
+#[test]
+fn the_longest_names_and_the_most_descriptors_are_handed_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let mut old = Keeper::start(&socket, &[]);
+    let first = client(&socket);
+    // Many times more descriptors than fit into one message (253), or than the kernel lets wait in a socket.
+    let (names, files) = (100..300, [0; 8].map(|_| tempfile::tempfile().unwrap()));
+    let name = |number: u32| format!("{number}{}", "~".repeat(252));
+    for number in names.clone() {
+        let line = format!("put plain {} {}", name(number), u64::MAX);
+        send(&first, line.as_bytes(), &files.each_ref().map(AsFd::as_fd));
+        assert_eq!(receive(&first).0, "ok");
+    }
+    let _new = Keeper::spawn(&socket, &["--replace"]);
+    assert_eq!(old.code(), Some(0));
+    let second = client(&socket);
+    for number in names {
+        let (answer, descriptors) = ask(&second, &format!("attend {}", name(number)));
+        assert_eq!((answer.as_str(), descriptors.len()), ("ok", 8), "{number}");
+    }
+}
+
 /// The names in a directory.
 fn names_in(directory: &Path) -> Vec<String> {
     fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
