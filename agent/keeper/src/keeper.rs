@@ -20,7 +20,7 @@ use crate::{
     kept::Kept,
     place::{settle, take_over},
     protocol::{DESCRIPTORS, Request, receive, send},
-    refuse, say,
+    refuse, room, say,
 };
 
 /// Most names, so that a client gone mad cannot use up descriptors.
@@ -28,11 +28,13 @@ const NAMES: usize = 4096;
 /// How long an answer may take to leave, and a keeper that takes over to say that it has everything.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most clients at once.
-const CLIENTS: usize = 64;
+pub(crate) const CLIENTS: usize = 64;
 
 struct Keeper {
     listener: OwnedFd,
     kept: BTreeMap<String, Kept>,
+    /// Most descriptors to keep.
+    room: usize,
     clients: BTreeMap<u64, OwnedFd>,
     next_client: u64,
 }
@@ -46,9 +48,10 @@ enum After {
 
 /// Keeps descriptors until the process is ended, or another keeper takes over.
 pub(crate) fn run(path: &Path, replace: bool) -> io::Result<()> {
-    let (listener, kept) = if replace { take_over(path)? } else { (settle(path)?, BTreeMap::new()) };
+    let room = room::make();
+    let (listener, kept) = if replace { take_over(path, room)? } else { (settle(path)?, BTreeMap::new()) };
     say(&format!("keeping {} names, listening at {}", kept.len(), path.display()));
-    Keeper { listener, kept, clients: BTreeMap::new(), next_client: 0 }.serve()
+    Keeper { listener, kept, room, clients: BTreeMap::new(), next_client: 0 }.serve()
 }
 
 impl Keeper {
@@ -138,15 +141,8 @@ impl Keeper {
 
     fn obey(&mut self, client: u64, request: Request, descriptors: Vec<OwnedFd>) -> Result<String, String> {
         match request {
-            Request::Put { .. } if descriptors.is_empty() => Err("there is no descriptor to keep".to_owned()),
-            Request::Put { name, .. } if self.kept.len() >= NAMES && !self.kept.contains_key(&name) => {
-                Err(format!("{NAMES} names are kept already"))
-            }
             Request::Put { kind, name, grace } => {
-                let mut kept = Kept::new(kind, grace, descriptors, Some(client));
-                kept.stop_refusing().map_err(|error| error.to_string())?;
-                self.kept.insert(name, kept);
-                Ok("ok".to_owned())
+                self.put(name, Kept::new(kind, grace, descriptors, Some(client)))
             }
             Request::Attend(name) => {
                 let Some(kept) = self.kept.get_mut(&name) else { return Ok("none".to_owned()) };
@@ -164,6 +160,25 @@ impl Keeper {
             }
             Request::HandOver => Err("not here".to_owned()),
         }
+    }
+
+    fn put(&mut self, name: String, mut kept: Kept) -> Result<String, String> {
+        let others = self.kept.iter().filter(|(other, _)| **other != name);
+        let (names, held) =
+            others.fold((0, 0), |(names, held), (_, other)| (names + 1, held + other.descriptors.len()));
+        if kept.descriptors.is_empty() {
+            return Err("there is no descriptor to keep".to_owned());
+        }
+        if names >= NAMES {
+            return Err(format!("{NAMES} names are kept already"));
+        }
+        // The rest is for agents that connect, and say what is already kept once more.
+        if held + kept.descriptors.len() > self.room {
+            return Err(format!("{held} descriptors are kept already; raise the limit of open files"));
+        }
+        kept.stop_refusing().map_err(|error| error.to_string())?;
+        self.kept.insert(name, kept);
+        Ok("ok".to_owned())
     }
 
     /// Gives everything to the keeper that takes this one's place. When that one fails this one goes on.

@@ -13,6 +13,7 @@ mod kept;
 mod place;
 mod protocol;
 mod refuse;
+mod room;
 
 use std::{path::PathBuf, process::ExitCode};
 

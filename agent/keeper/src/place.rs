@@ -34,9 +34,9 @@ pub(crate) fn settle(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Takes the place of the keeper that listens at a path, and all that it keeps.
-pub(crate) fn take_over(path: &Path) -> io::Result<(OwnedFd, BTreeMap<String, Kept>)> {
+pub(crate) fn take_over(path: &Path, room: usize) -> io::Result<(OwnedFd, BTreeMap<String, Kept>)> {
     let (listener, beside) = listen_beside(path)?;
-    let kept = inherit(path).inspect_err(|_| remove(&beside))?;
+    let kept = inherit(path, room).inspect_err(|_| remove(&beside))?;
     // The old one may still listen, and no longer serves anyone. Who connects from here on waits for this one.
     if let Err(error) = fs::rename(&beside, path) {
         let beside = beside.display();
@@ -70,7 +70,7 @@ fn remove(beside: &Path) {
 }
 
 /// Gets everything from the keeper that listens at a path, and then has it end.
-fn inherit(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
+fn inherit(path: &Path, room: usize) -> io::Result<BTreeMap<String, Kept>> {
     let old = unix_socket()?;
     connect(&old, &SocketAddrUnix::new(path)?)?;
     send(&old, "hand-over", &[])?;
@@ -83,7 +83,13 @@ fn inherit(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
             Ok(Request::Put { kind, name, grace }) => {
                 kept.insert(name, Kept::new(kind, grace, descriptors, None));
             }
-            _ if line == "all" => send(&old, "end", &[])?,
+            _ if line == "all" => {
+                let held: usize = kept.values().map(|kept: &Kept| kept.descriptors.len()).sum();
+                if held > room {
+                    return Err(io::Error::other(format!("{held} descriptors are too many for this one")));
+                }
+                send(&old, "end", &[])?;
+            }
             // A keeper of an earlier build says only this, and ends without being told.
             _ if line == "ok" => return Ok(kept),
             _ => return Err(io::Error::other(format!("the old keeper said: {line}"))),

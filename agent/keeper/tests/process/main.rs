@@ -18,6 +18,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 
+mod limit;
 mod refuse;
 mod replace;
 
@@ -35,6 +36,14 @@ impl Keeper {
     fn spawn(socket: &Path, more: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weightd-keeper"));
         Self(command.arg("--socket").arg(socket).args(more).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Starts one that may open a number of files, as the shell is told: `-S` lets it raise that itself.
+    fn spawn_with(limit: &str, socket: &Path, more: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"]);
+        command.arg(env!("CARGO_BIN_EXE_weightd-keeper")).arg("--socket").arg(socket).args(more);
+        Self(command.stderr(Stdio::null()).spawn().unwrap())
     }
 
     fn code(&mut self) -> Option<i32> {
