@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    ops::Bound,
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
@@ -19,7 +20,7 @@ use rustix::{
 use crate::{
     kept::Kept,
     place::{settle, take_over},
-    protocol::{DESCRIPTORS, Request, receive, send},
+    protocol::{DESCRIPTORS, MESSAGE_BYTES, Request, receive, send},
     refuse, room, say,
 };
 
@@ -154,10 +155,7 @@ impl Keeper {
                 self.kept.remove(&name);
                 Ok("ok".to_owned())
             }
-            Request::List => {
-                let names: Vec<_> = self.kept.keys().map(String::as_str).collect();
-                Ok(["ok"].into_iter().chain(names).collect::<Vec<_>>().join(" "))
-            }
+            Request::List { prefix, after } => Ok(self.list(&prefix, &after)),
             Request::HandOver => Err("not here".to_owned()),
         }
     }
@@ -179,6 +177,20 @@ impl Keeper {
         kept.stop_refusing().map_err(|error| error.to_string())?;
         self.kept.insert(name, kept);
         Ok("ok".to_owned())
+    }
+
+    /// One message of names. Whoever asks again for those after the last one gets them all.
+    fn list(&self, prefix: &str, after: &str) -> String {
+        let mut answer = "ok".to_owned();
+        let later = self.kept.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        for (name, _) in later.filter(|(name, _)| name.starts_with(prefix)) {
+            if answer.len() + 1 + name.len() > MESSAGE_BYTES {
+                break;
+            }
+            answer.push(' ');
+            answer.push_str(name);
+        }
+        answer
     }
 
     /// Gives everything to the keeper that takes this one's place. When that one fails this one goes on.

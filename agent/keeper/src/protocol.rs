@@ -5,7 +5,7 @@
 //! put fuse|plain NAME GRACE   + 1 to 8    ok                  keeps them; this connection attends to NAME
 //! attend NAME                             ok + descriptors | none
 //! drop NAME                               ok                  closes them
-//! list                                    ok NAME...
+//! list [PREFIX [AFTER]]                   ok NAME...          in order; those that fit, of those that follow AFTER
 //! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then all
 //! end, after all                          ok, and the end: from here on the other keeper is in charge
 //! ```
@@ -29,7 +29,7 @@ use rustix::net::{
 /// Most descriptors under one name.
 pub(crate) const DESCRIPTORS: usize = 8;
 /// Longest message, either way.
-const MESSAGE_BYTES: usize = 64 << 10;
+pub(crate) const MESSAGE_BYTES: usize = 64 << 10;
 /// Longest name.
 const NAME_BYTES: usize = 255;
 
@@ -48,7 +48,7 @@ pub(crate) enum Request {
     Put { kind: Kind, name: String, grace: u64 },
     Attend(String),
     Drop(String),
-    List,
+    List { prefix: String, after: String },
     HandOver,
 }
 
@@ -79,7 +79,10 @@ impl FromStr for Request {
             }
             ["attend", name] => Ok(Self::Attend((*name).to_owned())),
             ["drop", name] => Ok(Self::Drop((*name).to_owned())),
-            ["list"] => Ok(Self::List),
+            ["list", words @ ..] if words.len() <= 2 => {
+                let word = |at: usize| words.get(at).copied().unwrap_or_default().to_owned();
+                Ok(Self::List { prefix: word(0), after: word(1) })
+            }
             ["hand-over"] => Ok(Self::HandOver),
             _ => Err("no such request"),
         }
@@ -138,8 +141,12 @@ mod tests {
         let put = Request::Put { kind: Kind::Fuse, name: "volumes".to_owned(), grace: 300 };
         assert_eq!("put fuse volumes 300".parse(), Ok(put));
         assert_eq!("attend volumes".parse(), Ok(Request::Attend("volumes".to_owned())));
+        for (line, prefix, after) in [("list", "", ""), ("list a", "a", ""), ("list  b", "", "b")] {
+            let list = Request::List { prefix: prefix.to_owned(), after: after.to_owned() };
+            assert_eq!(line.parse(), Ok(list), "{line:?}");
+        }
         for nonsense in
-            ["", "put", "put fuse volumes", "put fuse volumes x", "put odd volumes 3", "take", "list all"]
+            ["", "put", "put fuse volumes", "put fuse volumes x", "put odd volumes 3", "take", "list a b c"]
         {
             assert!(nonsense.parse::<Request>().is_err(), "{nonsense:?}");
         }

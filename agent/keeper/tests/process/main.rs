@@ -146,6 +146,36 @@ fn what_a_client_leaves_the_next_one_gets() {
 }
 
 #[test]
+fn names_are_listed_by_how_they_begin_and_as_many_as_there_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("keeper.sock");
+    let _keeper = Keeper::start(&socket, &[]);
+    let client = client(&socket);
+    // Twice what fits into a message.
+    let names: Vec<_> = (100..600).map(|number| format!("arena/{number}{}", "x".repeat(246))).collect();
+    for name in names.iter().map(String::as_str).chain(["arena", "volumes"]) {
+        put(&client, name, "");
+    }
+    let (mut found, mut rounds) = (Vec::<String>::new(), 0);
+    loop {
+        let after = found.last().map_or("", String::as_str);
+        let (answer, _) = ask(&client, &format!("list arena/ {after}"));
+        let (ok, page) = answer.split_once(' ').unwrap_or((&answer, ""));
+        assert_eq!(ok, "ok");
+        if page.is_empty() {
+            break;
+        }
+        found.extend(page.split(' ').map(str::to_owned));
+        rounds += 1;
+    }
+    assert!(found == names, "{} of {}", found.len(), names.len());
+    assert_eq!(rounds, 2);
+    assert_eq!(ask(&client, "list v").0, "ok volumes");
+    assert_eq!(ask(&client, "list none").0, "ok");
+    assert_eq!(ask(&client, &format!("list  {}", names[499])).0, "ok volumes");
+}
+
+#[test]
 fn hostile_clients_hurt_nobody_else() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("keeper.sock");
