@@ -21,9 +21,12 @@ use std::{
     str::FromStr,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
 };
 
 /// Most descriptors under one name.
@@ -101,7 +104,9 @@ pub(crate) fn send(to: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]) ->
     if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    sendmsg(to, &[IoSlice::new(line.as_bytes())], &mut beside, SendFlags::NOSIGNAL)?;
+    let words = [IoSlice::new(line.as_bytes())];
+    // With a limit on its time, the kernel does not take up by itself what a signal interrupted.
+    retry_on_intr(|| sendmsg(&to, &words, &mut beside, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -111,7 +116,8 @@ pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd
     let mut bytes = vec![0; MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+    let mut words = [IoSliceMut::new(&mut bytes)];
+    let received = retry_on_intr(|| recvmsg(&from, &mut words, &mut beside, RecvFlags::CMSG_CLOEXEC))?;
     if received.bytes == 0 {
         return Ok(None);
     }

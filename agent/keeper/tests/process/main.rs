@@ -11,11 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
-    socket_with,
-    sockopt::{Timeout, set_socket_timeout},
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+        socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
 };
 
 mod limit;
@@ -92,7 +95,9 @@ fn receive(client: &OwnedFd) -> (String, Vec<OwnedFd>) {
     let (mut bytes, mut descriptors) = (vec![0; 64 << 10], Vec::new());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(client, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC);
+    let mut words = [IoSliceMut::new(&mut bytes)];
+    // With a limit on its time, the kernel does not take up by itself what stopping the machine interrupted.
+    let received = retry_on_intr(|| recvmsg(client, &mut words, &mut beside, RecvFlags::CMSG_CLOEXEC));
     let length = received.map_or(0, |received| received.bytes);
     for message in beside.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
-    io::{read, write},
+    io::{read, retry_on_intr, write},
     net::{
         AddressFamily, SocketFlags, SocketType, socketpair,
         sockopt::{Timeout, set_socket_timeout},
@@ -37,12 +37,16 @@ fn readers_are_refused_when_nobody_comes() {
     let (device, kernel) = device();
     put_fuse(&client(&socket), &device, 0);
     let mut found = [0; 64];
-    assert_eq!(read(&kernel, &mut found).unwrap(), 16, "what the agent had taken is asked again");
+    assert_eq!(
+        retry_on_intr(|| read(&kernel, &mut found)).unwrap(),
+        16,
+        "what the agent had taken is asked again"
+    );
     let mut request = [0; 40];
     request[4..8].copy_from_slice(&15_u32.to_ne_bytes());
     request[8..16].copy_from_slice(&77_u64.to_ne_bytes());
     write(&kernel, &request).unwrap();
-    assert_eq!(read(&kernel, &mut found).unwrap(), 16);
+    assert_eq!(retry_on_intr(|| read(&kernel, &mut found)).unwrap(), 16);
     assert_eq!((&found[4..8], found[8]), (&(-5_i32).to_ne_bytes()[..], 77));
 }
 

@@ -9,9 +9,12 @@ use std::{
     path::Path,
 };
 
-use rustix::net::{
-    SocketAddrUnix, SocketFlags, accept_with, bind, listen,
-    sockopt::{Timeout, set_socket_timeout},
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        SocketAddrUnix, SocketFlags, accept_with, bind, listen,
+        sockopt::{Timeout, set_socket_timeout},
+    },
 };
 
 use super::{Keeper, PATIENCE, ask, client, file_with, put, receive, send, text_of, unix_socket, until};
@@ -70,7 +73,7 @@ fn asked_to_hand_over(socket: &Path) -> (OwnedFd, Keeper, OwnedFd) {
     listen(&listener, 16).unwrap();
     set_socket_timeout(&listener, Timeout::Recv, Some(PATIENCE)).unwrap();
     let new = Keeper::spawn(socket, &["--replace"]);
-    let asks = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+    let asks = retry_on_intr(|| accept_with(&listener, SocketFlags::CLOEXEC)).unwrap();
     assert_eq!(receive(&asks).0, "hand-over");
     send(&asks, b"keep plain a 300", &[file_with("kept").as_fd()]);
     (listener, new, asks)
