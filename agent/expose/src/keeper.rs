@@ -76,7 +76,7 @@ impl Keeper {
             .map_err(|error| self.problem(format!("cannot be given a file in memory: {error}")))?;
         let mut file = std::fs::File::from(file);
         file.write_all(text.as_bytes()).map_err(|error| self.problem(error.to_string()))?;
-        let line = format!("put fuse {NAME} {}", self.grace.as_secs());
+        let line = format!("put fuse {NAME} {}", whole_seconds(self.grace));
         match self.ask(&line, &[device, file.as_fd()])? {
             (answer, _) if answer == "ok" => Ok(()),
             (answer, _) => Err(self.odd(&answer)),
@@ -129,5 +129,22 @@ impl Keeper {
 
     fn problem(&self, problem: String) -> ExposeError {
         ExposeError::Keeper { socket: self.path.clone(), problem }
+    }
+}
+
+/// The grace, as the keeper counts it. Never shorter than it was meant: none at all would be EIO at once.
+fn whole_seconds(grace: Duration) -> u64 {
+    grace.as_secs().saturating_add(u64::from(grace.subsec_nanos() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_is_never_shortened() {
+        let seconds = |millis| whole_seconds(Duration::from_millis(millis));
+        assert_eq!([500, 1000, 1001, 300_000].map(seconds), [1, 1, 2, 300]);
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
     }
 }

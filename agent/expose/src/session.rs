@@ -63,15 +63,22 @@ impl Backing {
         }
     }
 
-    /// Goes to the keeper that has taken the place of one that is gone.
+    /// Goes to the keeper that has taken the place of one that is gone. One that does not take what it is given is not
+    /// gone to, so that the next look tries again.
     fn look_for_keeper(&self, path: &Path, grace: Duration) {
         let is_gone = |keeper: &Option<Keeper>| keeper.as_ref().is_none_or(Keeper::is_gone);
         if !is_gone(&self.keeper.lock().unwrap_or_else(PoisonError::into_inner)) {
             return;
         }
         let Ok(keeper) = Keeper::connect(path, grace) else { return };
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
-        match self.passthrough.with(|registered| self.save(registered)) {
+        // Nothing is registered meanwhile: neither keeper would hear of it.
+        let given = self.passthrough.with(|registered| {
+            let saved = Saved { init: self.init.clone(), registered: registered.clone() };
+            keeper.put(self.device.as_fd(), &saved)?;
+            *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+            Ok::<(), ExposeError>(())
+        });
+        match given {
             Ok(()) => tracing::info!("another keeper has the volumes"),
             Err(error) => tracing::warn!(%error, "the new keeper does not have the volumes"),
         }
@@ -283,3 +290,6 @@ fn read_ahead(directory: &Path, bytes: u64) {
         tracing::warn!(%error, "reads of volumes that load stay small: the kernel's read-ahead could not be set");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,11 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::PermissionsExt,
-    },
+    io,
+    ops::Bound,
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,40 +12,30 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-        socket_with,
+        SocketFlags, accept_with,
         sockopt::{Timeout, set_socket_timeout},
     },
 };
 
 use crate::{
-    protocol::{DESCRIPTORS, Kind, Request, receive, send},
-    refuse, say,
+    kept::Kept,
+    place::{settle, take_over},
+    protocol::{DESCRIPTORS, MESSAGE_BYTES, Request, receive, send},
+    refuse, room, say,
 };
 
 /// Most names, so that a client gone mad cannot use up descriptors.
 const NAMES: usize = 4096;
-/// How long an answer may take to leave.
+/// How long an answer may take to leave, and a keeper that takes over to say that it has everything.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most clients at once.
-const CLIENTS: usize = 64;
-
-/// What is kept under a name.
-struct Kept {
-    kind: Kind,
-    grace: u64,
-    descriptors: Vec<OwnedFd>,
-    /// The client that attends to it.
-    attendant: Option<u64>,
-    /// When it was left alone.
-    alone_since: Instant,
-    /// Whether its readers get EIO.
-    refuses: bool,
-}
+pub(crate) const CLIENTS: usize = 64;
 
 struct Keeper {
     listener: OwnedFd,
     kept: BTreeMap<String, Kept>,
+    /// Most descriptors to keep.
+    room: usize,
     clients: BTreeMap<u64, OwnedFd>,
     next_client: u64,
 }
@@ -61,85 +49,10 @@ enum After {
 
 /// Keeps descriptors until the process is ended, or another keeper takes over.
 pub(crate) fn run(path: &Path, replace: bool) -> io::Result<()> {
-    let kept = if replace { take_over(path)? } else { BTreeMap::new() };
-    let listener = listen_at(path)?;
+    let room = room::make();
+    let (listener, kept) = if replace { take_over(path, room)? } else { (settle(path)?, BTreeMap::new()) };
     say(&format!("keeping {} names, listening at {}", kept.len(), path.display()));
-    Keeper { listener, kept, clients: BTreeMap::new(), next_client: 0 }.serve()
-}
-
-fn unix_socket() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
-/// Listens, in the place of a keeper that is gone. One that is there keeps its place.
-fn listen_at(path: &Path) -> io::Result<OwnedFd> {
-    let address = SocketAddrUnix::new(path)?;
-    if connect(unix_socket()?, &address).is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "a keeper listens there; --replace takes over from it",
-        ));
-    }
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    // Bound beside its place and moved there when nobody but root can connect any more.
-    let beside = path.with_extension("new");
-    let _ = fs::remove_file(&beside);
-    let listener = unix_socket()?;
-    bind(&listener, &SocketAddrUnix::new(&beside)?)?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))?;
-    listen(&listener, 16)?;
-    fs::rename(&beside, path)?;
-    Ok(listener)
-}
-
-/// Gets everything from the keeper that listens at a path.
-fn take_over(path: &Path) -> io::Result<BTreeMap<String, Kept>> {
-    let old = unix_socket()?;
-    connect(&old, &SocketAddrUnix::new(path)?)?;
-    send(&old, "hand-over", &[])?;
-    let mut kept = BTreeMap::new();
-    loop {
-        let Some((line, descriptors)) = receive(&old)? else {
-            return Err(io::Error::other("the old keeper ended before it had handed everything over"));
-        };
-        match line.parse() {
-            Ok(Request::Put { kind, name, grace }) => {
-                kept.insert(name, Kept::new(kind, grace, descriptors, None));
-            }
-            _ if line == "ok" => return Ok(kept),
-            _ => return Err(io::Error::other(format!("the old keeper said: {line}"))),
-        }
-    }
-}
-
-impl Kept {
-    fn new(kind: Kind, grace: u64, descriptors: Vec<OwnedFd>, attendant: Option<u64>) -> Self {
-        Self { kind, grace, descriptors, attendant, alone_since: Instant::now(), refuses: false }
-    }
-
-    fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
-        self.descriptors.iter().map(AsFd::as_fd).collect()
-    }
-
-    fn device(&self) -> Option<BorrowedFd<'_>> {
-        self.descriptors.first().filter(|_| self.kind == Kind::Fuse).map(AsFd::as_fd)
-    }
-
-    /// When readers begin to get EIO, if nobody comes.
-    fn refuses_at(&self) -> Option<Instant> {
-        let is_waiting = self.kind == Kind::Fuse && self.attendant.is_none() && !self.refuses;
-        is_waiting.then(|| self.alone_since + Duration::from_secs(self.grace))
-    }
-
-    fn stop_refusing(&mut self) -> io::Result<()> {
-        if let Some(device) = self.device().filter(|_| self.refuses) {
-            refuse::end(device)?;
-        }
-        self.refuses = false;
-        Ok(())
-    }
+    Keeper { listener, kept, room, clients: BTreeMap::new(), next_client: 0 }.serve()
 }
 
 impl Keeper {
@@ -193,8 +106,10 @@ impl Keeper {
     fn welcome(&mut self) {
         match accept_with(&self.listener, SocketFlags::CLOEXEC) {
             Ok(client) if self.clients.len() < CLIENTS => {
-                // One that does not read its answers must not stop the others.
-                let _ = set_socket_timeout(&client, Timeout::Send, Some(PATIENCE));
+                // One that does not read its answers, or hangs while it takes over, must not stop the others.
+                for timeout in [Timeout::Send, Timeout::Recv] {
+                    let _ = set_socket_timeout(&client, timeout, Some(PATIENCE));
+                }
                 self.clients.insert(self.next_client, client);
                 self.next_client += 1;
             }
@@ -207,14 +122,14 @@ impl Keeper {
     /// Serves one request of a client.
     fn attend_to(&mut self, id: u64) -> After {
         let Some(client) = self.clients.get(&id) else { return After::GoOn };
-        let (line, descriptors) = match receive(client) {
-            Ok(Some(message)) => message,
-            Ok(None) | Err(_) => return After::HangUp,
-        };
-        let outcome = match line.parse::<Request>() {
-            Ok(Request::HandOver) => return self.hand_over(id),
-            Ok(request) => self.obey(id, request, descriptors),
-            Err(why) => Err(why.to_owned()),
+        let (line, outcome) = match receive(client) {
+            Ok(None) => return After::HangUp,
+            Ok(Some((line, descriptors))) => match line.parse::<Request>() {
+                Ok(Request::HandOver) => return self.hand_over(id),
+                Ok(request) => (line, self.obey(id, request, descriptors)),
+                Err(why) => (line, Err(why.to_owned())),
+            },
+            Err(error) => (String::new(), Err(error.to_string())),
         };
         let answer = outcome.as_ref().map_or_else(|why| format!("error {why}"), Clone::clone);
         let name = line.strip_prefix("attend ").filter(|_| answer == "ok");
@@ -227,13 +142,8 @@ impl Keeper {
 
     fn obey(&mut self, client: u64, request: Request, descriptors: Vec<OwnedFd>) -> Result<String, String> {
         match request {
-            Request::Put { .. } if descriptors.is_empty() => Err("there is no descriptor to keep".to_owned()),
-            Request::Put { name, .. } if self.kept.len() >= NAMES && !self.kept.contains_key(&name) => {
-                Err(format!("{NAMES} names are kept already"))
-            }
             Request::Put { kind, name, grace } => {
-                self.kept.insert(name, Kept::new(kind, grace, descriptors, Some(client)));
-                Ok("ok".to_owned())
+                self.put(name, Kept::new(kind, grace, descriptors, Some(client)))
             }
             Request::Attend(name) => {
                 let Some(kept) = self.kept.get_mut(&name) else { return Ok("none".to_owned()) };
@@ -245,15 +155,45 @@ impl Keeper {
                 self.kept.remove(&name);
                 Ok("ok".to_owned())
             }
-            Request::List => {
-                let names: Vec<_> = self.kept.keys().map(String::as_str).collect();
-                Ok(["ok"].into_iter().chain(names).collect::<Vec<_>>().join(" "))
-            }
+            Request::List { prefix, after } => Ok(self.list(&prefix, &after)),
             Request::HandOver => Err("not here".to_owned()),
         }
     }
 
-    /// Gives everything to the keeper that takes this one's place. It keeps what it cannot give.
+    fn put(&mut self, name: String, mut kept: Kept) -> Result<String, String> {
+        let others = self.kept.iter().filter(|(other, _)| **other != name);
+        let (names, held) =
+            others.fold((0, 0), |(names, held), (_, other)| (names + 1, held + other.descriptors.len()));
+        if kept.descriptors.is_empty() {
+            return Err("there is no descriptor to keep".to_owned());
+        }
+        if names >= NAMES {
+            return Err(format!("{NAMES} names are kept already"));
+        }
+        // The rest is for agents that connect, and say what is already kept once more.
+        if held + kept.descriptors.len() > self.room {
+            return Err(format!("{held} descriptors are kept already; raise the limit of open files"));
+        }
+        kept.stop_refusing().map_err(|error| error.to_string())?;
+        self.kept.insert(name, kept);
+        Ok("ok".to_owned())
+    }
+
+    /// One message of names. Whoever asks again for those after the last one gets them all.
+    fn list(&self, prefix: &str, after: &str) -> String {
+        let mut answer = "ok".to_owned();
+        let later = self.kept.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        for (name, _) in later.filter(|(name, _)| name.starts_with(prefix)) {
+            if answer.len() + 1 + name.len() > MESSAGE_BYTES {
+                break;
+            }
+            answer.push(' ');
+            answer.push_str(name);
+        }
+        answer
+    }
+
+    /// Gives everything to the keeper that takes this one's place. When that one fails this one goes on.
     fn hand_over(&mut self, client: u64) -> After {
         let Some(to) = self.clients.get(&client) else { return After::GoOn };
         for (name, kept) in &mut self.kept {
@@ -264,7 +204,14 @@ impl Keeper {
                 return After::HangUp;
             }
         }
-        if send(to, "ok", &[]).is_ok() { After::End } else { After::HangUp }
+        // It may still find that it cannot hold all that. Nobody else is served before it has said so.
+        let said = send(to, "all", &[]).and_then(|()| receive(to));
+        let has_all = said.is_ok_and(|said| said.is_some_and(|(line, _)| line == "end"));
+        if has_all && send(to, "ok", &[]).is_ok() {
+            return After::End;
+        }
+        say("the keeper that was to take over did not");
+        After::HangUp
     }
 
     /// A client's connection ended: what it attended to is alone.

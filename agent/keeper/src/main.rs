@@ -9,8 +9,11 @@
 //! `--replace` beside the old one, which hands everything over and ends. `protocol.rs` has the messages.
 
 mod keeper;
+mod kept;
+mod place;
 mod protocol;
 mod refuse;
+mod room;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -5,11 +5,14 @@
 //! put fuse|plain NAME GRACE   + 1 to 8    ok                  keeps them; this connection attends to NAME
 //! attend NAME                             ok + descriptors | none
 //! drop NAME                               ok                  closes them
-//! list                                    ok NAME...
-//! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then ok, and the end
+//! list [PREFIX [AFTER]]                   ok NAME...          in order; those that fit, of those that follow AFTER
+//! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then all
+//! end, after all                          ok, and the end: from here on the other keeper is in charge
 //! ```
-//! GRACE is seconds from the end of the connection that attends to NAME until a FUSE connection's readers get EIO. An
-//! answer to anything else is `error` and why.
+//! NAME is up to 255 printable letters of ASCII, and no space. What a client wants to remember of it goes into a file
+//! in memory, as one of its descriptors. GRACE is seconds from the end of the connection that attends to NAME until a
+//! FUSE connection's readers get EIO. The next `put`, `attend` or `drop` of NAME ends that: reads of the descriptor
+//! wait then (no O_NONBLOCK). An answer to anything else is `error` and why.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -18,15 +21,20 @@ use std::{
     str::FromStr,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
 };
 
 /// Most descriptors under one name.
 pub(crate) const DESCRIPTORS: usize = 8;
-/// Longest message: a list of a few hundred names.
-const MESSAGE_BYTES: usize = 64 << 10;
+/// Longest message, either way.
+pub(crate) const MESSAGE_BYTES: usize = 64 << 10;
+/// Longest name.
+const NAME_BYTES: usize = 255;
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +51,7 @@ pub(crate) enum Request {
     Put { kind: Kind, name: String, grace: u64 },
     Attend(String),
     Drop(String),
-    List,
+    List { prefix: String, after: String },
     HandOver,
 }
 
@@ -61,7 +69,9 @@ impl FromStr for Request {
 
     fn from_str(line: &str) -> Result<Self, Self::Err> {
         match line.split(' ').collect::<Vec<_>>().as_slice() {
-            ["put" | "keep", kind, name, grace] if !name.is_empty() => {
+            // What is handed over may have names of another time.
+            ["put", _, name, _] if !is_name(name) => Err("a name is 1 to 255 printable letters of ASCII"),
+            ["put" | "keep", kind, name, grace] => {
                 let kind = match *kind {
                     "fuse" => Kind::Fuse,
                     "plain" => Kind::Plain,
@@ -72,11 +82,19 @@ impl FromStr for Request {
             }
             ["attend", name] => Ok(Self::Attend((*name).to_owned())),
             ["drop", name] => Ok(Self::Drop((*name).to_owned())),
-            ["list"] => Ok(Self::List),
+            ["list", words @ ..] if words.len() <= 2 => {
+                let word = |at: usize| words.get(at).copied().unwrap_or_default().to_owned();
+                Ok(Self::List { prefix: word(0), after: word(1) })
+            }
             ["hand-over"] => Ok(Self::HandOver),
             _ => Err("no such request"),
         }
     }
+}
+
+/// Whether something may be a name. All that are kept can be handed over, and listed.
+fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(|letter| letter.is_ascii_graphic())
 }
 
 /// Sends one message.
@@ -86,16 +104,20 @@ pub(crate) fn send(to: impl AsFd, line: &str, descriptors: &[BorrowedFd<'_>]) ->
     if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    sendmsg(to, &[IoSlice::new(line.as_bytes())], &mut beside, SendFlags::NOSIGNAL)?;
+    let words = [IoSlice::new(line.as_bytes())];
+    // With a limit on its time, the kernel does not take up by itself what a signal interrupted.
+    retry_on_intr(|| sendmsg(&to, &words, &mut beside, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
-/// Receives one message; `None` at the end of the connection.
+/// Receives one message; `None` at the end of the connection. What the kernel cut off, of its words or of its
+/// descriptors, makes it an error: half of what was to be kept is as good as nothing, and its sender can still be told.
 pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+    let mut words = [IoSliceMut::new(&mut bytes)];
+    let received = retry_on_intr(|| recvmsg(&from, &mut words, &mut beside, RecvFlags::CMSG_CLOEXEC))?;
     if received.bytes == 0 {
         return Ok(None);
     }
@@ -104,6 +126,13 @@ pub(crate) fn receive(from: impl AsFd) -> io::Result<Option<(String, Vec<OwnedFd
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(io::Error::other("the message is too long"));
+    }
+    // The kernel may have had room for more than were asked for, and found none for what the process may open.
+    if received.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > DESCRIPTORS {
+        return Err(io::Error::other("descriptors were lost: more than 8 came, or too many are open"));
     }
     bytes.truncate(received.bytes);
     Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), descriptors)))
@@ -118,10 +147,24 @@ mod tests {
         let put = Request::Put { kind: Kind::Fuse, name: "volumes".to_owned(), grace: 300 };
         assert_eq!("put fuse volumes 300".parse(), Ok(put));
         assert_eq!("attend volumes".parse(), Ok(Request::Attend("volumes".to_owned())));
+        for (line, prefix, after) in [("list", "", ""), ("list a", "a", ""), ("list  b", "", "b")] {
+            let list = Request::List { prefix: prefix.to_owned(), after: after.to_owned() };
+            assert_eq!(line.parse(), Ok(list), "{line:?}");
+        }
         for nonsense in
-            ["", "put", "put fuse volumes", "put fuse volumes x", "put odd volumes 3", "take", "list all"]
+            ["", "put", "put fuse volumes", "put fuse volumes x", "put odd volumes 3", "take", "list a b c"]
         {
             assert!(nonsense.parse::<Request>().is_err(), "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_short_and_printable() {
+        let put = |name: &str| format!("put plain {name} 3").parse::<Request>();
+        assert!(put(&"x".repeat(255)).is_ok());
+        for name in ["", "a\tb", "a\n", "\u{fffd}", &"x".repeat(256)] {
+            assert!(put(name).is_err(), "{name:?}");
+        }
+        assert!(format!("keep plain {} 3", "x".repeat(256)).parse::<Request>().is_ok());
     }
 }

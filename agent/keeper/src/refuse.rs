@@ -30,7 +30,7 @@ pub(crate) fn begin(device: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends, for an agent that came after all: it expects reads that wait.
+/// Ends, for an agent that came after all: it expects reads that wait, and would ask without a pause otherwise.
 pub(crate) fn end(device: BorrowedFd<'_>) -> io::Result<()> {
     Ok(fcntl_setfl(device, fcntl_getfl(device)? & !OFlags::NONBLOCK)?)
 }

@@ -1,5 +1,7 @@
 //! From what is written to what is meant.
 
+use std::time::Duration;
+
 use weightd_expose::Config as ExposeConfig;
 use weightd_fetch::Config as FetchConfig;
 use weightd_source::Environment;
@@ -136,7 +138,7 @@ fn volumes(reader: &mut Reader, raw: RawVolumes, store: &std::path::Path) -> Exp
             "volumes.agent_timeout",
             raw.agent_timeout,
             default.agent_timeout,
-            read::duration,
+            agent_timeout,
         ),
         read_ahead_bytes: reader.get(
             "volumes.read_ahead",
@@ -150,6 +152,14 @@ fn volumes(reader: &mut Reader, raw: RawVolumes, store: &std::path::Path) -> Exp
         warm_up_floor_bytes: reader
             .get("volumes.warm_up_floor", raw.warm_up_floor, None, |value| read::bytes(value).map(Some)),
         ..default
+    }
+}
+
+fn agent_timeout(value: &toml::Value) -> Read<Duration> {
+    // The keeper counts whole seconds, and the agent looks once a second whether its keeper is still there.
+    match read::duration(value)? {
+        timeout if timeout >= Duration::from_secs(1) => Ok(timeout),
+        _ => Err("leaves an agent no time to come back: write \"1s\" or more".to_owned()),
     }
 }
 

@@ -90,6 +90,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         warm_up = 1
         warm_up_floor = "10%"
         read_timeout = 5
+        agent_timeout = "500ms"
         [source]
         connect_timeout_seconds = 0
         gs = "x"
@@ -122,6 +123,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "volumes.warm_up = 1: write true or false",
         "volumes.warm_up_floor = \"10%\": write a size",
         "volumes.read_timeout = 5: write a time",
+        "volumes.agent_timeout = \"500ms\": leaves an agent no time to come back: write \"1s\" or more",
         "source.gs: is not known; [source] has connect_timeout_seconds, gcs, s3, azure, hub",
         "source.gcs.anonymus: is not known; [source.gcs] has endpoint, anonymous, user_project",
         "source.gcs.anonymous = \"yes\": ",
@@ -130,7 +132,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 27, "{said:#?}");
+    assert_eq!(said.len(), 28, "{said:#?}");
 }
 
 #[test]

@@ -11,12 +11,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
-    socket_with,
-    sockopt::{Timeout, set_socket_timeout},
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+        socket_with,
+        sockopt::{Timeout, set_socket_timeout},
+    },
 };
+
+mod limit;
+mod refuse;
+mod replace;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -24,14 +31,27 @@ struct Keeper(Child);
 
 impl Keeper {
     fn start(socket: &Path, more: &[&str]) -> Self {
+        let keeper = Self::spawn(socket, more);
+        until("it listens", || connect(unix_socket(), &SocketAddrUnix::new(socket).unwrap()).is_ok());
+        keeper
+    }
+
+    fn spawn(socket: &Path, more: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weightd-keeper"));
-        let child = command.arg("--socket").arg(socket).args(more).stderr(Stdio::null()).spawn().unwrap();
-        let started = Instant::now();
-        while connect(unix_socket(), &SocketAddrUnix::new(socket).unwrap()).is_err() {
-            assert!(started.elapsed() < PATIENCE, "it does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Self(child)
+        Self(command.arg("--socket").arg(socket).args(more).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Starts one that may open a number of files, as the shell is told: `-S` lets it raise that itself.
+    fn spawn_with(limit: &str, socket: &Path, more: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"]);
+        command.arg(env!("CARGO_BIN_EXE_weightd-keeper")).arg("--socket").arg(socket).args(more);
+        Self(command.stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        until("it ends", || self.0.try_wait().unwrap().is_some());
+        self.0.wait().unwrap().code()
     }
 }
 
@@ -46,13 +66,18 @@ fn unix_socket() -> OwnedFd {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
 
-fn client(socket: &Path) -> OwnedFd {
-    let (client, started) = (unix_socket(), Instant::now());
-    // A keeper that takes over listens a moment after the old one has ended; agents try again too.
-    while connect(&client, &SocketAddrUnix::new(socket).unwrap()).is_err() {
-        assert!(started.elapsed() < PATIENCE, "nobody listens");
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn client(socket: &Path) -> OwnedFd {
+    let client = unix_socket();
+    // A keeper that takes over listens a moment after the old one has ended; agents try again too.
+    until("someone listens", || connect(&client, &SocketAddrUnix::new(socket).unwrap()).is_ok());
     set_socket_timeout(&client, Timeout::Recv, Some(PATIENCE)).unwrap();
     client
 }
@@ -70,7 +95,9 @@ fn receive(client: &OwnedFd) -> (String, Vec<OwnedFd>) {
     let (mut bytes, mut descriptors) = (vec![0; 64 << 10], Vec::new());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(client, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC);
+    let mut words = [IoSliceMut::new(&mut bytes)];
+    // With a limit on its time, the kernel does not take up by itself what stopping the machine interrupted.
+    let received = retry_on_intr(|| recvmsg(client, &mut words, &mut beside, RecvFlags::CMSG_CLOEXEC));
     let length = received.map_or(0, |received| received.bytes);
     for message in beside.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -85,10 +112,14 @@ fn ask(client: &OwnedFd, line: &str) -> (String, Vec<OwnedFd>) {
     receive(client)
 }
 
-fn put(client: &OwnedFd, name: &str, text: &str) {
+fn file_with(text: &str) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    send(client, format!("put plain {name} 300").as_bytes(), &[file.as_fd()]);
+    file
+}
+
+fn put(client: &OwnedFd, name: &str, text: &str) {
+    send(client, format!("put plain {name} 300").as_bytes(), &[file_with(text).as_fd()]);
     assert_eq!(receive(client).0, "ok");
 }
 
@@ -120,24 +151,33 @@ fn what_a_client_leaves_the_next_one_gets() {
 }
 
 #[test]
-fn a_new_keeper_gets_everything_and_the_old_one_ends() {
+fn names_are_listed_by_how_they_begin_and_as_many_as_there_are() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("keeper.sock");
-    let mut old = Keeper::start(&socket, &[]);
-    let first = client(&socket);
-    for number in 0..500 {
-        put(&first, &format!("name-{number}"), &number.to_string());
+    let _keeper = Keeper::start(&socket, &[]);
+    let client = client(&socket);
+    // Twice what fits into a message.
+    let names: Vec<_> = (100..600).map(|number| format!("arena/{number}{}", "x".repeat(246))).collect();
+    for name in names.iter().map(String::as_str).chain(["arena", "volumes"]) {
+        put(&client, name, "");
     }
-    let _new = Keeper::start(&socket, &["--replace"]);
-    let started = Instant::now();
-    while old.0.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < PATIENCE, "the old one goes on");
-        std::thread::sleep(Duration::from_millis(5));
+    let (mut found, mut rounds) = (Vec::<String>::new(), 0);
+    loop {
+        let after = found.last().map_or("", String::as_str);
+        let (answer, _) = ask(&client, &format!("list arena/ {after}"));
+        let (ok, page) = answer.split_once(' ').unwrap_or((&answer, ""));
+        assert_eq!(ok, "ok");
+        if page.is_empty() {
+            break;
+        }
+        found.extend(page.split(' ').map(str::to_owned));
+        rounds += 1;
     }
-    let second = client(&socket);
-    for number in [0, 250, 499] {
-        assert_eq!(text_of(&second, &format!("name-{number}")), number.to_string());
-    }
+    assert!(found == names, "{} of {}", found.len(), names.len());
+    assert_eq!(rounds, 2);
+    assert_eq!(ask(&client, "list v").0, "ok volumes");
+    assert_eq!(ask(&client, "list none").0, "ok");
+    assert_eq!(ask(&client, &format!("list  {}", names[499])).0, "ok volumes");
 }
 
 #[test]
@@ -148,15 +188,19 @@ fn hostile_clients_hurt_nobody_else() {
     let good = client(&socket);
     put(&good, "good", "kept");
     let junk = client(&socket);
-    for line in [&b"\xff\xfe\x00"[..], b"put", b"put fuse x y", b"attend", &vec![b'x'; 60_000]] {
+    let long = [&b"attend "[..], &[b'x'; 100_000]].concat();
+    for line in [&b"\xff\xfe\x00"[..], b"put", b"put fuse x y", b"attend", &[b'x'; 60_000], &long] {
         send(&junk, line, &[]);
         assert!(receive(&junk).0.starts_with("error "), "{:?}", &line[..line.len().min(9)]);
     }
     assert!(ask(&junk, "put plain nothing 5").0.starts_with("error there is no descriptor"));
-    // More than may be sent at once: whatever becomes of the message, its sender is the only one to notice.
     let file = tempfile::tempfile().unwrap();
-    send(&junk, b"put plain many 5", &[file.as_fd(); 16]);
-    let _ = receive(&junk);
+    for count in 9..=16 {
+        send(&junk, b"put plain many 5", &vec![file.as_fd(); count]);
+        let answer = receive(&junk).0;
+        assert!(answer.starts_with("error descriptors were lost"), "{count}: {answer}");
+    }
+    assert_eq!(ask(&junk, "attend many").0, "none", "what lost some is not kept at all");
     // One that never reads its answers is left behind in the end.
     let deaf = client(&socket);
     set_socket_timeout(&deaf, Timeout::Send, Some(Duration::from_millis(200))).unwrap();
