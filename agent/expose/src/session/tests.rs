@@ -36,7 +36,7 @@ fn backing() -> Backing {
     let device = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
     Backing {
         init: String::new(),
-        passthrough: Passthrough::new(Arc::clone(&device), Registered::new()),
+        passthrough: Passthrough::new(Arc::clone(&device), Registered::default()),
         keeper: Mutex::new(None),
         device,
     }
