@@ -16,7 +16,7 @@ use crate::{
     catalog::Entry,
     io::is_leftover,
     store::{MICROS, lock, now},
-    usage::{DiskUsage, blob_files, entries, warn_of_stranger},
+    usage::{DiskUsage, blob_files, entries, is_file, warn_of_stranger},
 };
 
 /// What a garbage collection did.
@@ -228,14 +228,22 @@ impl Store {
     }
 
     /// Removes a snapshot, and the blobs that nothing else needs; [`StoreError::InUse`] when it is used after all. From
-    /// the moment that is checked it is unknown, so that nobody begins to use what is going.
+    /// the moment that is checked it is unknown, so that nobody begins to use what is going. After an error it is known
+    /// again: its hard links may still take room, and whoever repeats the call gets to the end.
     fn remove_now(&self, key: &SnapshotKey) -> Result<u64, StoreError> {
-        let paths = self.paths();
         let Some(entry) = self.catalog().remove_unused(key)? else { return Ok(0) };
-        if let Err(error) = self.remove_manifests(key) {
-            self.catalog().insert(entry);
-            return Err(error);
+        let removed = self.remove_files(key, &entry);
+        if removed.is_err() {
+            let complete = entry.complete && is_file(&self.paths().snapshot_manifest(key));
+            self.catalog().insert(Entry { complete, ..entry });
         }
+        removed
+    }
+
+    /// Removes what is on the disk of a snapshot that the catalog no longer names. What is gone already is no error.
+    fn remove_files(&self, key: &SnapshotKey, entry: &Entry) -> Result<u64, StoreError> {
+        let paths = self.paths();
+        self.remove_manifests(key)?;
         self.inner.index.forget_snapshot(key)?;
         self.remove_directory(&paths.snapshot(key))?;
         let _beginning = lock(&self.inner.beginning);
