@@ -16,7 +16,7 @@ use crate::{
     catalog::Entry,
     io::is_leftover,
     store::{MICROS, lock, now},
-    usage::{DiskUsage, blob_files, entries, is_file, warn_of_stranger},
+    usage::{DiskUsage, blob_files, entries, is_directory, is_file, warn_of_stranger},
 };
 
 /// What a garbage collection did.
@@ -294,6 +294,7 @@ impl Store {
             }
             store.remove_orphans(keep, &mut collected)?;
             store.remove_unfinished()?;
+            store.remove_unnamed()?;
             let before = store.usage_now()?.used;
             // An empty need still asks for the watermarks; what cannot be evicted is no error here.
             match store.make_room(0) {
@@ -330,6 +331,19 @@ impl Store {
             match name.parse::<SnapshotKey>() {
                 Ok(_) => self.remove_directory(&path)?,
                 Err(_) => warn_of_stranger(&path),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes directories of snapshots that the catalog does not name; their hard links would keep the blobs' room taken.
+    /// The caller holds `changing`, so that none is being published.
+    fn remove_unnamed(&self) -> Result<(), StoreError> {
+        for path in entries(&self.paths().snapshots())? {
+            let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            let is_unnamed = key.is_some_and(|key: SnapshotKey| self.catalog().get(&key).is_none());
+            if is_unnamed && is_directory(&path) {
+                self.remove_directory(&path)?;
             }
         }
         Ok(())

@@ -83,3 +83,25 @@ async fn a_removal_that_finds_the_disk_full_can_be_repeated() {
     assert_eq!((removed.snapshots, removed.freed_bytes), (vec![key], 1 << 20));
     assert!(!directory.exists() && !store.blob_path(&thing.key()).exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_of_snapshots_that_nothing_names_are_garbage_and_no_others() {
+    let directory = in_memory();
+    let store = open(&config(directory.path()));
+    let (gone, whole, lacking) = (plain("gone", 10), plain("whole", 20), plain("lacking", 30));
+    let mut directories = Vec::new();
+    for thing in [&gone, &whole, &lacking] {
+        let key = bring(&store, &[thing]).await.unwrap().key();
+        directories.push(store.snapshot(&key).unwrap().directory.unwrap());
+    }
+    store.mark_missing(lacking.key()).await.unwrap();
+    store.remove(&snapshot(&[&gone]).key().to_string(), false).await.unwrap();
+    let (left, theirs) = (&directories[0], directories[0].with_file_name("notes"));
+    std::fs::create_dir_all(left.join("sub")).unwrap();
+    std::fs::write(left.join("sub/gone"), &gone.blob).unwrap();
+    std::fs::create_dir(&theirs).unwrap();
+    store.collect_garbage(false).await.unwrap();
+    assert!(!left.exists(), "it would keep its room until the next start");
+    assert!(directories[1].exists() && theirs.exists());
+    assert!(directories[2].exists(), "one that lost a blob may be mounted");
+}
