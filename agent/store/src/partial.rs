@@ -6,6 +6,7 @@
 mod state;
 
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     ops::Range,
     path::Path,
@@ -218,12 +219,18 @@ impl PartialBlob {
 
     /// CRC-32C of the whole object, combined from its pieces; `None` while any is missing.
     pub fn object_crc32c(&self) -> Option<Crc32c> {
+        lock(&self.state).object_crc(self.placement(), &self.wanted.header)
+    }
+
+    /// Chunks of which some piece does not have the checksum given here, or is missing; `crcs` are of all pieces, in their
+    /// order.
+    pub fn chunks_unlike(&self, crcs: &[Crc32c]) -> BTreeSet<u32> {
         let state = lock(&self.state);
-        let mut crc = Crc32c::of(&self.wanted.header);
-        for (piece, piece_crc) in self.placement().pieces().iter().zip(&state.pieces) {
-            crc = crc.combine((*piece_crc)?, piece.object.len());
-        }
-        Some(crc)
+        let pieces = self.placement().pieces().iter().zip(&state.pieces).zip(crcs);
+        pieces
+            .filter(|((_, own), crc)| own.as_ref() != Some(*crc))
+            .map(|((piece, _), _)| piece.chunk)
+            .collect()
     }
 
     pub(crate) fn file(&self) -> &Arc<IoFile> {

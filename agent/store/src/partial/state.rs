@@ -76,6 +76,17 @@ impl State {
         })
     }
 
+    /// CRC-32C of the whole object behind its header, combined from its pieces; `None` while any is missing.
+    pub(super) fn object_crc(&self, placement: &Placement, header: &[u8]) -> Option<Crc32c> {
+        // Asked after every write, and most times for nothing.
+        if self.absent > 0 {
+            return None;
+        }
+        let mut pieces = placement.pieces().iter().zip(&self.pieces);
+        pieces
+            .try_fold(Crc32c::of(header), |crc, (piece, own)| Some(crc.combine((*own)?, piece.object.len())))
+    }
+
     /// Takes over recorded chunks; those that do not fit the placement are as good as missing.
     pub(super) fn restore(&mut self, placement: &Placement, recorded: &ChunkMap) {
         for (&chunk, crcs) in recorded.range(..placement.chunk_count()) {
