@@ -4,13 +4,18 @@
 //! range's length. A piece never arrives twice at once. Demands (someone is reading right there) go before everything
 //! else, and take pieces away from a request that would come to them only later.
 
+mod blob;
+
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap, VecDeque},
     ops::Range,
     sync::Arc,
 };
 
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Placement};
+
+use blob::{Blob, Piece, Rank};
 
 /// What follows a demand in its file and is likely to be read next: the chunks of four connections.
 const AHEAD_BYTES: u64 = 4 * CHUNK_BYTES;
@@ -34,65 +39,6 @@ pub struct Request {
     arrival: u64,
     /// Its own number, which no other request has.
     number: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
-    Missing,
-    /// Behind others of the request of this number.
-    Asked(u64),
-    /// Next on the connection of the request of this number.
-    Arriving(u64),
-    Here,
-}
-
-/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then first
-/// come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    priority: std::cmp::Reverse<i32>,
-    is_large: bool,
-    arrival: u64,
-}
-
-#[derive(Debug)]
-struct Blob {
-    placement: Arc<Placement>,
-    pieces: Vec<Piece>,
-    /// No piece before it is missing.
-    cursor: usize,
-    rank: Rank,
-}
-
-impl Blob {
-    /// Pieces of the chunks that a range of the blob touches, in the order of the blob.
-    fn pieces_in(&self, range: ByteRange) -> Vec<usize> {
-        let last = range.end.min(self.placement.blob_len()).div_ceil(CHUNK_BYTES);
-        let chunks = range.start / CHUNK_BYTES..last;
-        #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
-        let pieces = chunks.flat_map(|chunk| self.placement.pieces_of_chunk(chunk as u32));
-        pieces.map(|&piece| piece as usize).collect()
-    }
-
-    fn missing_in(&self, range: ByteRange) -> VecDeque<usize> {
-        self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
-    }
-
-    /// Makes pieces missing that their requests would come to only after another; says how many bytes those are. The
-    /// one that comes next is left: asking anew would not bring it sooner.
-    fn take_back(&mut self, range: ByteRange) -> u64 {
-        let mut taken = 0;
-        for piece in self.pieces_in(range) {
-            if let Piece::Asked(number) = self.pieces[piece]
-                && (piece == 0 || self.pieces[piece - 1] != Piece::Arriving(number))
-            {
-                self.pieces[piece] = Piece::Missing;
-                self.cursor = self.cursor.min(piece);
-                taken += self.placement.pieces()[piece].object.len();
-            }
-        }
-        taken
-    }
 }
 
 #[derive(Debug)]
@@ -146,7 +92,7 @@ impl Planner {
         }
         self.arrivals += 1;
         let is_large = placement.blob_len() > CHUNK_BYTES;
-        let rank = Rank { priority: std::cmp::Reverse(priority), is_large, arrival: self.arrivals };
+        let rank = Rank { priority: Reverse(priority), is_large, arrival: self.arrivals };
         let state = |at| if is_here(at) { Piece::Here } else { Piece::Missing };
         let pieces: Vec<_> = (0..placement.pieces().len()).map(state).collect();
         let missing = pieces.iter().zip(placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
@@ -164,7 +110,7 @@ impl Planner {
             && blob.rank.priority.0 < priority
         {
             let was_waiting = self.waiting.remove(&(blob.rank, *key));
-            blob.rank.priority = std::cmp::Reverse(priority);
+            blob.rank.priority = Reverse(priority);
             if was_waiting {
                 self.waiting.insert((blob.rank, *key));
             }
