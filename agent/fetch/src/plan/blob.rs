@@ -46,13 +46,15 @@ impl Blob {
         self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
     }
 
-    /// Makes pieces missing that their requests would come to only after another; says how many bytes those are. The
-    /// one that comes next is left: asking anew would not bring it sooner.
-    pub(super) fn take_back(&mut self, range: ByteRange) -> u64 {
+    /// Makes pieces missing that bulk requests would come to only after another; says how many bytes those are. The one
+    /// that comes next is left: asking anew would not bring it sooner. Nor would it from a request that someone waits
+    /// for, or one ahead, which holds hardly more than a chunk; and to cut one costs its connection.
+    pub(super) fn take_back(&mut self, range: ByteRange, is_bulk: impl Fn(u64) -> bool) -> u64 {
         let mut taken = 0;
         for piece in self.pieces_in(range) {
             if let Piece::Asked(number) = self.pieces[piece]
                 && (piece == 0 || self.pieces[piece - 1] != Piece::Arriving(number))
+                && is_bulk(number)
             {
                 self.pieces[piece] = Piece::Missing;
                 self.cursor = self.cursor.min(piece);
@@ -60,5 +62,14 @@ impl Blob {
             }
         }
         taken
+    }
+
+    /// Pieces of a range that are with a request, and its number.
+    pub(super) fn coming_in(&self, range: ByteRange) -> Vec<(u64, usize)> {
+        let with_request = |piece| match self.pieces[piece] {
+            Piece::Asked(number) | Piece::Arriving(number) => Some((number, piece)),
+            Piece::Missing | Piece::Here => None,
+        };
+        self.pieces_in(range).into_iter().filter_map(with_request).collect()
     }
 }

@@ -135,6 +135,61 @@ fn a_demand_takes_from_a_request_what_would_come_late() {
 }
 
 #[test]
+fn what_a_demand_waits_for_is_not_taken_from_its_request() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 8, 0);
+    planner.demand(key("a"), ByteRange::at(0, 4 * C));
+    let demanded = planner.next_demanded().unwrap();
+    assert_eq!(demanded.pieces, 0..4);
+    assert!(planner.begins(&demanded, 0));
+    // Another reader, and the same one that looks again.
+    planner.demand(key("a"), ByteRange::at(3 * C, C));
+    planner.demand(key("a"), ByteRange::at(0, 4 * C));
+    assert_eq!(planner.next_demanded(), None);
+    assert!((1..4).all(|piece| planner.begins(&demanded, piece)), "its connection was given up");
+    assert!(demanded.urgency.is_awaited());
+}
+
+/// Chunk 1 of a blob of many pieces, on its way because chunk 0 was demanded, and its pieces in the order of the object.
+fn ahead() -> (Planner, Request, Vec<usize>) {
+    let mut planner = Planner::new(8 * C);
+    planner.add(key("a"), interleaved(32, C / 8), |_| false, 0);
+    planner.demand(key("a"), ByteRange::at(0, C));
+    while planner.next_demanded().is_some() {}
+    let request = planner.next(1).unwrap();
+    let wanted = planner.blobs[&key("a")].pieces_in(ByteRange::at(C, C));
+    assert!(wanted.len() == 8 && wanted.iter().all(|piece| request.pieces.contains(piece)), "{request:?}");
+    (planner, request, wanted)
+}
+
+#[test]
+fn what_comes_ahead_is_hurried_and_not_cut_when_it_is_demanded() {
+    let (mut planner, request, wanted) = ahead();
+    assert!(planner.begins(&request, request.pieces.start) && !request.urgency.is_awaited());
+    planner.demand(key("a"), ByteRange::at(C, C));
+    assert!(request.urgency.is_awaited());
+    assert_eq!(planner.next_demanded(), None, "it comes where it was asked for, within a chunk");
+    for piece in request.pieces.clone().skip(1) {
+        assert!(planner.begins(&request, piece), "piece {piece} was taken away");
+        assert_eq!(request.urgency.is_awaited(), piece <= wanted[7], "piece {piece}");
+    }
+}
+
+#[test]
+fn a_demand_hurries_the_request_that_brings_it_and_only_so_far() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 8, 0);
+    let bulk = planner.next(1).unwrap();
+    assert!(planner.begins(&bulk, 0) && !bulk.urgency.is_awaited());
+    planner.demand(key("a"), ByteRange::at(0, C));
+    assert!(bulk.urgency.is_awaited(), "it brings that right now");
+    assert!(planner.begins(&bulk, 1) && !bulk.urgency.is_awaited());
+    planner.demand(key("a"), ByteRange::at(C, C));
+    assert!(bulk.urgency.is_awaited());
+    assert_eq!(planner.next_demanded(), None);
+}
+
+#[test]
 fn a_removed_blob_is_forgotten() {
     let mut planner = Planner::new(C);
     add(&mut planner, "a", 2, 0);
@@ -285,6 +340,7 @@ impl Work {
         }
         let pieces: usize = self.planner.blobs.values().map(|blob| blob.pieces.len()).sum();
         assert_eq!((self.here.len(), self.planner.missing_bytes()), (pieces, 0));
+        assert!(self.planner.under_way.is_empty());
     }
 
     fn check(&self) {
