@@ -28,7 +28,7 @@ use crate::{
     paths::FORMAT_VERSION,
     snapshots::set_mode,
     store::{lock, now},
-    usage::Reservation,
+    usage::{Reservation, is_file},
 };
 use state::State;
 
@@ -387,6 +387,19 @@ impl Store {
         self.inner.discarded.subscribe()
     }
 
+    /// Complete blobs that are not from now on, because something of them was lost on the disk: their manifest, their
+    /// header, some chunks, the right length. They will arrive anew, perhaps in another file, so whoever has one open
+    /// must let go of it and look again. What was read of it and compared with its checksums stays right, unlike that of
+    /// [`Store::discarded`]. Not told of those that are removed, which nobody uses.
+    pub fn replaced(&self) -> broadcast::Receiver<BlobKey> {
+        self.inner.replaced.subscribe()
+    }
+
+    pub(crate) fn tell_replaced(&self, key: BlobKey) {
+        // Nobody may be listening.
+        let _ = self.inner.replaced.send(key);
+    }
+
     /// Waits until some blob begins to arrive after the future was made.
     pub fn begun(&self) -> Notified<'_> {
         self.inner.begun.notified()
@@ -459,7 +472,11 @@ impl Store {
             state.restore(&wanted.placement, chunks);
             return Ok((self.partial_of(wanted, file, state), false));
         }
+        let had_file = is_file(&path);
         self.discard(&[wanted.key], recorded.is_some())?;
+        if had_file {
+            self.tell_replaced(wanted.key);
+        }
         let directory = inner.paths.blob_directory(&wanted.key);
         if !directory.exists() {
             // Once for each of the 256: a directory whose own name is lost takes its blobs with it.
