@@ -1,7 +1,7 @@
 //! Making room: least recently used first, never what is pinned or in use.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::Metadata,
     io,
     path::PathBuf,
@@ -43,14 +43,16 @@ impl Store {
         .await
     }
 
+    /// A snapshot that cannot be removed keeps no other from going.
     pub(crate) fn make_room(&self, needed: u64) -> Result<Vec<SnapshotKey>, StoreError> {
-        let mut evicted = Vec::new();
+        let (mut evicted, mut stuck) = (Vec::new(), BTreeMap::new());
         loop {
-            let victims = {
-                let _beginning = lock(&self.inner.beginning);
-                let (idle, victims) = self.choose(needed)?;
-                self.discard(&idle, true)?;
-                victims
+            let victims = match self.choose_and_discard(needed, &stuck) {
+                // What is in the way says more than that there is no room.
+                Err(full @ StoreError::Full { .. }) => {
+                    return Err(stuck.into_values().next().unwrap_or(full));
+                }
+                chosen => chosen?,
             };
             let count = evicted.len() + victims.len();
             for key in victims {
@@ -62,7 +64,10 @@ impl Store {
                     }
                     // Someone began to use it meanwhile: another has to go.
                     Err(StoreError::InUse { .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(snapshot = %key, %error, "a snapshot cannot be evicted; another has to go");
+                        stuck.insert(key, error);
+                    }
                 }
             }
             if evicted.len() == count {
@@ -71,8 +76,16 @@ impl Store {
         }
     }
 
+    /// Discards the partial blobs that are in nobody's hands, if room is needed, and chooses the snapshots that follow.
+    fn choose_and_discard(&self, needed: u64, stuck: &Stuck) -> Result<Vec<SnapshotKey>, StoreError> {
+        let _beginning = lock(&self.inner.beginning);
+        let (idle, victims) = self.choose(needed, stuck)?;
+        self.discard(&idle, true)?;
+        Ok(victims)
+    }
+
     /// Partial blobs and snapshots to remove so that `needed` more bytes fit. The caller holds `beginning`.
-    fn choose(&self, needed: u64) -> Result<(Vec<BlobKey>, Vec<SnapshotKey>), StoreError> {
+    fn choose(&self, needed: u64, stuck: &Stuck) -> Result<(Vec<BlobKey>, Vec<SnapshotKey>), StoreError> {
         let usage = self.usage_now()?;
         let shortage = self.shortage(&usage, needed);
         if shortage.wished == 0 {
@@ -83,7 +96,7 @@ impl Store {
             idle.push(key);
             idle_bytes += bytes;
         }
-        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle);
+        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle, stuck);
         if idle_bytes + freed < shortage.required {
             let available = (needed + idle_bytes + freed).saturating_sub(shortage.required);
             let directory = self.paths().root().to_owned();
@@ -118,13 +131,14 @@ impl Store {
 
     /// The least recently used snapshots whose blobs, once nobody else needs them, free that much; all there are if
     /// that is not enough.
-    fn victims(&self, bytes: u64, idle: &[BlobKey]) -> (Vec<SnapshotKey>, u64) {
+    fn victims(&self, bytes: u64, idle: &[BlobKey], stuck: &Stuck) -> (Vec<SnapshotKey>, u64) {
         let catalog = self.catalog();
         let mut references = catalog.references().clone();
         // What arrives is not freed, what is idle is freed already.
         let mut counted: HashSet<BlobKey> = lock(&self.inner.active).keys().copied().collect();
         counted.extend(idle);
-        let mut candidates: Vec<_> = catalog.iter().filter(|(_, entry)| may_evict(entry)).collect();
+        let is_candidate = |key: &SnapshotKey, entry: &Entry| may_evict(entry) && !stuck.contains_key(key);
+        let mut candidates: Vec<_> = catalog.iter().filter(|(key, entry)| is_candidate(key, entry)).collect();
         candidates.sort_by_key(|(_, entry)| entry.last_used);
         let (mut victims, mut freed) = (Vec::new(), 0);
         for (key, entry) in candidates {
@@ -263,6 +277,9 @@ impl Store {
         engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))
     }
 }
+
+/// Snapshots that could not be removed, and why.
+type Stuck = BTreeMap<SnapshotKey, StoreError>;
 
 struct Shortage {
     /// What must be freed, or the bytes cannot be had.

@@ -37,7 +37,10 @@ impl Store {
                 match store.remove_now(&key) {
                     // Someone takes it up again.
                     Err(StoreError::InUse { .. }) => {}
-                    removed => collected.freed_bytes += removed?,
+                    Err(error) => {
+                        tracing::warn!(snapshot = %key, %error, "a snapshot that was given up cannot be removed");
+                    }
+                    Ok(freed) => collected.freed_bytes += freed,
                 }
             }
             store.remove_orphans(keep, &mut collected)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weightd_store::{Store, StoreError};
+use weightd_store::{Config, Store, StoreError};
 
 use crate::common::{Thing, assert_whole, bring, config, in_memory, open, open_losing, plain, snapshot};
 
@@ -104,4 +104,25 @@ async fn directories_of_snapshots_that_nothing_names_are_garbage_and_no_others()
     assert!(!left.exists(), "it would keep its room until the next start");
     assert!(directories[1].exists() && theirs.exists());
     assert!(directories[2].exists(), "one that lost a blob may be mounted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_removed_keeps_nothing_else_from_going() {
+    let directory = in_memory();
+    let store = open(&Config { quota_bytes: Some(3 << 20), ..config(directory.path()) });
+    let (first, second) = (plain("first", 1 << 20), plain("second", 1 << 20));
+    let [stuck, other] = [&first, &second].map(|thing| snapshot(&[thing]).key());
+    for thing in [&first, &second] {
+        bring(&store, &[thing]).await.unwrap();
+    }
+    let take_away = file_for_directory(&store, &first);
+    let error = store.reserve(3 << 20).await.unwrap_err();
+    assert!(error.to_string().contains(&stuck.to_string()), "it says what is in the way: {error}");
+    assert!(store.snapshot(&stuck).is_some() && store.snapshot(&other).is_none());
+    store.reserve(2 << 20).await.expect("the other one made room");
+    store.collect_garbage(true).await.unwrap();
+    assert!(store.snapshot(&stuck).is_some() && store.blob_path(&first.key()).exists());
+    take_away();
+    store.reserve(3 << 20).await.unwrap();
+    assert!(store.snapshots().is_empty());
 }
