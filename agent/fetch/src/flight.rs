@@ -42,6 +42,17 @@ pub(crate) struct Flying {
 }
 
 impl Flying {
+    /// A blob that nobody knows of yet, and what will say that a worker failed.
+    pub(crate) fn new(
+        route: Route,
+        partial: Arc<PartialBlob>,
+        progress: Arc<BlobProgress>,
+    ) -> (Self, oneshot::Receiver<FetchError>) {
+        let (fail, failed) = oneshot::channel();
+        let (cancelled, waiting) = (CancellationToken::new(), Mutex::new(Some(fail)));
+        (Self { route, partial, progress, cancelled, failed: waiting }, failed)
+    }
+
     fn fail(&self, error: FetchError) {
         let waiting = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(waiting) = waiting {
@@ -211,14 +222,9 @@ impl Leg {
         &self,
         partial: &Arc<PartialBlob>,
     ) -> Result<Option<crate::confirm::Mismatch>, FetchError> {
-        let (fail, failed) = oneshot::channel();
-        let flying = Arc::new(Flying {
-            route: self.route.clone(),
-            partial: Arc::clone(partial),
-            progress: Arc::clone(&self.progress),
-            cancelled: CancellationToken::new(),
-            failed: Mutex::new(Some(fail)),
-        });
+        let (flying, failed) =
+            Flying::new(self.route.clone(), Arc::clone(partial), Arc::clone(&self.progress));
+        let flying = Arc::new(flying);
         let _airborne = Airborne::take_off(&self.inner, &flying, self.priority.load(Ordering::Acquire));
         tokio::select! {
             outcome = confirm(&self.inner, &flying) => outcome,

@@ -22,6 +22,7 @@ mod reread;
 mod scrub;
 mod throttle;
 mod transfer;
+mod urgency;
 mod verify;
 mod worker;
 

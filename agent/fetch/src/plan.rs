@@ -2,15 +2,23 @@
 //!
 //! Blobs wait in order of rank. The planner hands out requests: neighbouring missing pieces of one object, up to a
 //! range's length. A piece never arrives twice at once. Demands (someone is reading right there) go before everything
-//! else, and take pieces away from a request that would come to them only later.
+//! else, take pieces away from a long request that would come to them only later, and hurry one that comes to them soon.
+
+mod blob;
+mod under_way;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap, VecDeque},
     ops::Range,
     sync::Arc,
 };
 
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Placement};
+
+use crate::urgency::Urgency;
+use blob::{Blob, Piece, Rank};
+use under_way::{Errand, UnderWay};
 
 /// What follows a demand in its file and is likely to be read next: the chunks of four connections.
 const AHEAD_BYTES: u64 = 4 * CHUNK_BYTES;
@@ -27,72 +35,13 @@ pub struct Request {
     pub pieces: Range<usize>,
     /// The bytes of the object to ask for.
     pub object: ByteRange,
-    /// Whether someone waits for it.
-    pub is_demanded: bool,
+    /// Whether someone waits for it, which may change while it is under way.
+    pub(crate) urgency: Urgency,
     /// Which arrival of the blob it belongs to: a late answer to a flight that was given up must not be taken for one
     /// to the next flight.
     arrival: u64,
     /// Its own number, which no other request has.
     number: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
-    Missing,
-    /// Behind others of the request of this number.
-    Asked(u64),
-    /// Next on the connection of the request of this number.
-    Arriving(u64),
-    Here,
-}
-
-/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then first
-/// come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    priority: std::cmp::Reverse<i32>,
-    is_large: bool,
-    arrival: u64,
-}
-
-#[derive(Debug)]
-struct Blob {
-    placement: Arc<Placement>,
-    pieces: Vec<Piece>,
-    /// No piece before it is missing.
-    cursor: usize,
-    rank: Rank,
-}
-
-impl Blob {
-    /// Pieces of the chunks that a range of the blob touches, in the order of the blob.
-    fn pieces_in(&self, range: ByteRange) -> Vec<usize> {
-        let last = range.end.min(self.placement.blob_len()).div_ceil(CHUNK_BYTES);
-        let chunks = range.start / CHUNK_BYTES..last;
-        #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
-        let pieces = chunks.flat_map(|chunk| self.placement.pieces_of_chunk(chunk as u32));
-        pieces.map(|&piece| piece as usize).collect()
-    }
-
-    fn missing_in(&self, range: ByteRange) -> VecDeque<usize> {
-        self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
-    }
-
-    /// Makes pieces missing that their requests would come to only after another; says how many bytes those are. The
-    /// one that comes next is left: asking anew would not bring it sooner.
-    fn take_back(&mut self, range: ByteRange) -> u64 {
-        let mut taken = 0;
-        for piece in self.pieces_in(range) {
-            if let Piece::Asked(number) = self.pieces[piece]
-                && (piece == 0 || self.pieces[piece - 1] != Piece::Arriving(number))
-            {
-                self.pieces[piece] = Piece::Missing;
-                self.cursor = self.cursor.min(piece);
-                taken += self.placement.pieces()[piece].object.len();
-            }
-        }
-        taken
-    }
 }
 
 #[derive(Debug)]
@@ -112,6 +61,8 @@ pub struct Planner {
     ahead: VecDeque<Demand>,
     /// Demands for blobs that are not known yet.
     early: HashMap<BlobKey, Vec<ByteRange>>,
+    /// Requests that have not ended, by number.
+    under_way: HashMap<u64, UnderWay>,
     missing_bytes: u64,
     arrivals: u64,
     requests: u64,
@@ -127,6 +78,7 @@ impl Planner {
             demands: VecDeque::new(),
             ahead: VecDeque::new(),
             early: HashMap::new(),
+            under_way: HashMap::new(),
             missing_bytes: 0,
             arrivals: 0,
             requests: 0,
@@ -146,7 +98,7 @@ impl Planner {
         }
         self.arrivals += 1;
         let is_large = placement.blob_len() > CHUNK_BYTES;
-        let rank = Rank { priority: std::cmp::Reverse(priority), is_large, arrival: self.arrivals };
+        let rank = Rank { priority: Reverse(priority), is_large, arrival: self.arrivals };
         let state = |at| if is_here(at) { Piece::Here } else { Piece::Missing };
         let pieces: Vec<_> = (0..placement.pieces().len()).map(state).collect();
         let missing = pieces.iter().zip(placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
@@ -164,7 +116,7 @@ impl Planner {
             && blob.rank.priority.0 < priority
         {
             let was_waiting = self.waiting.remove(&(blob.rank, *key));
-            blob.rank.priority = std::cmp::Reverse(priority);
+            blob.rank.priority = Reverse(priority);
             if was_waiting {
                 self.waiting.insert((blob.rank, *key));
             }
@@ -182,7 +134,14 @@ impl Planner {
             return;
         };
         let follows = ByteRange::at(range.end.next_multiple_of(CHUNK_BYTES), AHEAD_BYTES);
-        let taken_back = blob.take_back(ByteRange::new(range.start, follows.end));
+        let under_way = &mut self.under_way;
+        let is_bulk = |number| under_way.get(&number).is_some_and(UnderWay::is_bulk);
+        let taken_back = blob.take_back(ByteRange::new(range.start, follows.end), is_bulk);
+        for (number, piece) in blob.coming_in(range) {
+            if let Some(request) = under_way.get_mut(&number) {
+                request.hurry(piece);
+            }
+        }
         if taken_back > 0 {
             self.missing_bytes += taken_back;
             self.waiting.insert((blob.rank, key));
@@ -219,14 +178,14 @@ impl Planner {
     /// The next request for someone who waits for a range.
     pub fn next_demanded(&mut self) -> Option<Request> {
         let limit = self.range_bytes;
-        self.take_first(|planner| &mut planner.demands, true, limit)
+        self.take_first(|planner| &mut planner.demands, Errand::Demand, limit)
     }
 
     /// The next request of a queue. Those ahead are short, so that several connections share them.
     fn take_first(
         &mut self,
         queue: impl Fn(&mut Self) -> &mut VecDeque<Demand>,
-        is_demanded: bool,
+        errand: Errand,
         limit: u64,
     ) -> Option<Request> {
         while let Some(demand) = queue(self).front_mut() {
@@ -237,7 +196,7 @@ impl Planner {
             };
             let Some(blob) = self.blobs.get(&key) else { continue };
             if blob.pieces[first] == Piece::Missing {
-                return Some(Request { is_demanded, ..self.take(key, first, wanted, limit) });
+                return Some(self.take(key, first, wanted, limit, errand));
             }
         }
         None
@@ -247,8 +206,9 @@ impl Planner {
     /// connection is left with the last of the work.
     pub fn next(&mut self, slots: usize) -> Option<Request> {
         let limit = CHUNK_BYTES.min(self.range_bytes);
-        let first =
-            self.next_demanded().or_else(|| self.take_first(|planner| &mut planner.ahead, false, limit));
+        let first = self
+            .next_demanded()
+            .or_else(|| self.take_first(|planner| &mut planner.ahead, Errand::Ahead, limit));
         if first.is_some() {
             return first;
         }
@@ -264,13 +224,13 @@ impl Planner {
             };
             let share = if slots > 1 { self.missing_bytes / (2 * slots as u64) } else { self.range_bytes };
             let limit = share.clamp(CHUNK_BYTES.min(self.range_bytes), self.range_bytes);
-            return Some(self.take(key, first, usize::MAX, limit));
+            return Some(self.take(key, first, usize::MAX, limit, Errand::Bulk));
         }
         None
     }
 
     /// Takes missing neighbours from `first` on: at most `count`, until they are `limit` bytes long.
-    fn take(&mut self, key: BlobKey, first: usize, count: usize, limit: u64) -> Request {
+    fn take(&mut self, key: BlobKey, first: usize, count: usize, limit: u64, errand: Errand) -> Request {
         self.requests += 1;
         let number = self.requests;
         let blob = self.blobs.get_mut(&key).expect("callers looked it up");
@@ -282,11 +242,14 @@ impl Planner {
             end += 1;
         }
         self.missing_bytes -= len;
+        let under_way = UnderWay::new(errand);
+        let urgency = under_way.urgency().clone();
+        self.under_way.insert(number, under_way);
         Request {
             key,
             pieces: first..end,
             object: ByteRange::at(pieces[first].object.start, len),
-            is_demanded: false,
+            urgency,
             arrival: blob.rank.arrival,
             number,
         }
@@ -295,11 +258,14 @@ impl Planner {
     /// Says that a request comes to a piece now. Answers whether it still should: a demand may have taken it away.
     pub fn begins(&mut self, request: &Request, piece: usize) -> bool {
         let Some(blob) = self.blob_of(request) else { return false };
-        let is_asked = blob.pieces[piece] == Piece::Asked(request.number);
-        if is_asked {
-            blob.pieces[piece] = Piece::Arriving(request.number);
+        if blob.pieces[piece] != Piece::Asked(request.number) {
+            return false;
         }
-        is_asked
+        blob.pieces[piece] = Piece::Arriving(request.number);
+        if let Some(under_way) = self.under_way.get_mut(&request.number) {
+            under_way.comes_to(piece);
+        }
+        true
     }
 
     /// Says that pieces of a request are written.
@@ -313,6 +279,7 @@ impl Planner {
 
     /// Says that a request ended; what did not land of it is missing again.
     pub fn ended(&mut self, request: &Request) {
+        self.under_way.remove(&request.number);
         let Some(blob) = self.blob_of(request) else { return };
         let mut missing_again = 0;
         for piece in request.pieces.clone() {

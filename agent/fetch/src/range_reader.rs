@@ -5,14 +5,11 @@ use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use weightd_source::{ByteStream, Source, SourceError};
 use weightd_types::{ByteRange, Object};
 
-use crate::{
-    Config, FetchError, Metrics,
-    throttle::{Throttle, Urgency},
-};
+use crate::{Config, FetchError, Metrics, throttle::Throttle, urgency::Urgency};
 
 /// Longest wait an origin can ask for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
@@ -47,12 +44,13 @@ impl<'a> RangeReader<'a> {
         url: &'a str,
         range: ByteRange,
     ) -> Self {
-        Self { line, source, object, url, left: range, stream: None, urgency: Urgency::Awaited, failures: 0 }
+        let urgency = Urgency::awaited();
+        Self { line, source, object, url, left: range, stream: None, urgency, failures: 0 }
     }
 
-    /// Lets others go first.
-    pub(crate) fn in_bulk(mut self) -> Self {
-        self.urgency = Urgency::Bulk;
+    /// Lets others go first, as long as nobody waits for it.
+    pub(crate) fn with_urgency(mut self, urgency: Urgency) -> Self {
+        self.urgency = urgency;
         self
     }
 
@@ -67,7 +65,7 @@ impl<'a> RangeReader<'a> {
                     self.failures = 0;
                     self.left.start += bytes.len() as u64;
                     self.line.metrics.fetched_bytes.inc_by(bytes.len() as u64);
-                    self.line.throttle.pass(bytes.len(), self.urgency).await;
+                    self.line.throttle.pass(bytes.len(), &self.urgency).await;
                     return Ok(Some(bytes));
                 }
                 Err(error) => {
@@ -158,7 +156,7 @@ impl<'a> RangeReader<'a> {
         let asked = error.retry_after().map(|wait| wait.min(LONGEST_WAIT));
         let wait = asked.unwrap_or_default().max(spread(doubled, self.left.start, self.failures));
         tracing::debug!(%error, ?wait, attempt = self.failures, "a range failed; trying again");
-        sleep(wait).await;
+        self.urgency.pause(wait, asked.unwrap_or_default()).await;
         Ok(())
     }
 
@@ -200,4 +198,45 @@ fn spread(wait: Duration, offset: u64, attempt: u32) -> Duration {
     #[expect(clippy::cast_precision_loss, reason = "24 bits")]
     let share = 0.5 + 0.5 * (mixed as f64 / f64::from(1 << 24));
     wait.mul_f64(share)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::{Instant, sleep};
+    use weightd_source::{Fault, Faults, FaultyOpener, Listed, MemoryOrigin, Opener, Rule};
+
+    use super::*;
+
+    /// Reads an object whose first answer is a failure, in bulk until someone begins to wait for it a second later. Says
+    /// how long that took.
+    async fn hurried(retry_after: Option<Duration>) -> Duration {
+        let origin = MemoryOrigin::new("origin");
+        origin.put("model/w", vec![1; 1000]);
+        let faults = Faults::new(1).with(Rule::reads(Fault::Unavailable { retry_after }).times(1));
+        let opener = FaultyOpener::new(Arc::new(origin), faults);
+        let source = opener.open(&"memory://origin/model".parse().unwrap()).await.unwrap();
+        let Listed::Object(object) = source.list().await.unwrap().remove(0) else { panic!("it was refused") };
+        let long = Duration::from_secs(100);
+        let config = Config { backoff: long, backoff_limit: long, ..Config::default() };
+        let line = Line { config, metrics: Metrics::default(), throttle: Throttle::new(None) };
+        let (urgency, range) = (Urgency::bulk(), ByteRange::new(0, 1000));
+        let reader = RangeReader::new(&line, source.as_ref(), &object, "memory://origin/model/w", range)
+            .with_urgency(urgency.clone());
+        let begin = Instant::now();
+        let hurry = async {
+            sleep(Duration::from_secs(1)).await;
+            urgency.set_awaited(true);
+        };
+        let (bytes, ()) = tokio::join!(reader.collect(), hurry);
+        assert_eq!(bytes.unwrap().len(), 1000);
+        begin.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_to_wait_ends_a_pause_unless_the_origin_asked_for_it() {
+        assert_eq!(hurried(None).await.as_secs(), 1);
+        assert_eq!(hurried(Some(Duration::from_secs(30))).await.as_secs(), 30);
+    }
 }

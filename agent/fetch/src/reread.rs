@@ -14,7 +14,8 @@ impl Inner {
         chunks.buffer_unordered(AT_ONCE).try_collect().await
     }
 
-    async fn reread_chunk(&self, flying: &Flying, chunk: u32) -> Result<(), FetchError> {
+    /// Reads a chunk, and asks for it again if the disk does not have what arrived.
+    pub(crate) async fn reread_chunk(&self, flying: &Flying, chunk: u32) -> Result<(), FetchError> {
         let partial = &flying.partial;
         if !partial.has_chunk(chunk) {
             return Ok(());

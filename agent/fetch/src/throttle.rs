@@ -1,20 +1,16 @@
 //! An upper bound on bytes a second.
 
-use std::{sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::urgency::Urgency;
 
 /// How far ahead of the clock a burst may run.
 const BURST: Duration = Duration::from_millis(100);
-
-/// Who goes first when there is not enough for all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Urgency {
-    /// Someone waits for these bytes.
-    Awaited,
-    /// Someone will want them.
-    Bulk,
-}
 
 /// Lets so many bytes a second pass, or all of them. Every byte books a slice of time; whoever books time that has not
 /// come waits for it, so the bound holds over time and order is fair. Bytes that someone waits for only wait for each
@@ -39,29 +35,44 @@ impl Throttle {
     }
 
     /// Waits until `len` more bytes may pass.
-    pub(crate) async fn pass(&self, len: usize, urgency: Urgency) {
+    pub(crate) async fn pass(&self, len: usize, urgency: &Urgency) {
         let Some(rate) = self.bytes_per_second else { return };
         #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a slice need no more")]
         let slice = Duration::from_secs_f64(len as f64 / rate.max(1) as f64);
-        let until = self.booked.lock().unwrap_or_else(PoisonError::into_inner).book(slice, urgency);
-        if let Some(wait) = until.checked_sub(BURST)
-            && wait > Instant::now()
-        {
-            sleep_until(wait).await;
+        let among_all = self.booked().among_all(slice);
+        // Someone may begin to wait for these bytes meanwhile: they go on as if that had been so from the beginning.
+        if urgency.is_awaited() || timeout_at(among_all, urgency.until_awaited()).await.is_ok() {
+            let sooner = self.booked().among_awaited(slice, among_all);
+            sleep_until(sooner).await;
         }
+    }
+
+    fn booked(&self) -> MutexGuard<'_, Booked> {
+        self.booked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Booked {
-    fn book(&mut self, slice: Duration, urgency: Urgency) -> Instant {
+    /// Books a slice after all others; says when it may pass.
+    fn among_all(&mut self, slice: Duration) -> Instant {
         let now = Instant::now();
         self.all = self.all.max(now) + slice;
-        if urgency == Urgency::Bulk {
-            return self.all;
-        }
-        self.awaited = self.awaited.max(now) + slice;
-        self.awaited
+        less_burst(self.all)
     }
+
+    /// Books a slice after those that someone waits for, unless its turn among all comes sooner; says when it may pass.
+    fn among_awaited(&mut self, slice: Duration, among_all: Instant) -> Instant {
+        let awaited = self.awaited.max(Instant::now()) + slice;
+        if less_burst(awaited) > among_all {
+            return among_all;
+        }
+        self.awaited = awaited;
+        less_burst(awaited)
+    }
+}
+
+fn less_burst(until: Instant) -> Instant {
+    until.checked_sub(BURST).unwrap_or(until)
 }
 
 #[cfg(test)]
@@ -75,7 +86,7 @@ mod tests {
         let throttle = Throttle::new(Some(1000));
         let start = Instant::now();
         for _ in 0..50 {
-            throttle.pass(100, Urgency::Bulk).await;
+            throttle.pass(100, &Urgency::bulk()).await;
         }
         let elapsed = start.elapsed();
         assert!(
@@ -90,21 +101,38 @@ mod tests {
         let start = Instant::now();
         // Ten seconds' worth is booked, and not all of it has passed.
         for _ in 0..100 {
-            let _ = timeout(Duration::ZERO, throttle.pass(100, Urgency::Bulk)).await;
+            let _ = timeout(Duration::ZERO, throttle.pass(100, &Urgency::bulk())).await;
         }
-        throttle.pass(50, Urgency::Awaited).await;
+        throttle.pass(50, &Urgency::awaited()).await;
         assert_eq!(start.elapsed(), Duration::ZERO);
-        throttle.pass(1050, Urgency::Awaited).await;
+        throttle.pass(1050, &Urgency::awaited()).await;
         assert_eq!(start.elapsed().as_secs(), 1, "the bound is theirs too");
-        throttle.pass(100, Urgency::Bulk).await;
+        throttle.pass(100, &Urgency::bulk()).await;
         assert_eq!(start.elapsed().as_secs(), 11, "what they took, the others wait for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_someone_begins_to_wait_for_go_first_from_then_on() {
+        let throttle = Throttle::new(Some(1000));
+        let _ = timeout(Duration::ZERO, throttle.pass(60_000, &Urgency::bulk())).await;
+        let (start, urgency) = (Instant::now(), Urgency::bulk());
+        let hurry = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            urgency.set_awaited(true);
+        };
+        tokio::join!(throttle.pass(1100, &urgency), hurry);
+        assert_eq!(start.elapsed().as_secs(), 6, "its own second, and not the minute before it");
+        throttle.pass(1100, &Urgency::awaited()).await;
+        assert_eq!(start.elapsed().as_secs(), 7, "the bound is theirs together");
+        throttle.pass(100, &Urgency::bulk()).await;
+        assert_eq!(start.elapsed().as_secs(), 62, "and nothing was booked twice among all");
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_bound_costs_nothing() {
         let throttle = Throttle::new(None);
         let start = Instant::now();
-        throttle.pass(usize::MAX, Urgency::Bulk).await;
+        throttle.pass(usize::MAX, &Urgency::bulk()).await;
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 }

@@ -50,10 +50,8 @@ async fn stream(
 ) -> Result<(), FetchError> {
     let route = &flying.route;
     let mut reader =
-        RangeReader::new(&inner.line, route.source.as_ref(), &route.object, &route.url, request.object);
-    if !request.is_demanded {
-        reader = reader.in_bulk();
-    }
+        RangeReader::new(&inner.line, route.source.as_ref(), &route.object, &route.url, request.object)
+            .with_urgency(request.urgency.clone());
     let mut arrived = Bytes::new();
     let mut span: Option<Span> = None;
     for index in request.pieces.clone() {

@@ -1,9 +1,9 @@
 //! Making room: least recently used first, never what is pinned or in use.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::Metadata,
-    io::{self, ErrorKind},
+    io,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -14,21 +14,9 @@ use weightd_types::{BlobKey, SnapshotKey};
 use crate::{
     Reservation, SnapshotRecord, Store, StoreError,
     catalog::Entry,
-    io::is_leftover,
-    store::{MICROS, lock, now},
-    usage::{DiskUsage, blob_files, entries, warn_of_stranger},
+    store::{lock, now},
+    usage::{DiskUsage, blob_files, is_file},
 };
-
-/// What a garbage collection did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Bytes of files removed.
-    pub freed_bytes: u64,
-    /// Blobs removed, whole and partial.
-    pub removed_blobs: u64,
-    /// Snapshots evicted to get below the quota.
-    pub evicted: Vec<SnapshotKey>,
-}
 
 /// What removing snapshots freed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,14 +43,16 @@ impl Store {
         .await
     }
 
-    fn make_room(&self, needed: u64) -> Result<Vec<SnapshotKey>, StoreError> {
-        let mut evicted = Vec::new();
+    /// A snapshot that cannot be removed keeps no other from going.
+    pub(crate) fn make_room(&self, needed: u64) -> Result<Vec<SnapshotKey>, StoreError> {
+        let (mut evicted, mut stuck) = (Vec::new(), BTreeMap::new());
         loop {
-            let victims = {
-                let _beginning = lock(&self.inner.beginning);
-                let (idle, victims) = self.choose(needed)?;
-                self.discard(&idle, true)?;
-                victims
+            let victims = match self.choose_and_discard(needed, &stuck) {
+                // What is in the way says more than that there is no room.
+                Err(full @ StoreError::Full { .. }) => {
+                    return Err(stuck.into_values().next().unwrap_or(full));
+                }
+                chosen => chosen?,
             };
             let count = evicted.len() + victims.len();
             for key in victims {
@@ -74,7 +64,10 @@ impl Store {
                     }
                     // Someone began to use it meanwhile: another has to go.
                     Err(StoreError::InUse { .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(snapshot = %key, %error, "a snapshot cannot be evicted; another has to go");
+                        stuck.insert(key, error);
+                    }
                 }
             }
             if evicted.len() == count {
@@ -83,8 +76,16 @@ impl Store {
         }
     }
 
+    /// Discards the partial blobs that are in nobody's hands, if room is needed, and chooses the snapshots that follow.
+    fn choose_and_discard(&self, needed: u64, stuck: &Stuck) -> Result<Vec<SnapshotKey>, StoreError> {
+        let _beginning = lock(&self.inner.beginning);
+        let (idle, victims) = self.choose(needed, stuck)?;
+        self.discard(&idle, true)?;
+        Ok(victims)
+    }
+
     /// Partial blobs and snapshots to remove so that `needed` more bytes fit. The caller holds `beginning`.
-    fn choose(&self, needed: u64) -> Result<(Vec<BlobKey>, Vec<SnapshotKey>), StoreError> {
+    fn choose(&self, needed: u64, stuck: &Stuck) -> Result<(Vec<BlobKey>, Vec<SnapshotKey>), StoreError> {
         let usage = self.usage_now()?;
         let shortage = self.shortage(&usage, needed);
         if shortage.wished == 0 {
@@ -95,7 +96,7 @@ impl Store {
             idle.push(key);
             idle_bytes += bytes;
         }
-        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle);
+        let (victims, freed) = self.victims(shortage.wished.saturating_sub(idle_bytes), &idle, stuck);
         if idle_bytes + freed < shortage.required {
             let available = (needed + idle_bytes + freed).saturating_sub(shortage.required);
             let directory = self.paths().root().to_owned();
@@ -130,13 +131,14 @@ impl Store {
 
     /// The least recently used snapshots whose blobs, once nobody else needs them, free that much; all there are if
     /// that is not enough.
-    fn victims(&self, bytes: u64, idle: &[BlobKey]) -> (Vec<SnapshotKey>, u64) {
+    fn victims(&self, bytes: u64, idle: &[BlobKey], stuck: &Stuck) -> (Vec<SnapshotKey>, u64) {
         let catalog = self.catalog();
         let mut references = catalog.references().clone();
         // What arrives is not freed, what is idle is freed already.
         let mut counted: HashSet<BlobKey> = lock(&self.inner.active).keys().copied().collect();
         counted.extend(idle);
-        let mut candidates: Vec<_> = catalog.iter().filter(|(_, entry)| may_evict(entry)).collect();
+        let is_candidate = |key: &SnapshotKey, entry: &Entry| may_evict(entry) && !stuck.contains_key(key);
+        let mut candidates: Vec<_> = catalog.iter().filter(|(key, entry)| is_candidate(key, entry)).collect();
         candidates.sort_by_key(|(_, entry)| entry.last_used);
         let (mut victims, mut freed) = (Vec::new(), 0);
         for (key, entry) in candidates {
@@ -159,7 +161,7 @@ impl Store {
     }
 
     /// Partial blobs that nobody fetches or waits for and that were not touched for so long: keys, and bytes they take.
-    fn idle_partials(&self, idle: Duration) -> Result<(Vec<BlobKey>, u64), StoreError> {
+    pub(crate) fn idle_partials(&self, idle: Duration) -> Result<(Vec<BlobKey>, u64), StoreError> {
         let held: HashSet<BlobKey> = {
             let catalog = self.catalog();
             let held = catalog.iter().filter(|(_, entry)| !may_evict(entry));
@@ -228,14 +230,22 @@ impl Store {
     }
 
     /// Removes a snapshot, and the blobs that nothing else needs; [`StoreError::InUse`] when it is used after all. From
-    /// the moment that is checked it is unknown, so that nobody begins to use what is going.
-    fn remove_now(&self, key: &SnapshotKey) -> Result<u64, StoreError> {
-        let paths = self.paths();
+    /// the moment that is checked it is unknown, so that nobody begins to use what is going. After an error it is known
+    /// again: its hard links may still take room, and whoever repeats the call gets to the end.
+    pub(crate) fn remove_now(&self, key: &SnapshotKey) -> Result<u64, StoreError> {
         let Some(entry) = self.catalog().remove_unused(key)? else { return Ok(0) };
-        if let Err(error) = self.remove_manifests(key) {
-            self.catalog().insert(entry);
-            return Err(error);
+        let removed = self.remove_files(key, &entry);
+        if removed.is_err() {
+            let complete = entry.complete && is_file(&self.paths().snapshot_manifest(key));
+            self.catalog().insert(Entry { complete, ..entry });
         }
+        removed
+    }
+
+    /// Removes what is on the disk of a snapshot that the catalog no longer names. What is gone already is no error.
+    fn remove_files(&self, key: &SnapshotKey, entry: &Entry) -> Result<u64, StoreError> {
+        let paths = self.paths();
+        self.remove_manifests(key)?;
         self.inner.index.forget_snapshot(key)?;
         self.remove_directory(&paths.snapshot(key))?;
         let _beginning = lock(&self.inner.beginning);
@@ -266,106 +276,10 @@ impl Store {
         }
         engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))
     }
-
-    /// Removes what no snapshot needs (all partial blobs too, if `partials`), and evicts down to the low watermark
-    /// when the store is above the high one.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Index`].
-    pub async fn collect_garbage(&self, partials: bool) -> Result<Collected, StoreError> {
-        self.blocking(move |store| {
-            let _changing = lock(&store.inner.changing);
-            let keep = if partials { Duration::ZERO } else { store.config().partials_keep };
-            let mut collected = Collected::default();
-            for key in store.expired_snapshots(keep) {
-                match store.remove_now(&key) {
-                    // Someone takes it up again.
-                    Err(StoreError::InUse { .. }) => {}
-                    removed => collected.freed_bytes += removed?,
-                }
-            }
-            store.remove_orphans(keep, &mut collected)?;
-            store.remove_unfinished()?;
-            let before = store.usage_now()?.used;
-            // An empty need still asks for the watermarks; what cannot be evicted is no error here.
-            match store.make_room(0) {
-                Ok(evicted) => collected.evicted = evicted,
-                Err(StoreError::Full { .. }) => {}
-                Err(error) => return Err(error),
-            }
-            collected.freed_bytes += before.saturating_sub(store.usage_now()?.used);
-            Ok(collected)
-        })
-        .await
-    }
-
-    /// Snapshots whose transfer was interrupted long ago, and that no detached job wants.
-    fn expired_snapshots(&self, keep: Duration) -> Vec<SnapshotKey> {
-        let jobs: Vec<_> =
-            self.inner.index.jobs().unwrap_or_default().into_iter().map(|(key, _)| key).collect();
-        let before = now().saturating_sub(keep.as_secs());
-        let catalog = self.catalog();
-        let expired = catalog.iter().filter(|(key, entry)| {
-            !entry.complete
-                && entry.uses == 0
-                && !entry.pinned
-                && entry.last_used / MICROS <= before
-                && !jobs.contains(key)
-        });
-        expired.map(|(key, _)| *key).collect()
-    }
-
-    /// Removes directories of snapshots that were never renamed into place.
-    fn remove_unfinished(&self) -> Result<(), StoreError> {
-        for path in entries(&self.paths().temporary())? {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            match name.parse::<SnapshotKey>() {
-                Ok(_) => self.remove_directory(&path)?,
-                Err(_) => warn_of_stranger(&path),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes blob files that belong to nothing: left by crashes, by failed transfers, by repairs.
-    fn remove_orphans(&self, keep: Duration, collected: &mut Collected) -> Result<(), StoreError> {
-        let (idle, _) = self.idle_partials(keep)?;
-        let kept: HashMap<_, _> = self.inner.index.partials()?.into_iter().collect();
-        let (mut orphans, mut strange) = (HashMap::<BlobKey, u64>::new(), Vec::new());
-        for (path, metadata) in blob_files(&self.paths().blobs())? {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let stem = name.strip_suffix(".json").or_else(|| name.strip_suffix(".header")).unwrap_or(name);
-            let key =
-                stem.parse().ok().filter(|key| path.parent() == Some(&self.paths().blob_directory(key)));
-            match (key, metadata) {
-                (Some(key), Ok(found)) if !found.is_dir() => *orphans.entry(key).or_default() += found.len(),
-                (None, _) if is_leftover(&path) => {
-                    self.inner.engine.remove(&path).map_err(StoreError::io("remove", &path))?;
-                }
-                (_, Err(error)) if error.kind() == ErrorKind::NotFound => {}
-                (key, _) => {
-                    strange.extend(key);
-                    warn_of_stranger(&path);
-                }
-            }
-        }
-        orphans.retain(|key, _| !strange.contains(key));
-        {
-            let (catalog, active) = (self.catalog(), lock(&self.inner.active));
-            let needed = |key: &BlobKey| {
-                catalog.references().contains_key(key)
-                    || active.contains_key(key)
-                    || (kept.contains_key(key) && !idle.contains(key))
-            };
-            orphans.retain(|key, _| !needed(key));
-        }
-        let keys: Vec<_> = orphans.keys().copied().collect();
-        self.discard(&keys, true)?;
-        collected.removed_blobs += keys.len() as u64;
-        collected.freed_bytes += orphans.values().sum::<u64>();
-        Ok(())
-    }
 }
+
+/// Snapshots that could not be removed, and why.
+type Stuck = BTreeMap<SnapshotKey, StoreError>;
 
 struct Shortage {
     /// What must be freed, or the bytes cannot be had.

@@ -4,7 +4,7 @@
 //! snapshot directories of hard links, and an index of what changes (`docs/STORE.md` has every byte). A blob that
 //! is still arriving is a [`PartialBlob`]: its chunks are written, then recorded, and in the end the whole is
 //! committed. Reading order of the modules: `paths` and `manifest` (the format), `index`, `open` (recovery),
-//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage` and `evict` (room), `caching` (page cache), `verify` (rot).
+//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage`, `evict` and `garbage` (room), `caching` (page cache), `verify` (rot).
 
 mod caching;
 mod catalog;
@@ -12,6 +12,7 @@ mod commit;
 mod config;
 mod error;
 mod evict;
+mod garbage;
 mod gate;
 mod index;
 pub mod io;
@@ -29,7 +30,8 @@ mod verify;
 pub use catalog::{SnapshotRecord, SnapshotUse};
 pub use config::Config;
 pub use error::StoreError;
-pub use evict::{Collected, Removed};
+pub use evict::Removed;
+pub use garbage::Collected;
 pub use index::Job;
 pub use manifest::{
     BlobManifest, ManifestError, SnapshotEntry, SnapshotManifest, parse_blob_manifest,

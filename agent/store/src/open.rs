@@ -25,7 +25,7 @@ use crate::{
 const FORMAT_WORD: &str = "weightd-store";
 
 /// Blobs that may wait for a slow listener.
-const DISCARDED: usize = 1024;
+const TOLD: usize = 1024;
 
 impl Store {
     /// Opens a store, making it when the directory is empty or missing. Blocks; belongs on a blocking thread.
@@ -77,7 +77,8 @@ impl Store {
             active: Mutex::default(),
             cached: Mutex::default(),
             begun: tokio::sync::Notify::new(),
-            discarded: tokio::sync::broadcast::Sender::new(DISCARDED),
+            discarded: tokio::sync::broadcast::Sender::new(TOLD),
+            replaced: tokio::sync::broadcast::Sender::new(TOLD),
             changing: Mutex::default(),
             beginning: Mutex::default(),
             recording: Mutex::default(),

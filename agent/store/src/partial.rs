@@ -3,8 +3,10 @@
 //! Chunks are written in any order. A chunk is present once all its pieces are written; it is provisional until the
 //! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
 
+mod state;
+
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     io::{self, ErrorKind},
     ops::Range,
     path::Path,
@@ -21,13 +23,14 @@ use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Layout, Object, Pla
 use crate::{
     BlobManifest, Store, StoreError,
     gate::{Gate, write_to_the_end},
-    index::{ChunkMap, ChunkUpdate, PartialRecord},
+    index::{ChunkUpdate, PartialRecord},
     io::{Access, BLOCK_BYTES, Buffer, IoEngine, IoFile},
     paths::FORMAT_VERSION,
     snapshots::set_mode,
     store::{lock, now},
-    usage::Reservation,
+    usage::{Reservation, is_file},
 };
+use state::State;
 
 /// A blob that someone wants to be there.
 #[derive(Debug, Clone)]
@@ -57,86 +60,6 @@ pub struct PartialBlob {
     literal: OnceCell<()>,
     /// Whether the file's name is durable.
     name_is_durable: AtomicBool,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Checksum of each written piece.
-    pieces: Vec<Option<Crc32c>>,
-    /// Pieces each chunk still lacks.
-    lacking: Vec<u32>,
-    /// Chunks that are written and not recorded.
-    unrecorded: Vec<u32>,
-    /// Chunks that are not present.
-    absent: u32,
-    /// Chunks that an earlier run wrote, and that nobody has read back since.
-    restored: BTreeSet<u32>,
-    /// Chunks all of whose bytes are in memory, on their way to the disk: who waits for one need not wait for the disk.
-    in_memory: HashMap<u32, Arc<Buffer>>,
-}
-
-impl State {
-    fn new(placement: &Placement) -> Self {
-        let lacking: Vec<u32> =
-            (0..placement.chunk_count()).map(|chunk| count(placement.pieces_of_chunk(chunk).len())).collect();
-        let absent = count(lacking.iter().filter(|&&lacking| lacking > 0).count());
-        let pieces = vec![None; placement.pieces().len()];
-        Self {
-            pieces,
-            lacking,
-            unrecorded: Vec::new(),
-            absent,
-            restored: BTreeSet::new(),
-            in_memory: HashMap::new(),
-        }
-    }
-
-    fn mark(&mut self, placement: &Placement, piece: usize, crc: Crc32c) {
-        if self.pieces[piece].replace(crc).is_some() {
-            return;
-        }
-        let chunk = placement.pieces()[piece].chunk;
-        let lacking = &mut self.lacking[chunk as usize];
-        *lacking -= 1;
-        if *lacking == 0 {
-            self.unrecorded.push(chunk);
-            self.absent -= 1;
-        }
-    }
-
-    /// Makes a chunk missing again.
-    fn forget(&mut self, placement: &Placement, chunk: u32) {
-        let pieces = placement.pieces_of_chunk(chunk);
-        let forgotten = pieces.iter().filter(|&&piece| self.pieces[piece as usize].take().is_some()).count();
-        if forgotten > 0 && self.lacking[chunk as usize] == 0 {
-            self.absent += 1;
-        }
-        self.lacking[chunk as usize] += count(forgotten);
-        self.unrecorded.retain(|unrecorded| *unrecorded != chunk);
-        self.restored.remove(&chunk);
-    }
-
-    /// Checksum of a chunk's bytes in the blob, if they are all written.
-    fn chunk_crc(&self, placement: &Placement, chunk: u32) -> Option<Crc32c> {
-        let literal = Crc32c::of(&placement.literal_of_chunk(chunk));
-        placement.pieces_of_chunk(chunk).iter().try_fold(literal, |crc, &piece| {
-            let len = placement.pieces()[piece as usize].object.len();
-            Some(crc.combine(self.pieces[piece as usize]?, len))
-        })
-    }
-
-    /// Takes over recorded chunks; those that do not fit the placement are as good as missing.
-    fn restore(&mut self, placement: &Placement, recorded: &ChunkMap) {
-        for (&chunk, crcs) in recorded.range(..placement.chunk_count()) {
-            let pieces = placement.pieces_of_chunk(chunk);
-            if pieces.len() == crcs.len() {
-                for (&piece, &crc) in pieces.iter().zip(crcs) {
-                    self.mark(placement, piece as usize, crc);
-                }
-            }
-        }
-        self.restored = self.unrecorded.drain(..).collect();
-    }
 }
 
 impl PartialBlob {
@@ -296,12 +219,18 @@ impl PartialBlob {
 
     /// CRC-32C of the whole object, combined from its pieces; `None` while any is missing.
     pub fn object_crc32c(&self) -> Option<Crc32c> {
+        lock(&self.state).object_crc(self.placement(), &self.wanted.header)
+    }
+
+    /// Chunks of which some piece does not have the checksum given here, or is missing; `crcs` are of all pieces, in their
+    /// order.
+    pub fn chunks_unlike(&self, crcs: &[Crc32c]) -> BTreeSet<u32> {
         let state = lock(&self.state);
-        let mut crc = Crc32c::of(&self.wanted.header);
-        for (piece, piece_crc) in self.placement().pieces().iter().zip(&state.pieces) {
-            crc = crc.combine((*piece_crc)?, piece.object.len());
-        }
-        Some(crc)
+        let pieces = self.placement().pieces().iter().zip(&state.pieces).zip(crcs);
+        pieces
+            .filter(|((_, own), crc)| own.as_ref() != Some(*crc))
+            .map(|((piece, _), _)| piece.chunk)
+            .collect()
     }
 
     pub(crate) fn file(&self) -> &Arc<IoFile> {
@@ -458,6 +387,19 @@ impl Store {
         self.inner.discarded.subscribe()
     }
 
+    /// Complete blobs that are not from now on, because something of them was lost on the disk: their manifest, their
+    /// header, some chunks, the right length. They will arrive anew, perhaps in another file, so whoever has one open
+    /// must let go of it and look again. What was read of it and compared with its checksums stays right, unlike that of
+    /// [`Store::discarded`]. Not told of those that are removed, which nobody uses.
+    pub fn replaced(&self) -> broadcast::Receiver<BlobKey> {
+        self.inner.replaced.subscribe()
+    }
+
+    pub(crate) fn tell_replaced(&self, key: BlobKey) {
+        // Nobody may be listening.
+        let _ = self.inner.replaced.send(key);
+    }
+
     /// Waits until some blob begins to arrive after the future was made.
     pub fn begun(&self) -> Notified<'_> {
         self.inner.begun.notified()
@@ -546,7 +488,11 @@ impl Store {
             state.restore(&wanted.placement, chunks);
             return Ok((self.partial_of(wanted, file, state), false));
         }
+        let had_file = is_file(&path);
         self.discard(&[wanted.key], recorded.is_some())?;
+        if had_file {
+            self.tell_replaced(wanted.key);
+        }
         let directory = inner.paths.blob_directory(&wanted.key);
         if !directory.exists() {
             // Once for each of the 256: a directory whose own name is lost takes its blobs with it.

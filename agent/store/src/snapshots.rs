@@ -25,9 +25,10 @@ impl Store {
         self.blocking(move |store| {
             let key = manifest.key();
             let _changing = lock(&store.inner.changing);
-            let known = store.catalog().get(&key).is_some();
-            if !known {
-                let path = store.paths().loading_manifest(&key);
+            let path = store.paths().loading_manifest(&key);
+            let known = store.catalog().get(&key).map(|entry| entry.complete);
+            // One whose removal failed half way is known, and nothing on the disk says so.
+            if !known.is_some_and(|complete| complete || is_file(&path)) {
                 store.write_whole(&path, &encode(&manifest), true)?;
                 let manifest = Arc::new(manifest);
                 let mut catalog = store.catalog();

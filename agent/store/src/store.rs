@@ -45,8 +45,10 @@ pub(crate) struct Inner {
     pub(crate) cached: Mutex<HashSet<BlobKey>>,
     /// Told when a blob begins to arrive.
     pub(crate) begun: Notify,
-    /// Told of blobs that are thrown away.
+    /// Told of blobs that are thrown away because their bytes are wrong.
     pub(crate) discarded: broadcast::Sender<BlobKey>,
+    /// Told of blobs that lost something on the disk.
+    pub(crate) replaced: broadcast::Sender<BlobKey>,
     /// Held while the set of snapshots changes against the set of blobs, so that a blob that is about to be removed is
     /// not taken for present by a snapshot that begins to want it or is published, room is not promised twice, and
     /// no directory is built twice or collected while it is.

@@ -162,6 +162,11 @@ pub(crate) fn is_file(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
+/// As [`is_file`], of a directory.
+pub(crate) fn is_directory(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
 /// Says that something is not the store's, and stays.
 pub(crate) fn warn_of_stranger(path: &Path) {
     tracing::warn!(path = %path.display(), "this is not the store's; leaving it where it is");

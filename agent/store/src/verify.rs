@@ -276,7 +276,9 @@ impl Store {
         self.blocking(move |store| {
             let _changing = lock(&store.inner.changing);
             store.mark_users_incomplete(&key)?;
-            store.discard(&[key], true)
+            store.discard(&[key], true)?;
+            store.tell_replaced(key);
+            Ok(())
         })
         .await
     }
@@ -293,6 +295,7 @@ impl Store {
         self.inner.index.replace_partial(update)?;
         let (engine, manifest) = (&self.inner.engine, self.paths().blob_manifest(&update.key));
         engine.remove(&manifest).map_err(StoreError::io("remove", &manifest))?;
+        self.tell_replaced(update.key);
         // Readable as before: it may be mounted.
         set_mode(&self.paths().blob(&update.key), 0o644)?;
         let directory = self.paths().blob_directory(&update.key);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use weightd_source::Faults;
-use weightd_types::{Checksums, Crc32c, Layout};
+use weightd_types::{Checksums, Crc32c, Digest, Layout};
 
 use crate::{
     common::{Fixture, MODEL, assert_holds, hasty, safetensors, soon, until},
@@ -43,7 +43,8 @@ async fn resumed_after_rot(layout: Layout, checksums: Checksums, shard: Bytes) -
 async fn chunks_that_rotted_between_runs_are_fetched_again_and_no_others() {
     let shard = safetensors(&[("odd", 5), ("a", 39 << 20)], 3);
     let crc32c = Checksums { crc32c: Some(Crc32c::of(&shard)), ..Checksums::default() };
-    for checksums in [crc32c, Checksums::default()] {
+    let sha256 = Checksums { sha256: Some(Digest::of(&shard)), ..Checksums::default() };
+    for checksums in [crc32c, sha256, Checksums::default()] {
         for layout in [Layout::Aligned, Layout::Original] {
             let served = resumed_after_rot(layout, checksums.clone(), shard.clone()).await;
             assert!(served < 40 << 20, "{layout:?}: {served} bytes served again");

@@ -6,7 +6,7 @@
 use std::{
     fmt, io,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use memmap2::{Advice, MmapMut};
@@ -23,6 +23,8 @@ pub struct BufferPool {
 pub struct Buffer {
     /// `None` only while the buffer is dropped.
     memory: Option<MmapMut>,
+    /// What goes back into the pool instead of memory that was left to the kernel.
+    replacement: OnceLock<MmapMut>,
     index: u32,
     filled: usize,
     pool: Arc<Shared>,
@@ -81,7 +83,8 @@ impl BufferPool {
 
     fn take(&self, permit: OwnedSemaphorePermit) -> Buffer {
         let (index, memory) = self.shared.free().pop().expect("there is a free buffer for every free permit");
-        Buffer { memory: Some(memory), index, filled: 0, pool: Arc::clone(&self.shared), _permit: permit }
+        let (memory, replacement, pool) = (Some(memory), OnceLock::new(), Arc::clone(&self.shared));
+        Buffer { memory, replacement, index, filled: 0, pool, _permit: permit }
     }
 }
 
@@ -161,17 +164,23 @@ impl Buffer {
     /// Leaves the memory to the kernel for ever and goes on with fresh memory: the way out for a ring that failed
     /// while the kernel may still write into it.
     pub(super) fn abandon_memory(&mut self) {
-        let fresh =
-            map().expect("a mapping of 8 MiB is refused only when the process has run out of addresses");
-        std::mem::forget(self.memory.replace(fresh));
+        std::mem::forget(self.memory.replace(fresh()));
+    }
+
+    /// As [`Buffer::abandon_memory`], of memory that others may be reading: they go on, and the pool gets fresh memory once
+    /// the last of them is done.
+    pub(super) fn abandon_shared_memory(&self) {
+        self.replacement.get_or_init(fresh);
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            self.pool.free().push((self.index, memory));
+        let Some(mut memory) = self.memory.take() else { return };
+        if let Some(fresh) = self.replacement.take() {
+            std::mem::forget(std::mem::replace(&mut memory, fresh));
         }
+        self.pool.free().push((self.index, memory));
     }
 }
 
@@ -216,6 +225,11 @@ fn map() -> io::Result<MmapMut> {
         tracing::debug!(%error, "buffers get small pages");
     }
     Ok(memory)
+}
+
+/// Memory in place of what a failed ring left to the kernel.
+fn fresh() -> MmapMut {
+    map().expect("a mapping of 8 MiB is refused only when the process has run out of addresses")
 }
 
 #[cfg(test)]

@@ -58,11 +58,7 @@ impl Memory {
     pub(super) fn abandon(&mut self) {
         match self {
             Self::Filling(buffer) => buffer.abandon_memory(),
-            Self::Shared(shared) => match Arc::get_mut(shared) {
-                Some(buffer) => buffer.abandon_memory(),
-                // Someone is reading it right now: it stays as it is for ever, and its pool is smaller by one.
-                None => std::mem::forget(Arc::clone(shared)),
-            },
+            Self::Shared(buffer) => buffer.abandon_shared_memory(),
         }
     }
 }

@@ -15,4 +15,5 @@ mod metrics;
 mod model;
 mod opening;
 mod power;
+mod removing;
 mod rot;

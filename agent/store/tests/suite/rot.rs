@@ -172,3 +172,31 @@ async fn what_someone_puts_in_a_blobs_place_is_not_followed() {
     thing.store(&store).await.unwrap();
     assert_sound(&store, &thing, "in place of an empty directory").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_a_blob_open_is_told_that_it_will_arrive_anew() {
+    let directory = on_disk();
+    let store = open(&config(directory.path()));
+    let thing = aligned("a.safetensors", 17 << 20);
+    bring(&store, &[&thing]).await.unwrap();
+    let (mut replaced, mut discarded) = (store.replaced(), store.discarded());
+    let mut told = || replaced.try_recv().ok();
+    assert_eq!(told(), None, "it has just arrived");
+
+    store.discard_blob(thing.key()).await.unwrap();
+    assert_eq!(told(), Some(thing.key()), "its manifest could not be believed");
+    bring(&store, &[&thing]).await.unwrap();
+    assert_eq!(told(), None);
+    store.stored_blob(thing.key()).await.unwrap().unwrap().demote(&[1]).await.unwrap();
+    assert_eq!(told(), Some(thing.key()), "a chunk could not be repaired");
+    bring(&store, &[&thing]).await.unwrap();
+    assert_eq!(told(), None);
+    let path = store.blob_path(&thing.key());
+    std::fs::OpenOptions::new().append(true).open(path).unwrap().set_len((17 << 20) + 9999).unwrap();
+    bring(&store, &[&thing]).await.unwrap();
+    assert_eq!(told(), Some(thing.key()), "its file had another length, and is another now");
+
+    assert!(discarded.try_recv().is_err(), "what was served of it is right");
+    store.remove("memory://m/model", false).await.unwrap();
+    assert_eq!(told(), None, "nobody used it");
+}

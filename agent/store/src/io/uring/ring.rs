@@ -236,6 +236,35 @@ mod tests {
         assert_eq!(pool.in_use(), 0);
     }
 
+    /// Readers have a chunk from memory while it is on its way to the disk; a small pool must not lose a buffer by that.
+    #[tokio::test]
+    async fn a_ring_that_fails_gives_back_what_others_read_once_they_are_done() {
+        let directory = crate::io::conformance::on_disk();
+        let file = Arc::new(IoFile::create(&directory.path().join("blob"), 1 << 20, true).unwrap());
+        let pool = BufferPool::new(1).unwrap();
+        let inbox = Arc::new(Inbox::new().unwrap());
+        let mut ring = Ring::new(Arc::clone(&inbox), pool.clone()).unwrap();
+        let mut buffer = pool.try_acquire().unwrap();
+        buffer.extend_from_slice(&[7; 1 << 20]);
+        let shown = Arc::new(buffer);
+        let memory = shown.whole().as_ptr();
+        let (job, answer) = Job::new(Transfer::write(Arc::clone(&file), 0, Arc::clone(&shown)));
+        inbox.push(job);
+        ring.accept();
+        drop(ring.uring.submit());
+        drop(ring);
+
+        let (written, outcome) = answer.await.unwrap();
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        drop(written);
+        assert_eq!(shown[..], [7; 1 << 20], "whoever reads it goes on");
+        assert_eq!((shown.whole().as_ptr(), pool.in_use()), (memory, 1));
+        drop(shown);
+        assert_eq!(pool.in_use(), 0);
+        let next = pool.try_acquire().unwrap();
+        assert_ne!(next.whole().as_ptr(), memory, "the kernel may still be reading there");
+    }
+
     /// As where RLIMIT_MEMLOCK refuses to pin: the same work by the unregistered operations.
     #[tokio::test]
     async fn buffers_of_other_pools_work_unregistered() {

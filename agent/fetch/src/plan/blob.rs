@@ -1,0 +1,75 @@
+//! What is known of one blob: which of its pieces are here, which are on their way and with whom.
+
+use std::{cmp::Reverse, collections::VecDeque, sync::Arc};
+
+use weightd_types::{ByteRange, CHUNK_BYTES, Placement};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Piece {
+    Missing,
+    /// Behind others of the request of this number.
+    Asked(u64),
+    /// Next on the connection of the request of this number.
+    Arriving(u64),
+    Here,
+}
+
+/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then first
+/// come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    pub(super) priority: Reverse<i32>,
+    pub(super) is_large: bool,
+    pub(super) arrival: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Blob {
+    pub(super) placement: Arc<Placement>,
+    pub(super) pieces: Vec<Piece>,
+    /// No piece before it is missing.
+    pub(super) cursor: usize,
+    pub(super) rank: Rank,
+}
+
+impl Blob {
+    /// Pieces of the chunks that a range of the blob touches, in the order of the blob.
+    pub(super) fn pieces_in(&self, range: ByteRange) -> Vec<usize> {
+        let last = range.end.min(self.placement.blob_len()).div_ceil(CHUNK_BYTES);
+        let chunks = range.start / CHUNK_BYTES..last;
+        #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
+        let pieces = chunks.flat_map(|chunk| self.placement.pieces_of_chunk(chunk as u32));
+        pieces.map(|&piece| piece as usize).collect()
+    }
+
+    pub(super) fn missing_in(&self, range: ByteRange) -> VecDeque<usize> {
+        self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
+    }
+
+    /// Makes pieces missing that bulk requests would come to only after another; says how many bytes those are. The one
+    /// that comes next is left: asking anew would not bring it sooner. Nor would it from a request that someone waits
+    /// for, or one ahead, which holds hardly more than a chunk; and to cut one costs its connection.
+    pub(super) fn take_back(&mut self, range: ByteRange, is_bulk: impl Fn(u64) -> bool) -> u64 {
+        let mut taken = 0;
+        for piece in self.pieces_in(range) {
+            if let Piece::Asked(number) = self.pieces[piece]
+                && (piece == 0 || self.pieces[piece - 1] != Piece::Arriving(number))
+                && is_bulk(number)
+            {
+                self.pieces[piece] = Piece::Missing;
+                self.cursor = self.cursor.min(piece);
+                taken += self.placement.pieces()[piece].object.len();
+            }
+        }
+        taken
+    }
+
+    /// Pieces of a range that are with a request, and its number.
+    pub(super) fn coming_in(&self, range: ByteRange) -> Vec<(u64, usize)> {
+        let with_request = |piece| match self.pieces[piece] {
+            Piece::Asked(number) | Piece::Arriving(number) => Some((number, piece)),
+            Piece::Missing | Piece::Here => None,
+        };
+        self.pieces_in(range).into_iter().filter_map(with_request).collect()
+    }
+}
