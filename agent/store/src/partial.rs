@@ -433,6 +433,11 @@ impl Store {
             let Some((record, header, chunks)) = store.inner.index.partial(&key)? else { return Ok(None) };
             let placement = recorded_placement(&key, record.object.size, &header);
             let (Some(placement), false) = (placement, chunks.is_empty()) else { return Ok(None) };
+            let found = std::fs::symlink_metadata(store.paths().blob(&key));
+            if !found.is_ok_and(|found| found.is_file() && found.len() == placement.blob_len()) {
+                // To be made anew, by someone who has room promised.
+                return Ok(None);
+            }
             let (url, object) = (record.url, record.object);
             let wanted = WantedBlob { key, url, object, header, placement: Arc::new(placement) };
             store.take_up(wanted).map(|(partial, is_new)| (!is_new).then_some(partial))

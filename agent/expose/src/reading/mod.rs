@@ -320,11 +320,18 @@ impl Reader {
     /// Forgets a blob whose bytes were wrong, or that nobody reads any more.
     pub(crate) fn forget(&self, blob: &BlobKey) {
         self.cache.forget(blob);
-        lock(&self.interrupted).remove(blob);
         self.close(blob);
     }
 
-    fn close(&self, blob: &BlobKey) {
+    /// Lets go of all files.
+    pub(crate) fn close_all(&self) {
+        lock(&self.interrupted).clear();
+        lock(&self.stored).clear();
+    }
+
+    /// Lets go of a blob's file: the blob is in another one, or will be.
+    pub(crate) fn close(&self, blob: &BlobKey) {
+        lock(&self.interrupted).remove(blob);
         lock(&self.stored).remove(blob);
     }
 }

@@ -5,8 +5,7 @@
 
 mod changes;
 mod table;
-
-use table::resolve_target;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +16,6 @@ use std::{
     },
 };
 
-use tokio::sync::broadcast::error::RecvError;
 use weightd_store::{SnapshotManifest, SnapshotUse, Store, StoreError, io::BufferPool};
 use weightd_types::{BlobKey, SnapshotKey};
 
@@ -29,9 +27,8 @@ use crate::{
     session::FuseSession,
     warm_up::WarmUp,
 };
-
-/// How often volumes are looked for that others unmounted.
-const LOOK: std::time::Duration = std::time::Duration::from_secs(10);
+use table::resolve_target;
+use watch::{News, watch};
 
 /// How a volume is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +123,7 @@ impl Volumes {
             metrics,
         });
         inner.refresh()?;
-        tokio::spawn(watch(Arc::downgrade(&inner), inner.store.discarded()));
+        tokio::spawn(watch(Arc::downgrade(&inner), News::of(&inner.store)));
         Ok(Self { inner })
     }
 
@@ -290,46 +287,6 @@ impl Inner {
             Ok(outcome) => outcome,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => Err(StoreError::Closed.into()),
-        }
-    }
-}
-
-/// Listens for blobs whose bytes were wrong, and looks now and then for volumes that others unmounted.
-async fn watch(inner: Weak<Inner>, mut discarded: tokio::sync::broadcast::Receiver<BlobKey>) {
-    let mut ticks = tokio::time::interval(LOOK);
-    loop {
-        let news = tokio::select! {
-            blob = discarded.recv() => Some(blob),
-            _ = ticks.tick() => None,
-        };
-        let Some(inner) = inner.upgrade() else { return };
-        let outcome = match news {
-            // The kernel may make a caller wait who tells it to forget something.
-            Some(Ok(blob)) => {
-                inner
-                    .blocking(move |inner| {
-                        inner.discarded(&blob);
-                        Ok(())
-                    })
-                    .await
-            }
-            // Which blobs those were is not known.
-            Some(Err(RecvError::Lagged(_))) => {
-                inner
-                    .blocking(|inner| {
-                        inner.discarded_unseen();
-                        Ok(())
-                    })
-                    .await
-            }
-            Some(Err(RecvError::Closed)) => return,
-            None => {
-                let _changing = inner.changing.lock().await;
-                inner.blocking(|inner| inner.refresh().map(drop)).await
-            }
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "could not look after the volumes");
         }
     }
 }
