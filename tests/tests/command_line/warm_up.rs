@@ -122,6 +122,41 @@ async fn a_volume_that_loads_is_warmed_up_once_it_is_complete() {
     assert_warm(&node);
 }
 
+/// Bytes of the model's files that are in the page cache, and that have come, some time while it loads.
+async fn while_loading(gcs: &FakeGcs, more: &str) -> (f64, f64) {
+    const ENOUGH: u64 = 48 << 20;
+    let settings = "[fetch]\nbandwidth = \"32MiB/s\"\n[volumes]\nread_ahead = \"1MiB\"";
+    let node = Node::new(gcs, &gcs.endpoint(), &ModelShape::demo(), settings).await;
+    let _agent = node.place.agent().await;
+    node.mount(more);
+    until("enough has come", async || (present_bytes(&node) > ENOUGH).then_some(())).await;
+    let present = present_bytes(&node) as f64;
+    let paths = blobs(&node).into_iter().filter(|path| path.exists());
+    let cached = paths.map(|path| warm_part(&path) * fs::metadata(path).unwrap().len() as f64).sum();
+    assert_eq!(node.volume().1, "loading", "otherwise this shows nothing");
+    (cached, present)
+}
+
+fn present_bytes(node: &Node) -> u64 {
+    node.place.ask("mounts -o json").json()["volumes"][0]["present_bytes"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_stays_in_the_page_cache_when_that_is_wanted() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (cached, present) = while_loading(&gcs, "--warm-up").await;
+    assert!(cached > 0.9 * present, "{cached} of {present}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_leaves_the_page_cache_alone_when_nobody_wants_it() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (cached, present) = while_loading(&gcs, "").await;
+    assert!(cached < 0.1 * present, "{cached} of {present}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_beside_the_floor_is_not_read_and_the_log_says_why() {
     require!(fuse());
