@@ -8,4 +8,4 @@ mod system;
 pub use bucket::{BUCKET, Bucket, Common, SOURCE};
 pub use measure::{Cost, Sample, binary, machine, run};
 pub use report::{Row, Table, gibibytes, gigabytes, median};
-pub use system::{busy, cores, cpu_of, forget_pages, peak_of, take_memory, wait_until};
+pub use system::{busy, cores, cpu_of, forget_pages, forget_pages_of, peak_of, take_memory, wait_until};

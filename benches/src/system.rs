@@ -47,6 +47,16 @@ pub fn forget_pages() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "1").context("emptying the page cache, which needs root")
 }
 
+/// Has the kernel forget what it read of one file, which must be nobody's mapping.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn forget_pages_of(path: &Path) -> Result<()> {
+    let file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
 /// Takes all free memory from the hypervisor, by reading holes of a file into the page cache, where the kernel finds it
 /// again at once when it wants some. A machine of its own has its memory; in a virtual one that gives free memory back,
 /// every first touch of a page would be measured too, and that costs several times what copying it does.

@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use weightd_benches::{Sample, Table};
+use weightd_benches::{Sample, Table, forget_pages_of, gigabytes};
 
 use crate::{Bench, gcsfuse::Gcsfuse, node::Node};
 
 /// Warm runs are short, and there are so many times more of them.
 const WARM_RUNS: usize = 3;
+/// The disk changes its speed from one second to the next: a file at a time, each way of reading it soon after the others,
+/// and so many rounds of that for each of the others'.
+const COLD_RUNS: usize = 2;
 
 /// Bind and passthrough: the kernel reads the store's files itself.
 pub(crate) fn by_the_kernel(bench: &Bench) -> Result<String> {
@@ -17,16 +20,21 @@ pub(crate) fn by_the_kernel(bench: &Bench) -> Result<String> {
     let through = node.mount("through", &["--mode", "fuse", "--wait"])?;
     ensure!((node.serving("bind")?.as_str(), node.serving("through")?.as_str()) == ("bind", "passthrough"));
     let native = node.native()?;
-    let mut table = Table::new(&["what", "page cache", "native s", "bind / native", "passthrough / native"]);
+    let mut table =
+        Table::new(&["what", "page cache", "native GB/s", "bind / native", "passthrough / native"]);
+    let directories: [&Path; 3] = [&native, &bind, &through];
     for (how, name) in [("sequential", "read in order"), ("touch", "map and touch every page")] {
         for is_warm in [false, true] {
             eprintln!("{name}, {}", if is_warm { "warm" } else { "cold" });
-            let [own, bind, through] =
-                in_turn(bench, is_warm, [&native, &bind, &through], |directory| bench.read(how, directory))?;
+            let (files, [own, bind, through]) = if is_warm {
+                (1.0, in_turn(bench, is_warm, directories, |directory| bench.read(how, directory))?)
+            } else {
+                (bench.shards(&native).len() as f64, file_by_file(bench, how, directories)?)
+            };
             table.push(vec![
                 name.to_owned(),
                 if is_warm { "warm" } else { "cold" }.to_owned(),
-                format!("{:.2}", own.wall()),
+                format!("{:.2}", gigabytes(bench.bucket.model.tensor_bytes) / files / own.wall()),
                 format!("{:.2}", bind.speed_relative_to(&own)),
                 format!("{:.2}", through.speed_relative_to(&own)),
             ]);
@@ -98,6 +106,22 @@ pub(crate) fn by_the_agent(bench: &Bench) -> Result<String> {
          full. Peak memory: agent {agent:.0} MiB, keeper {keeper:.1} MiB.\n\n{}\n",
         table.markdown()
     ))
+}
+
+/// Reads the files of several directories in turn, none of whose pages are in memory. All are the first one's files.
+fn file_by_file<const N: usize>(bench: &Bench, how: &str, directories: [&Path; N]) -> Result<[Sample; N]> {
+    let mut samples = [const { Sample { costs: Vec::new() } }; N];
+    bench.cool()?;
+    let shards = bench.shards(Path::new(""));
+    for (round, shard) in
+        (0..bench.rounds * COLD_RUNS).flat_map(|round| shards.iter().map(move |shard| (round, shard)))
+    {
+        for at in (0..N).map(|at| (at + round) % N) {
+            forget_pages_of(&directories[0].join(shard))?;
+            samples[at].costs.push(bench.read_file(how, &directories[at].join(shard))?);
+        }
+    }
+    Ok(samples)
 }
 
 /// Runs a job on several directories in turn, round by round.

@@ -33,14 +33,9 @@ pub(crate) async fn measure(bench: &Bench) -> Result<String> {
         eprintln!("first byte, round {round}");
         for (waits, delay) in [(&mut at_once, Duration::ZERO), (&mut meanwhile, UNDER_WAY)] {
             let node = Node::start(&bench.place("first-byte")?, &bench.bucket.gcs.endpoint(), "")?;
-            if delay.is_zero() {
-                waits.requests.push(request(bench, &mut random).await?);
-            }
             let target = node.mount("target", &[])?;
             tokio::time::sleep(delay).await;
-            if !delay.is_zero() {
-                waits.requests.push(request(bench, &mut random).await?);
-            }
+            waits.requests.push(request(bench, &mut random).await?);
             waits.reads.push(read(bench, &node, &target, &mut random).await?);
         }
     }

@@ -57,6 +57,7 @@ async fn main() -> Result<()> {
         work: options.common.directory.join("volumes"),
         with_peer: !options.quick && gcsfuse::Gcsfuse::is_here(),
     };
+    fs::create_dir_all(&bench.work)?;
     let mut text = format!("{}\n\n", machine());
     let has = |part: &str| options.parts.is_empty() || options.parts.iter().any(|wanted| wanted == part);
     if has("complete") {
@@ -110,6 +111,11 @@ impl Bench {
     /// Reads a directory's weights in one of the reader's ways.
     fn read(&self, how: &str, directory: &Path) -> Result<Cost> {
         whole_machine(|| run(Command::new(binary("reader")?).arg(how).args(self.shards(directory))).map(drop))
+    }
+
+    /// Reads one file in one of the reader's ways.
+    fn read_file(&self, how: &str, path: &Path) -> Result<Cost> {
+        whole_machine(|| run(Command::new(binary("reader")?).arg(how).arg(path)).map(drop))
     }
 
     /// Copies every tensor of a directory's weights, as loaders do.

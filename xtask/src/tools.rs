@@ -15,8 +15,13 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{self, find, succeeds};
 
 /// Programs that tests start, and Debian's packages for them.
-const PROGRAMS: [(&str, &str); 4] =
-    [("setpriv", "util-linux"), ("mkfs.ext4", "e2fsprogs"), ("ip", "iproute2"), ("fio", "fio")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("setpriv", "util-linux"),
+    ("fincore", "util-linux-extra"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("ip", "iproute2"),
+    ("fio", "fio"),
+];
 /// Debian's own Python, which alone finds Debian's PyTorch.
 const DEBIANS_PYTHON: &str = "/usr/bin/python3";
 

@@ -20,9 +20,6 @@ use crate::urgency::Urgency;
 use blob::{Blob, Piece, Rank};
 use under_way::{Errand, UnderWay};
 
-/// What follows a demand in its file and is likely to be read next: the chunks of four connections.
-const AHEAD_BYTES: u64 = 4 * CHUNK_BYTES;
-
 /// Ranges of one blob that are remembered before it is known.
 const EARLY_RANGES: usize = 64;
 
@@ -103,7 +100,7 @@ impl Planner {
         let pieces: Vec<_> = (0..placement.pieces().len()).map(state).collect();
         let missing = pieces.iter().zip(placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
         self.missing_bytes += missing.map(|(_, piece)| piece.object.len()).sum::<u64>();
-        self.blobs.insert(key, Blob { placement, pieces, cursor: 0, rank });
+        self.blobs.insert(key, Blob { placement, pieces, cursor: 0, rank, ahead: ByteRange::new(0, 0) });
         self.waiting.insert((rank, key));
         for range in self.early.remove(&key).unwrap_or_default() {
             self.demand(key, range);
@@ -133,7 +130,7 @@ impl Planner {
             }
             return;
         };
-        let follows = ByteRange::at(range.end.next_multiple_of(CHUNK_BYTES), AHEAD_BYTES);
+        let follows = blob.look_ahead(range);
         let under_way = &mut self.under_way;
         let is_bulk = |number| under_way.get(&number).is_some_and(UnderWay::is_bulk);
         let taken_back = blob.take_back(ByteRange::new(range.start, follows.end), is_bulk);

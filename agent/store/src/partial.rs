@@ -430,6 +430,11 @@ impl Store {
     /// [`StoreError::Index`], [`StoreError::Io`].
     pub async fn take_up_recorded(&self, key: BlobKey) -> Result<Option<Arc<PartialBlob>>, StoreError> {
         self.blocking(move |store| {
+            let _beginning = lock(&store.inner.beginning);
+            // It may have become complete a moment ago: its manifest comes first, and its record goes after.
+            if store.has_blob(&key) {
+                return Ok(None);
+            }
             let Some((record, header, chunks)) = store.inner.index.partial(&key)? else { return Ok(None) };
             let placement = recorded_placement(&key, record.object.size, &header);
             let (Some(placement), false) = (placement, chunks.is_empty()) else { return Ok(None) };
@@ -440,7 +445,7 @@ impl Store {
             }
             let (url, object) = (record.url, record.object);
             let wanted = WantedBlob { key, url, object, header, placement: Arc::new(placement) };
-            store.take_up(wanted).map(|(partial, is_new)| (!is_new).then_some(partial))
+            store.take_up_alone(wanted).map(|(partial, is_new)| (!is_new).then_some(partial))
         })
         .await
     }
@@ -448,6 +453,11 @@ impl Store {
     /// One at a time: a caller that went away while its file was made may come back before that has ended.
     fn take_up(&self, wanted: WantedBlob) -> Result<(Arc<PartialBlob>, bool), StoreError> {
         let _beginning = lock(&self.inner.beginning);
+        self.take_up_alone(wanted)
+    }
+
+    /// The caller holds `beginning`.
+    fn take_up_alone(&self, wanted: WantedBlob) -> Result<(Arc<PartialBlob>, bool), StoreError> {
         if let Some(partial) = self.still_open(&wanted) {
             return Ok((partial, false));
         }

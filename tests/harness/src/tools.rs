@@ -42,6 +42,14 @@ pub fn fio() -> Result<PathBuf, Unready> {
     installed("fio", PathBuf::from("/usr/bin/fio"))
 }
 
+/// Says how much of a file is in the page cache, from Debian's package.
+///
+/// # Errors
+/// When it is not installed.
+pub fn fincore() -> Result<PathBuf, Unready> {
+    installed("fincore", PathBuf::from("/usr/bin/fincore"))
+}
+
 /// A program of the Node environment.
 pub(crate) fn node_program(name: &str) -> Result<PathBuf, Unready> {
     installed(name, checkout().join(".tools/node/node_modules/.bin").join(name))

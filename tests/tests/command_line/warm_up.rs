@@ -2,15 +2,12 @@
 
 use std::{
     fs::{self, File},
-    io::IoSliceMut,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use rustix::{
-    fs::{Advice, fadvise},
-    io::{Errno, ReadWriteFlags, preadv2},
-};
-use weightd_harness::{FakeGcs, ModelShape, Unready, require};
+use rustix::fs::{Advice, fadvise};
+use weightd_harness::{FakeGcs, ModelShape, Unready, fincore, require};
 
 use crate::{
     daemon::get,
@@ -18,24 +15,19 @@ use crate::{
     volumes::{Node, SLOW, SOURCE, fuse},
 };
 
-const PAGE_BYTES: usize = 4096;
+/// Bytes of a file that are in the page cache.
+fn warm_bytes(path: &Path) -> u64 {
+    let fincore = fincore().expect("tests require it first");
+    let output =
+        Command::new(fincore).args(["--bytes", "--noheadings", "--output", "RES"]).arg(path).output();
+    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    text.trim().parse().unwrap_or_else(|_| panic!("{}: {text}", path.display()))
+}
 
-/// The parts of a file that are in the page cache. Looking brings the page that was looked at: what counts is the first
-/// look.
-fn warm_part(path: &Path) -> f64 {
-    let file = File::open(path).unwrap();
-    fadvise(&file, 0, None, Advice::Random).unwrap();
-    let is_there = |offset: u64| {
-        let mut byte = [0];
-        match preadv2(&file, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT) {
-            Ok(_) => true,
-            Err(Errno::AGAIN) => false,
-            Err(error) => panic!("{}: {error}", path.display()),
-        }
-    };
-    let pages = (0..file.metadata().unwrap().len()).step_by(PAGE_BYTES);
-    let (all, warm) = (pages.clone().count(), pages.filter(|offset| is_there(*offset)).count());
-    warm as f64 / all as f64
+/// Whether volumes can be mounted here, and the page cache looked at; says why not.
+fn ready() -> Result<(), Unready> {
+    fuse()?;
+    fincore().map(drop)
 }
 
 /// The model's files as they lie in the store.
@@ -64,7 +56,7 @@ fn cool(node: &Node) -> Result<(), Unready> {
 
 fn assert_warm(node: &Node) {
     for path in blobs(node) {
-        let part = warm_part(&path);
+        let part = warm_bytes(&path) as f64 / fs::metadata(&path).unwrap().len() as f64;
         // The kernel may have taken some of it back already, on a machine where many tests run.
         assert!(part > 0.9, "{part} of {} is warm", path.display());
     }
@@ -93,7 +85,7 @@ async fn stored(gcs: &FakeGcs, more: &str) -> Node {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_complete_volume_is_read_into_the_page_cache_when_that_is_wanted() {
-    require!(fuse());
+    require!(ready());
     let gcs = require!(FakeGcs::start().await);
     let node = stored(&gcs, "").await;
     let _agent = node.place.agent().await;
@@ -109,7 +101,7 @@ async fn a_complete_volume_is_read_into_the_page_cache_when_that_is_wanted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_loads_is_warmed_up_once_it_is_complete() {
-    require!(fuse());
+    require!(ready());
     let gcs = require!(FakeGcs::start().await);
     let more = format!("{SLOW}\nwarm_up = true");
     let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::demo(), &more).await;
@@ -132,7 +124,7 @@ async fn while_loading(gcs: &FakeGcs, more: &str) -> (f64, f64) {
     until("enough has come", async || (present_bytes(&node) > ENOUGH).then_some(())).await;
     let present = present_bytes(&node) as f64;
     let paths = blobs(&node).into_iter().filter(|path| path.exists());
-    let cached = paths.map(|path| warm_part(&path) * fs::metadata(path).unwrap().len() as f64).sum();
+    let cached = paths.map(|path| warm_bytes(&path) as f64).sum();
     assert_eq!(node.volume().1, "loading", "otherwise this shows nothing");
     (cached, present)
 }
@@ -143,7 +135,7 @@ fn present_bytes(node: &Node) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_stays_in_the_page_cache_when_that_is_wanted() {
-    require!(fuse());
+    require!(ready());
     let gcs = require!(FakeGcs::start().await);
     let (cached, present) = while_loading(&gcs, "--warm-up").await;
     assert!(cached > 0.9 * present, "{cached} of {present}");
@@ -151,7 +143,7 @@ async fn what_arrives_stays_in_the_page_cache_when_that_is_wanted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_leaves_the_page_cache_alone_when_nobody_wants_it() {
-    require!(fuse());
+    require!(ready());
     let gcs = require!(FakeGcs::start().await);
     let (cached, present) = while_loading(&gcs, "").await;
     assert!(cached < 0.1 * present, "{cached} of {present}");
@@ -159,7 +151,7 @@ async fn what_arrives_leaves_the_page_cache_alone_when_nobody_wants_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_beside_the_floor_is_not_read_and_the_log_says_why() {
-    require!(fuse());
+    require!(ready());
     let gcs = require!(FakeGcs::start().await);
     let node = stored(&gcs, "[volumes]\nwarm_up_floor = \"1000TiB\"").await;
     let _agent = node.place.agent().await;
@@ -169,7 +161,7 @@ async fn what_does_not_fit_beside_the_floor_is_not_read_and_the_log_says_why() {
     assert!(log.contains("the machine has") && log.contains("volumes.warm_up_floor leaves"), "{log}");
     assert_eq!(log.matches("a warm-up stopped").count(), 1);
     assert_eq!(warmed_bytes(&node), 0);
-    assert_eq!(blobs(&node).iter().map(|path| warm_part(path)).sum::<f64>(), 0.0);
+    assert_eq!(blobs(&node).iter().map(|path| warm_bytes(path)).sum::<u64>(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

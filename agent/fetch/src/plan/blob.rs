@@ -4,6 +4,9 @@ use std::{cmp::Reverse, collections::VecDeque, sync::Arc};
 
 use weightd_types::{ByteRange, CHUNK_BYTES, Placement};
 
+/// The furthest that is fetched ahead of a reader who goes through a file in order: the chunks of four connections.
+const AHEAD_LIMIT: u64 = 4 * CHUNK_BYTES;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
     Missing,
@@ -30,9 +33,25 @@ pub(super) struct Blob {
     /// No piece before it is missing.
     pub(super) cursor: usize,
     pub(super) rank: Rank,
+    /// What was fetched ahead of the last demand.
+    pub(super) ahead: ByteRange,
 }
 
 impl Blob {
+    /// What follows a demand and is likely to be read next: a chunk, because what shares the network with a demand delays
+    /// it; for a reader who has come to what was ahead of the last demand, twice as far as that, up to the limit.
+    pub(super) fn look_ahead(&mut self, demand: ByteRange) -> ByteRange {
+        let next = demand.end.next_multiple_of(CHUNK_BYTES);
+        // One who says again where they are goes no further.
+        if self.ahead.start != next || self.ahead.is_empty() {
+            let goes_on =
+                (self.ahead.start..=self.ahead.end).contains(&demand.start) && !self.ahead.is_empty();
+            let length = if goes_on { (2 * self.ahead.len()).min(AHEAD_LIMIT) } else { CHUNK_BYTES };
+            self.ahead = ByteRange::at(next, length);
+        }
+        self.ahead
+    }
+
     /// Pieces of the chunks that a range of the blob touches, in the order of the blob.
     pub(super) fn pieces_in(&self, range: ByteRange) -> Vec<usize> {
         let last = range.end.min(self.placement.blob_len()).div_ceil(CHUNK_BYTES);

@@ -111,6 +111,23 @@ fn a_demand_overtakes_bulk_work_and_is_not_repeated_by_it() {
 }
 
 #[test]
+fn more_is_fetched_ahead_of_whoever_goes_on_and_a_chunk_of_whoever_jumps() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 64, 0);
+    let mut ahead = |chunk: u64| {
+        planner.demand(key("a"), ByteRange::new(chunk * C + 5, chunk * C + 9));
+        let ahead = planner.blobs[&key("a")].ahead;
+        (ahead.start / C, ahead.len() / C)
+    };
+    assert_eq!(ahead(10), (11, 1));
+    assert_eq!(ahead(10), (11, 1), "said again");
+    assert_eq!(ahead(12), (13, 2));
+    assert_eq!(ahead(15), (16, 4));
+    assert_eq!(ahead(20), (21, 4), "the limit");
+    assert_eq!(ahead(40), (41, 1));
+}
+
+#[test]
 fn a_demand_takes_from_a_request_what_would_come_late() {
     let mut planner = Planner::new(8 * C);
     add(&mut planner, "a", 8, 0);
