@@ -141,11 +141,13 @@ mod tests {
     /// Whoever waits for memory gets that of a chunk which was still being filled when the waiting began.
     #[tokio::test]
     async fn a_chunk_that_was_filled_meanwhile_makes_room() {
-        let cache = ChunkCache::new(BufferPool::new(1).unwrap());
+        let cache = &ChunkCache::new(BufferPool::new(1).unwrap());
         let (cell, buffer) = (cache.cell(key(0)), cache.buffer().await);
-        let filling = async {
+        let filling = async move {
             tokio::task::yield_now().await;
             cell.set(Arc::new(buffer)).unwrap();
+            // Whoever filled it has given it away by then.
+            drop(cell);
             cache.has_filled();
         };
         let (_buffer, ()) = tokio::join!(cache.buffer(), filling);

@@ -44,8 +44,8 @@ impl Blob {
         let next = demand.end.next_multiple_of(CHUNK_BYTES);
         // One who says again where they are goes no further.
         if self.ahead.start != next || self.ahead.is_empty() {
-            let goes_on =
-                (self.ahead.start..=self.ahead.end).contains(&demand.start) && !self.ahead.is_empty();
+            let chunk = demand.start / CHUNK_BYTES * CHUNK_BYTES;
+            let goes_on = !self.ahead.is_empty() && (self.ahead.start..=self.ahead.end).contains(&chunk);
             let length = if goes_on { (2 * self.ahead.len()).min(AHEAD_LIMIT) } else { CHUNK_BYTES };
             self.ahead = ByteRange::at(next, length);
         }

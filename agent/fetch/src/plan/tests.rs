@@ -171,6 +171,8 @@ fn what_a_demand_waits_for_is_not_taken_from_its_request() {
 fn ahead() -> (Planner, Request, Vec<usize>) {
     let mut planner = Planner::new(8 * C);
     planner.add(key("a"), interleaved(32, C / 8), |_| false, 0);
+    // As of a reader who goes on through the file.
+    planner.blobs.get_mut(&key("a")).unwrap().ahead = ByteRange::at(0, 2 * C);
     planner.demand(key("a"), ByteRange::at(0, C));
     while planner.next_demanded().is_some() {}
     let request = planner.next(1).unwrap();
