@@ -55,6 +55,11 @@ impl Node {
         self.place.ask(line.trim_end()).done();
     }
 
+    /// The model's last shard, which comes last when nobody asks for it.
+    pub(crate) fn last_shard(&self) -> String {
+        self.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap().clone()
+    }
+
     /// How the one volume is served, and how far it is.
     pub(crate) fn volume(&self) -> (String, String) {
         let answer = self.place.ask("mounts -o json").json();

@@ -25,10 +25,6 @@ async fn node(gcs: &FakeGcs, proxy: &FaultProxy) -> (Node, Running) {
     (node, keeper)
 }
 
-fn last_shard(node: &Node) -> String {
-    node.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap().clone()
-}
-
 /// Ends an agent in order, so that what it brought is recorded.
 async fn end(mut agent: Running) {
     agent.signal("TERM");
@@ -63,7 +59,7 @@ async fn what_is_here_is_served_although_the_origin_is_gone_and_the_rest_fails_i
     let (node, _keeper) = node(&gcs, &proxy).await;
     let agent = node.place.agent().await;
     node.place.ask(&format!("mount {SOURCE} {}", node.target().display())).done();
-    let file = read_first(&node, &last_shard(&node)).await;
+    let file = read_first(&node, &node.last_shard()).await;
     let length = file.metadata().unwrap().len();
     end(agent).await;
     proxy.inject("model", u32::MAX, Fault::Status { code: 403, retry_after: None });
@@ -87,7 +83,7 @@ async fn wrong_bytes_that_an_earlier_agent_served_stop_the_volume() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let (node, _keeper) = node(&gcs, &proxy).await;
-    let name = last_shard(&node);
+    let name = node.last_shard();
     let agent = node.place.agent().await;
     proxy.inject(&name, u32::MAX, Fault::Flip(1 << 20));
     node.mount("");
@@ -116,7 +112,7 @@ async fn a_file_that_outlived_its_agent_and_its_volume_is_read_to_its_end() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let (node, _keeper) = node(&gcs, &proxy).await;
-    let name = last_shard(&node);
+    let name = node.last_shard();
     let mut agent = node.place.agent().await;
     node.mount("");
     let (early, origin) = (File::open(node.target().join(&name)).unwrap(), node.model.directory.join(&name));

@@ -11,10 +11,6 @@ use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 use super::{Node, SLOW, fuse};
 use crate::program::until;
 
-fn last_shard(node: &Node) -> String {
-    node.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap().clone()
-}
-
 fn events(node: &Node) -> Vec<Value> {
     node.place.ask("mounts -o json").json()["events"].as_array().unwrap().clone()
 }
@@ -28,7 +24,7 @@ async fn a_failing_origin_is_an_error_with_a_name_and_the_next_read_tries_again(
     let node = Node::new(&gcs, &proxy.url(), &ModelShape::demo(), more).await;
     let _agent = node.place.agent().await;
     node.mount("");
-    let name = last_shard(&node);
+    let name = node.last_shard();
     proxy.inject(&name, u32::MAX, Fault::Status { code: 403, retry_after: None });
     let (origin, shown) = (node.model.directory.join(&name), node.target().join(&name));
     let file = File::open(&shown).unwrap();
@@ -57,7 +53,7 @@ async fn what_rotted_while_the_origin_was_away_comes_back_with_it() {
     let node = Node::new(&gcs, &proxy.url(), &ModelShape::small(), more).await;
     let _agent = node.place.agent().await;
     node.mount("--mode fuse --wait");
-    let name = last_shard(&node);
+    let name = node.last_shard();
     rot(&node, &name, 5000);
     proxy.inject("model", u32::MAX, Fault::Status { code: 403, retry_after: None });
     node.place.ask("verify").failed(65, &["1 chunks are bad"]);
@@ -110,7 +106,7 @@ async fn a_chunk_that_rots_on_disk_is_brought_again_and_read_right() {
     let _agent = node.place.agent().await;
     node.mount("--mode fuse --wait");
     assert_eq!(node.volume(), ("fuse".to_owned(), "complete".to_owned()));
-    let name = last_shard(&node);
+    let name = node.last_shard();
     let path = rot(&node, &name, 5000);
     let right = fs::read(node.model.directory.join(&name)).unwrap();
     assert!(fs::read(node.target().join(&name)).unwrap() == right);
@@ -123,7 +119,7 @@ async fn wrong_bytes_that_were_served_stop_the_volume() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let node = Node::new(&gcs, &proxy.url(), &ModelShape::demo(), SLOW).await;
-    let name = last_shard(&node);
+    let name = node.last_shard();
     let _agent = node.place.agent().await;
     // Within the tensors: what a request for the header or for a page brings is shorter.
     proxy.inject(&name, u32::MAX, Fault::Flip(1 << 20));
