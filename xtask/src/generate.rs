@@ -11,7 +11,12 @@ use std::{
 use anyhow::{Context, Result};
 
 /// The protocols, relative to `proto/`; each gives one module named after its package.
-const PROTOCOLS: [&str; 2] = ["weightd/v1/volumes.proto", "weightd/v1/weights.proto"];
+const PROTOCOLS: [&str; 4] = [
+    "csi/v1/csi.proto",
+    "pluginregistration/v1/registration.proto",
+    "weightd/v1/volumes.proto",
+    "weightd/v1/weights.proto",
+];
 
 /// Writes the generated Rust below `root`, the workspace's directory.
 pub(crate) fn run(root: &Path) -> Result<()> {

@@ -1470,7 +1470,7 @@ pub mod weights_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishRequest {
     /// gs://bucket/prefix, hf://org/name@revision, and so on; or the id of a snapshot that the store has.
     #[prost(string, tag = "1")]
@@ -1494,6 +1494,43 @@ pub struct PublishRequest {
     /// Reads the snapshot into the page cache once it is complete, in the background, as far as there is memory for it.
     #[prost(bool, tag = "8")]
     pub warm_up: bool,
+    /// On whose behalf, when it is a pod: then the pod's own identity decides. A target in kubelet's directory needs one.
+    #[prost(message, optional, tag = "9")]
+    pub pod: ::core::option::Option<Pod>,
+    /// A snapshot id that the source was resolved to earlier: what it is now must be the same.
+    #[prost(string, tag = "10")]
+    pub expected_snapshot: ::prost::alloc::string::String,
+}
+/// Who a volume is for, as kubelet says it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Pod {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub uid: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub service_account: ::prost::alloc::string::String,
+    /// By audience.
+    #[prost(map = "string, message", tag = "5")]
+    pub tokens: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ServiceAccountToken,
+    >,
+    /// What its volume's secret holds: `HF_TOKEN`, or `AWS_ACCESS_KEY_ID` and what goes with it.
+    #[prost(map = "string, string", tag = "6")]
+    pub secrets: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServiceAccountToken {
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PublishResponse {

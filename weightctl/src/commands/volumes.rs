@@ -32,6 +32,7 @@ pub(crate) async fn mount(
         wait: options.wait,
         pin: options.pin,
         warm_up: options.warm_up,
+        ..PublishRequest::default()
     };
     let volume = client.publish(request).await?.volume.ok_or(CommandError::NoResult)?;
     let (serving, target_path) = (volume.serving(), volume.target_path.clone());

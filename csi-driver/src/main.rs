@@ -1,0 +1,3 @@
+//! `weightd-csi`: the CSI driver of a node.
+
+fn main() {}
