@@ -110,9 +110,10 @@ pub fn of_source(error: &SourceError) -> FailureKind {
         SourceError::Refused { .. } | SourceError::InvalidName { .. } | SourceError::Configuration { .. } => {
             FailureKind::Usage
         }
-        SourceError::Unavailable { .. } | SourceError::Interrupted { .. } | SourceError::Protocol { .. } => {
-            FailureKind::Unavailable
-        }
+        SourceError::Unavailable { .. }
+        | SourceError::Interrupted { .. }
+        | SourceError::Paused { .. }
+        | SourceError::Protocol { .. } => FailureKind::Unavailable,
     }
 }
 
