@@ -60,9 +60,9 @@ impl Gated {
         request: impl Fn(Arc<dyn Source>) -> BoxFuture<'a, Result<T, SourceError>> + Send + Sync,
     ) -> Result<T, SourceError> {
         let holders = self.holders.of(url);
-        let has_node = holders.iter().any(|(_, holder)| holder.credential == Credential::Node);
+        let has_node = holders.iter().any(|holder| holder.credential == Credential::Node);
         let mut refused = None;
-        for (_, holder) in &holders {
+        for holder in &holders {
             let source = self.origins.open_as(&self.uri, &holder.credential).await?;
             match request(source).await {
                 Err(error) if is_refusal(&error) => refused = Some(self.note(holder, error)?),

@@ -121,17 +121,17 @@ impl Holders {
 
     /// Those as whom an object, or all below a source, may be asked for now: each credential once, the newest first, the
     /// node last.
-    pub(crate) fn of(&self, url: &str) -> Vec<(u64, Holder)> {
+    pub(crate) fn of(&self, url: &str) -> Vec<Holder> {
         let now = Instant::now();
-        let mut found: Vec<(u64, Holder)> = Vec::new();
-        for (number, holder) in self.lock().by_number.iter().rev() {
+        let mut found: Vec<Holder> = Vec::new();
+        for holder in self.lock().by_number.values().rev() {
             let is_live = !holder.is_refused && holder.ends.is_none_or(|ends| ends > now);
-            let is_new = || found.iter().all(|(_, known)| known.credential != holder.credential);
+            let is_new = || found.iter().all(|known| known.credential != holder.credential);
             if is_live && holder.covers(url) && is_new() {
-                found.push((*number, holder.clone()));
+                found.push(holder.clone());
             }
         }
-        found.sort_by_key(|(_, holder)| holder.credential == Credential::Node);
+        found.sort_by_key(|holder| holder.credential == Credential::Node);
         found
     }
 

@@ -152,7 +152,7 @@ async fn a_lease_covers_what_lies_below_its_source_until_it_ends() {
 async fn a_credential_ends_with_its_volume_or_with_what_replaces_it() {
     let (holders, source, target) = (Holders::default(), uri("gs://b/m"), Path::new("/pods/a"));
     let tokens = |holders: &Holders| {
-        holders.of("gs://b/m").into_iter().map(|(_, holder)| holder.credential).collect::<Vec<_>>()
+        holders.of("gs://b/m").into_iter().map(|holder| holder.credential).collect::<Vec<_>>()
     };
     holders.add(&source, account("a"), token("1"), None).settle(target, key());
     holders.add(&source, account("a"), token("2"), None).settle(target, key());

@@ -10,8 +10,8 @@ use crate::{
     volumes::{SOURCE, fuse},
 };
 
-/// A model of 160 MB takes seconds.
-const SLOW: &str = "[fetch]\nbandwidth = \"24MiB/s\"\nrange = \"8MiB\"\nmax_requests = 4\nmin_requests = 1";
+/// A model of 200 MB takes a dozen seconds.
+const SLOW: &str = "[fetch]\nbandwidth = \"16MiB/s\"\nrange = \"8MiB\"\nmax_requests = 4\nmin_requests = 1";
 
 fn nobody_was_the_node(cluster: &Cluster) {
     assert!(!cluster.guard.asked().contains(&NODE.to_owned()), "the node asked for a pod");
@@ -23,7 +23,7 @@ async fn a_credential_that_expires_pauses_fetching_and_a_new_one_goes_on() {
     let gcs = require!(FakeGcs::start().await);
     let cluster = Cluster::new(&gcs, &ModelShape::demo(), SLOW).await;
     cluster.guard.grant(READER, BUCKET);
-    cluster.guard.set_life(Duration::from_secs(2));
+    cluster.guard.set_life(Duration::from_secs(5));
     let _agent = cluster.place.agent().await;
     cluster.publish("first", "reader").await.unwrap();
     cluster.until_paused().await;
