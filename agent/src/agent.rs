@@ -162,8 +162,8 @@ async fn open(config: weightd_store::Config) -> Result<Store, StoreError> {
 async fn adopt(volumes: Volumes, loads: Arc<Loads>, stopping: CancellationToken) {
     let mut said = false;
     loop {
-        match volumes.adopt().await {
-            Ok(manifests) => return loads.resume(manifests).await,
+        match loads.take_over(&volumes).await {
+            Ok(()) => return,
             Err(error) if error.is_retryable() && said => {}
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "volumes of an earlier agent wait");

@@ -175,3 +175,36 @@ fn subject_of(token: &str) -> Option<String> {
     let payload = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
     Some(serde_json::from_slice::<Claims>(&payload).ok()?.sub)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(claims: &str) -> String {
+        format!("e30.{}.", URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    #[test]
+    fn whose_a_token_is_is_read_or_not_without_a_panic() {
+        assert_eq!(subject_of(&token(r#"{"sub":"me","exp":1}"#)).as_deref(), Some("me"));
+        assert_eq!(subject_of(&token(r#"{"sub":1}"#)), None);
+        bolero::check!().with_type::<(String, Vec<u8>)>().for_each(|(text, claims)| {
+            let _ = subject_of(text);
+            let _ = subject_of(&token(&String::from_utf8_lossy(claims)));
+        });
+    }
+
+    #[test]
+    fn a_principal_is_named_as_a_grant_names_it() {
+        let named = |provider: &str| {
+            let (subject, provider) = ("system:serviceaccount:ns:sa".to_owned(), provider.to_owned());
+            Principal::ServiceAccount { subject, provider }.to_string()
+        };
+        assert_eq!(
+            named("//iam.googleapis.com/projects/7/locations/global/workloadIdentityPools/p/providers/c"),
+            "principal://iam.googleapis.com/projects/7/locations/global/workloadIdentityPools/p/subject/\
+             system:serviceaccount:ns:sa"
+        );
+        assert_eq!(named("identitynamespace:p.svc.id.goog:https://c"), "system:serviceaccount:ns:sa");
+    }
+}

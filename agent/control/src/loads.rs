@@ -11,9 +11,8 @@ use std::{
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weightd_access::Access;
-use weightd_expose::{Condition, Demands, Volumes, WeakVolumes};
+use weightd_expose::{Condition, Demands, ExposeError, Volumes, WeakVolumes};
 use weightd_fetch::{Fetcher, Transfer};
-use weightd_store::SnapshotManifest;
 use weightd_types::{BlobKey, ByteRange, SnapshotKey};
 
 /// Wait before a failed transfer is tried again without anyone reading; doubles up to the limit.
@@ -85,27 +84,27 @@ impl Loads {
         });
     }
 
-    /// Takes up transfers of volumes that an earlier agent showed: as the node what is the operator's, and the rest as soon
-    /// as kubelet brings credentials.
-    pub async fn resume(&self, manifests: Vec<Arc<SnapshotManifest>>) {
-        if let Some(volumes) = self.volumes.get().and_then(WeakVolumes::upgrade) {
-            self.adopt_leases(&volumes).await;
-        }
-        for manifest in manifests {
+    /// Takes over the volumes of an earlier agent, and takes up their transfers: as the node what is the operator's, and the
+    /// rest as soon as kubelet brings credentials.
+    ///
+    /// # Errors
+    /// As [`Volumes::adopt`].
+    pub async fn take_over(&self, volumes: &Volumes) -> Result<(), ExposeError> {
+        // First: a volume may be unmounted as soon as it is served, and who has one of its files open reads on.
+        self.adopt_leases(volumes).await?;
+        for manifest in volumes.adopt().await? {
             self.keep(self.fetcher.resume(manifest, 0));
         }
+        Ok(())
     }
 
-    async fn adopt_leases(&self, volumes: &Volumes) {
-        let mounted = volumes.list().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "volumes of an earlier agent are fetched for only when they are mounted again");
-            Vec::new()
-        });
-        for volume in mounted {
+    async fn adopt_leases(&self, volumes: &Volumes) -> Result<(), ExposeError> {
+        for volume in volumes.list().await? {
             if let Some(record) = self.fetcher.store().snapshot(&volume.snapshot) {
                 self.access.adopt(&volume.target, volume.snapshot, &record.manifest.source).await;
             }
         }
+        Ok(())
     }
 
     /// Has another attempt made now, or begins anew: what was complete may have lost a chunk since.

@@ -29,8 +29,8 @@ impl Control {
         checked.map_err(|error| failure::access_status(&error))?;
         let wish = Wish { target, mode: request.mode(), wait: request.wait };
         if !self.volumes.is_adopted() {
-            let manifests = self.volumes.adopt().await.map_err(|error| failure::expose_status(&error))?;
-            self.loads.resume(manifests).await;
+            let taken_over = self.loads.take_over(&self.volumes).await;
+            taken_over.map_err(|error| failure::expose_status(&error))?;
         }
         let (volume, is_new) = match (self.published(&request, &wish.target).await?, pod) {
             (Some(known), Some(pod)) => {
