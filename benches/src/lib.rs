@@ -2,10 +2,12 @@
 
 mod bucket;
 mod measure;
+mod node;
 mod report;
 mod system;
 
 pub use bucket::{BUCKET, Bucket, Common, SOURCE};
 pub use measure::{Cost, Sample, binary, machine, run};
-pub use report::{Row, Table, gibibytes, gigabytes, median};
+pub use node::{Node, Process};
+pub use report::{Row, Table, gibibytes, gigabytes, median, percentile};
 pub use system::{busy, cores, cpu_of, forget_pages, forget_pages_of, peak_of, take_memory, wait_until};

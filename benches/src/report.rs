@@ -15,6 +15,20 @@ pub fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// The smallest of some numbers that a share of them, 0 to 1, does not exceed. 0 for none.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rank"
+)]
+pub fn percentile(numbers: impl IntoIterator<Item = f64>, share: f64) -> f64 {
+    let mut numbers: Vec<f64> = numbers.into_iter().collect();
+    numbers.sort_by(f64::total_cmp);
+    let rank = (numbers.len() as f64 * share).ceil() as usize;
+    numbers.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
 /// For tables: 10^9 bytes.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 pub fn gigabytes(bytes: u64) -> f64 {

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use weightd_benches::{Sample, Table, forget_pages_of, gigabytes};
+use weightd_benches::{Node, Sample, Table, forget_pages_of, gigabytes};
 
-use crate::{Bench, gcsfuse::Gcsfuse, node::Node};
+use crate::{Bench, gcsfuse::Gcsfuse};
 
 /// Warm runs are short, and there are so many times more of them.
 const WARM_RUNS: usize = 3;

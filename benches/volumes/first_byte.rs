@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use weightd_benches::{Table, median};
+use weightd_benches::{Node, Table, median};
 
-use crate::{Bench, node::Node};
+use crate::Bench;
 
 /// What the agent fetches for one byte: a chunk, the least that it can verify.
 const CHUNK_BYTES: u64 = 8 << 20;

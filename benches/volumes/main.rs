@@ -10,7 +10,6 @@ mod complete;
 mod first_byte;
 mod gcsfuse;
 mod loading;
-mod node;
 
 use std::{
     fs,

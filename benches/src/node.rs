@@ -10,28 +10,35 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use weightd_benches::{SOURCE, binary, cpu_of, peak_of, run, wait_until};
+
 use weightd_harness::mounts;
+
+use crate::{SOURCE, binary, cpu_of, peak_of, run, wait_until};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running agent and keeper. Ended, unmounted and removed when dropped.
-pub(crate) struct Node {
+#[derive(Debug)]
+pub struct Node {
     directory: PathBuf,
     keeper: Process,
     agent: Process,
 }
 
 /// A program that ends with its value.
-struct Process(Child);
+#[derive(Debug)]
+pub struct Process(Child);
 
 impl Node {
     /// With an empty store in a directory, which must not exist; `more` is added to the configuration.
-    pub(crate) fn start(directory: &Path, endpoint: &str, more: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub fn start(directory: &Path, endpoint: &str, more: &str) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
-        let keeper = spawn(
+        let keeper = Process::start(
             Command::new(binary("weightd-keeper")?).arg("--socket").arg(directory.join("keeper.sock")),
             &directory.join("keeper.log"),
         )?;
@@ -41,19 +48,26 @@ impl Node {
         Ok(Self { directory, keeper, agent })
     }
 
-    pub(crate) fn target(&self, name: &str) -> PathBuf {
+    /// A place in the node's directory.
+    pub fn target(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
     /// Shows the model at a directory of this name; gives the directory.
-    pub(crate) fn mount(&self, name: &str, more: &[&str]) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn mount(&self, name: &str, more: &[&str]) -> Result<PathBuf> {
         let target = self.target(name);
         run(self.weightctl()?.args(["mount", SOURCE]).arg(&target).args(more))?;
         Ok(target)
     }
 
     /// What a mounted volume is served by.
-    pub(crate) fn serving(&self, name: &str) -> Result<String> {
+    ///
+    /// # Errors
+    /// When it is not mounted.
+    pub fn serving(&self, name: &str) -> Result<String> {
         let output = self.weightctl()?.args(["mounts", "-o", "json"]).output()?;
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
         let target = self.target(name);
@@ -64,14 +78,20 @@ impl Node {
     }
 
     /// The model's files in the store itself.
-    pub(crate) fn native(&self) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn native(&self) -> Result<PathBuf> {
         let output = self.weightctl()?.args(["path", SOURCE]).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
     }
 
     /// How often readers had to wait for bytes from the origin.
-    pub(crate) async fn demands(&self) -> Result<u64> {
+    ///
+    /// # Errors
+    /// When the agent does not say.
+    pub async fn demands(&self) -> Result<u64> {
         let port = fs::read_to_string(self.directory.join("port"))?;
         let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?;
         let value = text.lines().find_map(|line| line.strip_prefix("weightd_expose_demands_total "));
@@ -79,18 +99,29 @@ impl Node {
     }
 
     /// Processor time of agent and keeper.
-    pub(crate) fn cpu(&self) -> Result<Duration> {
+    ///
+    /// # Errors
+    /// When they have ended.
+    pub fn cpu(&self) -> Result<Duration> {
         Ok(cpu_of(self.agent.0.id())? + cpu_of(self.keeper.0.id())?)
     }
 
     /// Most memory resident at once in agent and keeper, in MiB.
-    pub(crate) fn peaks(&self) -> Result<(f64, f64)> {
+    ///
+    /// # Errors
+    /// When they have ended.
+    pub fn peaks(&self) -> Result<(f64, f64)> {
         Ok((peak_of(self.agent.0.id())?, peak_of(self.keeper.0.id())?))
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("weightd.sock")
     }
 
     fn weightctl(&self) -> Result<Command> {
         let mut command = Command::new(binary("weightctl")?);
-        command.arg("--socket").arg(self.directory.join("weightd.sock"));
+        command.arg("--socket").arg(self.socket());
         Ok(command)
     }
 }
@@ -126,19 +157,23 @@ fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Process> 
     fs::write(&config, text)?;
     let mut command = Command::new(binary("weightd")?);
     command.arg("--config").arg(&config).env("STORAGE_EMULATOR_HOST", endpoint);
-    let agent = spawn(&mut command, &directory.join("agent.log"))?;
+    let agent = Process::start(&mut command, &directory.join("agent.log"))?;
     ensure!(wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok()), "the agent does not listen");
     Ok(agent)
 }
 
-fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
-    let log = fs::File::create(log)?;
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let name = command.get_program().to_string_lossy().into_owned();
-    command.spawn().map(Process).with_context(|| format!("starting {name}"))
-}
-
 impl Process {
+    /// Starts a program that writes its log to a file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let log = fs::File::create(log)?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let name = command.get_program().to_string_lossy().into_owned();
+        command.spawn().map(Self).with_context(|| format!("starting {name}"))
+    }
+
     /// Asks it to end, and makes it when it does not.
     fn end(&mut self) {
         // Each of these fails only when it has ended already.
