@@ -53,6 +53,12 @@ impl Client {
         Ok(Self::from_channel(connect::channel(socket).await?))
     }
 
+    /// A client of the agent that listens on `socket` whenever one does: for programs that outlive agents. A call while
+    /// none is there fails at once with [`Error::Lost`]. Needs a tokio runtime.
+    pub fn lazy(socket: &std::path::Path) -> Self {
+        Self::from_channel(connect::lazy(socket))
+    }
+
     /// A client of whatever is at the other end of `channel`: an agent in this process, for example.
     pub fn from_channel(channel: Channel) -> Self {
         let rpc = v1::weights_client::WeightsClient::new(channel.clone())
@@ -116,6 +122,14 @@ impl Client {
     /// [`Error`], as every call.
     pub async fn unpin(&self, request: v1::UnpinRequest) -> Result<v1::UnpinResponse, Error> {
         answer(self.rpc.clone().unpin(request).await)
+    }
+
+    /// Says which models the node is to have, and learns how they stand.
+    ///
+    /// # Errors
+    /// [`Error`], as every call.
+    pub async fn set_wanted(&self, request: v1::SetWantedRequest) -> Result<v1::SetWantedResponse, Error> {
+        answer(self.rpc.clone().set_wanted(request).await)
     }
 
     /// Removes snapshots that nobody uses.

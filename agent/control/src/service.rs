@@ -17,6 +17,7 @@ use crate::{
     info,
     jobs::Jobs,
     prefetch, verify,
+    wishes::Wishes,
 };
 
 /// A stream of answers.
@@ -27,6 +28,7 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 pub struct Control {
     pub(crate) fetcher: Fetcher,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) wishes: Arc<Wishes>,
     pub(crate) volumes: Volumes,
     pub(crate) loads: Arc<Loads>,
     /// Tasks that outlive the call that began them.
@@ -43,7 +45,7 @@ impl Control {
         tasks: TaskTracker,
         stopping: CancellationToken,
     ) -> Self {
-        Self { fetcher, jobs: Arc::default(), volumes, loads, tasks, stopping }
+        Self { fetcher, jobs: Arc::default(), wishes: Arc::default(), volumes, loads, tasks, stopping }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -115,7 +117,7 @@ impl Control {
             }
             found => found?,
         };
-        if request.force || !records.iter().any(|record| record.pinned) {
+        if request.force || !records.iter().any(|record| record.pinned || record.wanted) {
             for record in records {
                 self.jobs.give_up(self.store(), record.key()).await?;
             }
@@ -259,6 +261,13 @@ impl Weights for Control {
             removed_blobs: collected.removed_blobs,
             evicted_snapshot_ids: collected.evicted.iter().map(ToString::to_string).collect(),
         }))
+    }
+
+    async fn set_wanted(
+        &self,
+        request: Request<v1::SetWantedRequest>,
+    ) -> Result<Response<v1::SetWantedResponse>, Status> {
+        answered(self.wishes.set(self, request.into_inner()).await)
     }
 
     async fn verify(
