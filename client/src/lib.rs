@@ -124,6 +124,14 @@ impl Client {
         answer(self.rpc.clone().unpin(request).await)
     }
 
+    /// Says which models the node is to have, and learns how they stand.
+    ///
+    /// # Errors
+    /// [`Error`], as every call.
+    pub async fn set_wanted(&self, request: v1::SetWantedRequest) -> Result<v1::SetWantedResponse, Error> {
+        answer(self.rpc.clone().set_wanted(request).await)
+    }
+
     /// Removes snapshots that nobody uses.
     ///
     /// # Errors

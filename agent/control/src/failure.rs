@@ -151,7 +151,7 @@ pub fn of_store(error: &StoreError) -> FailureKind {
         | StoreError::Incomplete { .. }
         | StoreError::InUse { .. }
         | StoreError::Closed => FailureKind::TryAgain,
-        StoreError::Pinned { .. } => FailureKind::NotPermitted,
+        StoreError::Pinned { .. } | StoreError::Wanted { .. } => FailureKind::NotPermitted,
         StoreError::Damaged { .. } | StoreError::Manifest { .. } => FailureKind::Corrupt,
     }
 }

@@ -20,6 +20,7 @@ pub(crate) fn snapshot(record: &SnapshotRecord, present_bytes: u64, loading: boo
         present_bytes,
         object_count: u32::try_from(manifest.objects.len()).unwrap_or(u32::MAX),
         pinned: record.pinned,
+        wanted: record.wanted,
         in_use: record.in_use,
         resolved_at: Some(timestamp(manifest.resolved_at)),
         last_used_at: Some(timestamp(record.last_used_at)),

@@ -78,7 +78,7 @@ impl Jobs {
 }
 
 impl Control {
-    /// Goes on with the detached prefetches of an earlier run.
+    /// Goes on with the detached prefetches of an earlier run, and with what was wanted on this node.
     ///
     /// # Errors
     /// When the store cannot tell what they are.
@@ -87,7 +87,7 @@ impl Control {
             tracing::info!(snapshot = %key, source = %job.source, "going on with a detached prefetch");
             self.jobs.run(self, key, job, None);
         }
-        Ok(())
+        self.wishes.resume(self).await
     }
 }
 

@@ -15,6 +15,7 @@ mod service;
 mod tests;
 mod verify;
 mod volumes;
+mod wishes;
 
 pub use loads::Loads;
 pub use service::Control;

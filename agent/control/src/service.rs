@@ -18,6 +18,7 @@ use crate::{
     info,
     jobs::Jobs,
     prefetch, verify,
+    wishes::Wishes,
 };
 
 /// A stream of answers.
@@ -29,6 +30,7 @@ pub struct Control {
     pub(crate) fetcher: Fetcher,
     pub(crate) access: Access,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) wishes: Arc<Wishes>,
     pub(crate) volumes: Volumes,
     pub(crate) loads: Arc<Loads>,
     /// Tasks that outlive the call that began them.
@@ -46,7 +48,8 @@ impl Control {
         tasks: TaskTracker,
         stopping: CancellationToken,
     ) -> Self {
-        Self { fetcher, access, jobs: Arc::default(), volumes, loads, tasks, stopping }
+        let (jobs, wishes) = (Arc::default(), Arc::default());
+        Self { fetcher, access, jobs, wishes, volumes, loads, tasks, stopping }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -118,7 +121,7 @@ impl Control {
             }
             found => found?,
         };
-        if request.force || !records.iter().any(|record| record.pinned) {
+        if request.force || !records.iter().any(|record| record.pinned || record.wanted) {
             for record in records {
                 self.jobs.give_up(self.store(), record.key()).await?;
             }
@@ -262,6 +265,13 @@ impl Weights for Control {
             removed_blobs: collected.removed_blobs,
             evicted_snapshot_ids: collected.evicted.iter().map(ToString::to_string).collect(),
         }))
+    }
+
+    async fn set_wanted(
+        &self,
+        request: Request<v1::SetWantedRequest>,
+    ) -> Result<Response<v1::SetWantedResponse>, Status> {
+        answered(self.wishes.set(self, request.into_inner()).await)
     }
 
     async fn verify(

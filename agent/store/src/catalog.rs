@@ -22,6 +22,8 @@ pub struct SnapshotRecord {
     pub complete: bool,
     /// Whether it is never evicted.
     pub pinned: bool,
+    /// Whether it is kept because a model is wanted on this node.
+    pub wanted: bool,
     /// Whether someone holds it right now.
     pub in_use: bool,
     /// Seconds since 1970.
@@ -42,6 +44,7 @@ pub(crate) struct Entry {
     pub(crate) manifest: Arc<SnapshotManifest>,
     pub(crate) complete: bool,
     pub(crate) pinned: bool,
+    pub(crate) wanted: bool,
     /// Microseconds since 1970, and no two uses at the same: seconds would leave open which of two came later.
     pub(crate) last_used: u64,
     pub(crate) uses: usize,
@@ -67,6 +70,7 @@ impl Catalog {
         if let Some(old) = self.remove(&key) {
             entry.uses += old.uses;
             entry.pinned |= old.pinned;
+            entry.wanted |= old.wanted;
             entry.last_used = entry.last_used.max(old.last_used);
         }
         self.entries.insert(key, entry);
@@ -105,6 +109,10 @@ impl Catalog {
 
     pub(crate) fn get_mut(&mut self, key: &SnapshotKey) -> Option<&mut Entry> {
         self.entries.get_mut(key)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&SnapshotKey, &mut Entry)> {
+        self.entries.iter_mut()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&SnapshotKey, &Entry)> {
@@ -219,6 +227,7 @@ impl Store {
             manifest: Arc::clone(&entry.manifest),
             complete: entry.complete,
             pinned: entry.pinned,
+            wanted: entry.wanted,
             in_use: entry.uses > 0,
             last_used_at: entry.last_used / MICROS,
             directory: entry.complete.then(|| self.paths().snapshot(&entry.manifest.key())),

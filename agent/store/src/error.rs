@@ -103,6 +103,14 @@ pub enum StoreError {
         /// URI or id.
         name: String,
     },
+    /// Kept because it is wanted here.
+    #[error(
+        "{name}: wanted on this node; take it out of the models that are wanted here, or use --force to have it fetched again"
+    )]
+    Wanted {
+        /// URI or id.
+        name: String,
+    },
     /// Bytes on disk are not what was recorded.
     #[error("{}: chunk {chunk} is damaged on disk; run `weightctl verify` to repair it from the origin", path.display())]
     Damaged {
@@ -150,6 +158,7 @@ impl StoreError {
             Self::Incomplete { .. } => "incomplete",
             Self::InUse { .. } => "in_use",
             Self::Pinned { .. } => "pinned",
+            Self::Wanted { .. } => "wanted",
             Self::Damaged { .. } => "damaged",
             Self::Manifest { .. } => "manifest",
             Self::Closed => "closed",

@@ -202,8 +202,8 @@ impl Store {
     /// Removes snapshots that a name means: all of a source, or one by its id.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::InUse`], and [`StoreError::Pinned`] unless forced; nothing is removed
-    /// then.
+    /// [`StoreError::NotFound`], [`StoreError::InUse`], and [`StoreError::Pinned`] or [`StoreError::Wanted`] unless
+    /// forced; nothing is removed then.
     pub async fn remove(&self, name: &str, force: bool) -> Result<Removed, StoreError> {
         let name = name.to_owned();
         self.blocking(move |store| {
@@ -218,6 +218,9 @@ impl Store {
             }
             if !force && blocked(|record| record.pinned) {
                 return Err(StoreError::Pinned { name });
+            }
+            if !force && blocked(|record| record.wanted) {
+                return Err(StoreError::Wanted { name });
             }
             let mut removed = Removed::default();
             for record in &found {
@@ -291,7 +294,7 @@ struct Shortage {
 }
 
 fn may_evict(entry: &Entry) -> bool {
-    !entry.pinned && entry.uses == 0
+    !entry.pinned && !entry.wanted && entry.uses == 0
 }
 
 /// An entry's blobs that nothing needs once it is gone; counts it as gone.

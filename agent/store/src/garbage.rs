@@ -69,6 +69,7 @@ impl Store {
             !entry.complete
                 && entry.uses == 0
                 && !entry.pinned
+                && !entry.wanted
                 && entry.last_used / MICROS <= before
                 && !jobs.contains(key)
         });

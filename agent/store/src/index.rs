@@ -1,6 +1,6 @@
 //! The index: what changes while the store is in use.
 //!
-//! Partial chunk maps, pins, recency, jobs and lengths of blobs that still arrive live in an embedded database. Everything that is complete is described
+//! Partial chunk maps, pins, recency, jobs, wishes and lengths of blobs that still arrive live in an embedded database. Everything that is complete is described
 //! by manifests instead, so losing this file loses no complete blob.
 
 use std::{
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use weightd_types::{BlobKey, Crc32c, Object, Selection, SnapshotKey, SourceUri};
 
 use crate::{
-    StoreError,
+    StoreError, Wish,
     io::{IndexBackend, IoEngine},
     store::MICROS,
 };
@@ -35,6 +35,9 @@ const JOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("jobs");
 
 /// Snapshot to the lengths of its blobs in the manifest's order, little-endian, once it is shown before it is complete.
 const LENGTHS: TableDefinition<&str, &[u8]> = TableDefinition::new("lengths");
+
+/// Source and layout to what is wanted of it on this node, and the snapshots that are kept for that (JSON).
+const WISHES: TableDefinition<&str, &[u8]> = TableDefinition::new("wishes");
 
 /// Less is a time in seconds, more is one in microseconds.
 const SECONDS_END: u64 = 1 << 40;
@@ -246,6 +249,28 @@ impl Index {
         })
     }
 
+    /// Writes a wish down, or forgets it. Durable when it returns.
+    pub(crate) fn set_wish(&self, name: &str, wish: Option<&Wish>) -> Result<(), StoreError> {
+        self.write(Durability::Immediate, |tables| {
+            match wish {
+                Some(wish) => tables.wishes.insert(name, json(wish).as_slice())?,
+                None => tables.wishes.remove(name)?,
+            };
+            Ok(())
+        })
+    }
+
+    /// What is wanted on this node.
+    pub(crate) fn wishes(&self) -> Result<Vec<Wish>, StoreError> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(WISHES)?.iter()? {
+                found.extend(serde_json::from_slice(entry?.1.value()).ok());
+            }
+            Ok(found)
+        })
+    }
+
     /// Pins, by snapshot.
     pub(crate) fn pins(&self) -> Result<BTreeMap<String, u64>, StoreError> {
         self.times(PINS)
@@ -330,7 +355,7 @@ fn read_all(database: &Database) -> Result<(), redb::Error> {
     }
     transaction.open_table(PARTIALS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
     transaction.open_table(CHUNKS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
-    for values in [JOBS, LENGTHS] {
+    for values in [JOBS, LENGTHS, WISHES] {
         transaction.open_table(values)?.iter()?.try_for_each(|entry| entry.map(drop))?;
     }
     Ok(())
@@ -351,6 +376,7 @@ fn write_to(
             recency: transaction.open_table(RECENCY)?,
             jobs: transaction.open_table(JOBS)?,
             lengths: transaction.open_table(LENGTHS)?,
+            wishes: transaction.open_table(WISHES)?,
         };
         change(&mut tables)?;
     }
@@ -381,6 +407,7 @@ struct Tables<'t> {
     recency: redb::Table<'t, &'static str, u64>,
     jobs: redb::Table<'t, &'static str, &'static [u8]>,
     lengths: redb::Table<'t, &'static str, &'static [u8]>,
+    wishes: redb::Table<'t, &'static str, &'static [u8]>,
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

@@ -4,7 +4,8 @@
 //! snapshot directories of hard links, and an index of what changes (`docs/STORE.md` has every byte). A blob that
 //! is still arriving is a [`PartialBlob`]: its chunks are written, then recorded, and in the end the whole is
 //! committed. Reading order of the modules: `paths` and `manifest` (the format), `index`, `open` (recovery),
-//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage`, `evict` and `garbage` (room), `caching` (page cache), `verify` (rot).
+//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage`, `evict` and `garbage` (room), `caching` (page cache), `verify` (rot), `wishes` (what is
+//! wanted here).
 
 mod caching;
 mod catalog;
@@ -26,6 +27,7 @@ mod snapshots;
 mod store;
 mod usage;
 mod verify;
+mod wishes;
 
 pub use catalog::{SnapshotRecord, SnapshotUse};
 pub use config::Config;
@@ -43,3 +45,4 @@ pub use paths::FORMAT_VERSION;
 pub use store::Store;
 pub use usage::{DiskUsage, Reservation};
 pub use verify::StoredBlob;
+pub use wishes::Wish;

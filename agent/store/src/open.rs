@@ -99,6 +99,7 @@ impl Store {
     /// Reads the manifests, and clears away what a crash left half-made.
     fn recover(&self) -> Result<Catalog, StoreError> {
         let (pins, recency) = (self.inner.index.pins()?, self.inner.index.recency()?);
+        let wanted = self.wanted_snapshots()?;
         let mut catalog = Catalog::default();
         let mut directories = Vec::new();
         // Sorted, so that `<key>.json` comes before `<key>.loading.json`.
@@ -123,7 +124,8 @@ impl Store {
             if catalog.get(&key).is_none() {
                 let name = key.to_string();
                 let last_used = recency.get(&name).copied().unwrap_or(entry.last_used);
-                catalog.insert(Entry { pinned: pins.contains_key(&name), last_used, ..entry });
+                let (pinned, wanted) = (pins.contains_key(&name), wanted.contains(&key));
+                catalog.insert(Entry { pinned, wanted, last_used, ..entry });
             }
         }
         for path in directories {
@@ -181,7 +183,14 @@ impl Store {
             Ok(manifest) => {
                 let last_used = manifest.resolved_at.saturating_mul(MICROS);
                 let manifest = Arc::new(manifest);
-                return Ok(Some(Entry { manifest, complete, pinned: false, last_used, uses: 0 }));
+                return Ok(Some(Entry {
+                    manifest,
+                    complete,
+                    pinned: false,
+                    wanted: false,
+                    last_used,
+                    uses: 0,
+                }));
             }
             Err(error) => error.to_string(),
         };

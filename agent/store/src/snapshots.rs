@@ -33,7 +33,9 @@ impl Store {
                 let manifest = Arc::new(manifest);
                 let mut catalog = store.catalog();
                 let last_used = catalog.next_use();
-                catalog.insert(Entry { manifest, complete: false, pinned: false, last_used, uses: 0 });
+                let entry =
+                    Entry { manifest, complete: false, pinned: false, wanted: false, last_used, uses: 0 };
+                catalog.insert(entry);
             }
             store.hold(key)
         })
@@ -108,7 +110,8 @@ impl Store {
                 let loading = paths.loading_manifest(&key);
                 engine.remove(&loading).map_err(StoreError::io("remove", loading))?;
                 let manifest = Arc::new(manifest);
-                let entry = Entry { manifest, complete: true, pinned: false, last_used: 0, uses: 0 };
+                let entry =
+                    Entry { manifest, complete: true, pinned: false, wanted: false, last_used: 0, uses: 0 };
                 store.catalog().insert(entry);
                 store.inner.metrics.published_snapshots.inc();
             }

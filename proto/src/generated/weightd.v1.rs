@@ -196,6 +196,9 @@ pub struct SnapshotInfo {
     /// Directory with the snapshot's files; empty until it is complete.
     #[prost(string, tag = "12")]
     pub directory: ::prost::alloc::string::String,
+    /// Kept from being evicted because a model is wanted on this node; that ends by itself, other than a pin.
+    #[prost(bool, tag = "13")]
+    pub wanted: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {}
@@ -394,6 +397,57 @@ pub struct VerifySummary {
     pub bad_chunks: u64,
     #[prost(uint64, tag = "4")]
     pub repaired_chunks: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetWantedRequest {
+    /// At most one of each source and layout.
+    #[prost(message, repeated, tag = "1")]
+    pub models: ::prost::alloc::vec::Vec<WantedModel>,
+    /// How often a source is listed again, to bring what is new there. An hour when it is missing; some of it by chance, so
+    /// that nodes do not ask all at once.
+    #[prost(message, optional, tag = "2")]
+    pub list_again_after: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WantedModel {
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    /// Unspecified means aligned.
+    #[prost(enumeration = "Layout", tag = "2")]
+    pub layout: i32,
+    /// Higher goes first; 0 is ordinary. A change holds for transfers that begin after it.
+    #[prost(int32, tag = "3")]
+    pub priority: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetWantedResponse {
+    /// In the order of the request.
+    #[prost(message, repeated, tag = "1")]
+    pub models: ::prost::alloc::vec::Vec<WantedState>,
+}
+/// How a wanted model stands.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WantedState {
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(enumeration = "Layout", tag = "2")]
+    pub layout: i32,
+    /// What there is of it: a complete snapshot if there is one, else the one that is on its way. Empty until the source was
+    /// listed.
+    #[prost(string, tag = "3")]
+    pub snapshot_id: ::prost::alloc::string::String,
+    /// A complete snapshot is here. A newer one may be on its way: it takes the place of this one when it is complete.
+    #[prost(bool, tag = "4")]
+    pub complete: bool,
+    #[prost(uint64, tag = "5")]
+    pub present_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    pub total_bytes: u64,
+    /// Why the last attempt failed, and what can be done about it; missing when it did not. It is tried again in any case.
+    #[prost(string, tag = "7")]
+    pub failure_message: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "8")]
+    pub failure: ::core::option::Option<Failure>,
 }
 /// Why a call failed, in the status details.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -833,6 +887,33 @@ pub mod weights_client {
             req.extensions_mut().insert(GrpcMethod::new("weightd.v1.Weights", "Verify"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Says which models this node is to have: all of them, in place of those said before, and says how each stands. The
+        /// agent brings them with the node's own identity, keeps them from being evicted, also after a restart, and lets go of
+        /// those that are no longer wanted. Answers at once; whoever wants to know how it goes on asks again.
+        pub async fn set_wanted(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetWantedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetWantedResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weightd.v1.Weights/SetWanted",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weightd.v1.Weights", "SetWanted"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -914,6 +995,16 @@ pub mod weights_server {
             &self,
             request: tonic::Request<super::VerifyRequest>,
         ) -> std::result::Result<tonic::Response<Self::VerifyStream>, tonic::Status>;
+        /// Says which models this node is to have: all of them, in place of those said before, and says how each stands. The
+        /// agent brings them with the node's own identity, keeps them from being evicted, also after a restart, and lets go of
+        /// those that are no longer wanted. Answers at once; whoever wants to know how it goes on asks again.
+        async fn set_wanted(
+            &self,
+            request: tonic::Request<super::SetWantedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetWantedResponse>,
+            tonic::Status,
+        >;
     }
     /// What the agent keeps, and how it gets there.
     #[derive(Debug)]
@@ -1426,6 +1517,49 @@ pub mod weights_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weightd.v1.Weights/SetWanted" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetWantedSvc<T: Weights>(pub Arc<T>);
+                    impl<T: Weights> tonic::server::UnaryService<super::SetWantedRequest>
+                    for SetWantedSvc<T> {
+                        type Response = super::SetWantedResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetWantedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Weights>::set_wanted(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetWantedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -19,5 +19,6 @@ mod program;
 mod scale;
 mod scrub;
 mod volumes;
+mod wanted;
 mod warm_up;
 mod wire;

@@ -29,6 +29,7 @@ pub(crate) struct SnapshotView {
     present_bytes: u64,
     pub(crate) object_count: u32,
     pinned: bool,
+    wanted: bool,
     in_use: bool,
     resolved_at: Option<Timestamp>,
     last_used_at: Option<Timestamp>,
@@ -95,6 +96,7 @@ impl From<v1::SnapshotInfo> for SnapshotView {
             present_bytes: info.present_bytes,
             object_count: info.object_count,
             pinned: info.pinned,
+            wanted: info.wanted,
             in_use: info.in_use,
             resolved_at: info.resolved_at.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok()),
             last_used_at: info.last_used_at.and_then(|at| Timestamp::new(at.seconds, at.nanos).ok()),
@@ -111,13 +113,10 @@ impl SnapshotView {
         }
     }
 
-    fn marks(&self) -> &'static str {
-        match (self.pinned, self.in_use) {
-            (true, true) => "pinned, in use",
-            (true, false) => "pinned",
-            (false, true) => "in use",
-            (false, false) => "",
-        }
+    fn marks(&self) -> String {
+        let marks = [(self.pinned, "pinned"), (self.wanted, "wanted"), (self.in_use, "in use")];
+        let held: Vec<_> = marks.iter().filter(|(held, _)| *held).map(|(_, word)| *word).collect();
+        held.join(", ")
     }
 }
 
@@ -159,7 +158,7 @@ impl View for SnapshotsView {
                 display_bytes(snapshot.size_bytes),
                 snapshot.object_count.to_string(),
                 time(snapshot.last_used_at),
-                snapshot.marks().to_owned(),
+                snapshot.marks(),
             ]
         };
         let headings = [

@@ -111,6 +111,13 @@ impl Weights for Canned {
         self.answer(None)
     }
 
+    async fn set_wanted(
+        &self,
+        _: Request<v1::SetWantedRequest>,
+    ) -> Result<Response<v1::SetWantedResponse>, Status> {
+        self.answer(None)
+    }
+
     async fn collect_garbage(
         &self,
         _: Request<v1::CollectGarbageRequest>,
@@ -130,6 +137,7 @@ pub(crate) fn snapshot() -> v1::SnapshotInfo {
         present_bytes: 3 << 30,
         object_count: 2,
         pinned: true,
+        wanted: false,
         in_use: false,
         resolved_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
         last_used_at: None,

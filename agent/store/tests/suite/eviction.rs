@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use weightd_store::{Config, Store, StoreError};
+use weightd_store::{Config, Store, StoreError, Wish};
+use weightd_types::Layout;
 
 use crate::common::{Thing, assert_whole, bring, config, in_memory, on_disk, open, plain, snapshot};
 
@@ -302,4 +303,29 @@ async fn a_uri_means_the_snapshot_used_last_also_within_a_second_and_after_reope
         store = open(&config);
         assert_eq!(store.find("memory://m/model").unwrap().key(), key, "reopened");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_stays_also_after_reopening_until_the_last_wish_for_it_ends() {
+    let directory = in_memory();
+    let config = limited(directory.path(), 3 << 20);
+    let store = open(&config);
+    let (wanted, other) = (plain("wanted", MIB), plain("other", MIB));
+    let key = bring(&store, &[&wanted]).await.unwrap().key();
+    let wish = |source: &str| Wish::new(source.parse().unwrap(), Layout::Aligned, 0).keeping(&[key]);
+    let (first, second) = (wish("memory://m/model"), wish("memory://m/again"));
+    store.set_wish(first.clone()).await.unwrap();
+    store.set_wish(second.clone()).await.unwrap();
+    bring(&store, &[&other]).await.unwrap();
+    store.close().await.unwrap();
+    let store = open(&config);
+    assert_eq!(store.wishes().await.unwrap().len(), 2);
+    store.forget_wish(&second).await.unwrap();
+    store.reserve(2 << 20).await.unwrap();
+    assert!(is_there(&store, &wanted) && !is_there(&store, &other));
+    assert!(matches!(store.reserve(3 << 20).await, Err(StoreError::Full { .. })));
+    assert!(matches!(store.remove(&key.to_string(), false).await, Err(StoreError::Wanted { .. })));
+    store.forget_wish(&first).await.unwrap();
+    store.reserve(3 << 20).await.unwrap();
+    assert!(!is_there(&store, &wanted));
 }

@@ -1,0 +1,274 @@
+//! Models that are wanted on this node: each has a task that brings it, keeps it, and lists its source now and then.
+//!
+//! The caller says the whole list each time, so that nothing has to be added up: an agent that was restarted, a list that
+//! was changed meanwhile and a call that broke off all end with the same list said again.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weightd_fetch::FetchError;
+use weightd_proto::v1::{self, Failure, FailureKind};
+use weightd_store::{Store, StoreError, Wish};
+use weightd_types::{Layout, Selection, SnapshotKey, SourceUri};
+
+use crate::{Control, failure, info};
+
+/// How often a source is listed again unless the caller says otherwise.
+const LIST_AGAIN: Duration = Duration::from_secs(3600);
+/// Wait before a failed attempt is made again; doubles up to the limit. It is made for ever: whoever wants the model may
+/// be given the right to read it at any time, and nobody tells the agent.
+const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_LIMIT: Duration = Duration::from_secs(300);
+/// How often a model that is here is looked at: it may be removed by force, or lose a chunk.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What tells wishes apart.
+type Name = (SourceUri, Layout);
+
+/// The models that are wanted, and the tasks that see to them.
+#[derive(Debug)]
+pub(crate) struct Wishes {
+    /// Held while the list changes, which takes several writes to the index.
+    kept: tokio::sync::Mutex<BTreeMap<Name, Kept>>,
+    list_again_seconds: Arc<AtomicU64>,
+}
+
+/// One that is seen to.
+#[derive(Debug)]
+struct Kept {
+    priority: Arc<AtomicI32>,
+    state: Arc<Mutex<State>>,
+    cancelled: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// How one stands.
+#[derive(Debug, Default)]
+struct State {
+    /// What is kept for it: what serves first, what is on its way last.
+    snapshots: Vec<SnapshotKey>,
+    failure: Option<(FailureKind, String)>,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        let list_again_seconds = Arc::new(AtomicU64::new(LIST_AGAIN.as_secs()));
+        Self { kept: tokio::sync::Mutex::default(), list_again_seconds }
+    }
+}
+
+impl Wishes {
+    /// Goes on with what an earlier run was told to keep.
+    pub(crate) async fn resume(&self, control: &Control) -> Result<(), StoreError> {
+        let mut kept = self.kept.lock().await;
+        for wish in control.store().wishes().await? {
+            kept.entry((wish.source.clone(), wish.layout)).or_insert_with(|| self.see_to(control, wish));
+        }
+        Ok(())
+    }
+
+    /// Makes the list what the caller says it is, and says how each model stands.
+    pub(crate) async fn set(
+        &self,
+        control: &Control,
+        request: v1::SetWantedRequest,
+    ) -> Result<v1::SetWantedResponse, StoreError> {
+        let list_again = request.list_again_after.and_then(|after| u64::try_from(after.seconds).ok());
+        let list_again = list_again.filter(|seconds| *seconds > 0).unwrap_or(LIST_AGAIN.as_secs());
+        self.list_again_seconds.store(list_again, Ordering::Relaxed);
+        let models: Vec<_> = request.models.into_iter().map(|model| (name_of(&model), model)).collect();
+        let mut wanted = BTreeMap::<Name, i32>::new();
+        for (name, model) in &models {
+            if let Ok(name) = name {
+                let priority = wanted.entry(name.clone()).or_insert(model.priority);
+                *priority = (*priority).max(model.priority);
+            }
+        }
+        let mut kept = self.kept.lock().await;
+        self.let_go(control.store(), &mut kept, &wanted).await?;
+        for (name, priority) in wanted {
+            if let Some(known) = kept.get(&name) {
+                known.priority.store(priority, Ordering::Relaxed);
+                continue;
+            }
+            let wish = Wish::new(name.0.clone(), name.1, priority);
+            control.store().set_wish(wish.clone()).await?;
+            tracing::info!(source = %name.0, layout = %name.1, "wanted on this node");
+            kept.insert(name, self.see_to(control, wish));
+        }
+        let mut answer = v1::SetWantedResponse::default();
+        for (name, model) in models {
+            answer.models.push(state_of(control, &kept, name, model).await?);
+        }
+        Ok(answer)
+    }
+
+    /// Ends what is no longer wanted. Each step can be repeated, because the caller may go away between any two.
+    async fn let_go(
+        &self,
+        store: &Store,
+        kept: &mut BTreeMap<Name, Kept>,
+        wanted: &BTreeMap<Name, i32>,
+    ) -> Result<(), StoreError> {
+        let over = |(name, kept): (&Name, &Kept)| {
+            (!wanted.contains_key(name) || kept.cancelled.is_cancelled()).then(|| name.clone())
+        };
+        let over: Vec<Name> = kept.iter().filter_map(over).collect();
+        for name in over {
+            if let Some(known) = kept.get(&name) {
+                known.cancelled.cancel();
+                known.tasks.wait().await;
+                store.forget_wish(&Wish::new(name.0.clone(), name.1, 0)).await?;
+                tracing::info!(source = %name.0, layout = %name.1, "no longer wanted on this node");
+            }
+            kept.remove(&name);
+        }
+        Ok(())
+    }
+
+    fn see_to(&self, control: &Control, wish: Wish) -> Kept {
+        let state = Arc::new(Mutex::new(State { snapshots: wish.snapshots().collect(), failure: None }));
+        let priority = Arc::new(AtomicI32::new(wish.priority));
+        let (cancelled, tasks) = (control.stopping.child_token(), TaskTracker::new());
+        let task = Task {
+            control: control.clone(),
+            wish,
+            priority: Arc::clone(&priority),
+            state: Arc::clone(&state),
+            cancelled: cancelled.clone(),
+            list_again_seconds: Arc::clone(&self.list_again_seconds),
+        };
+        control.tasks.spawn(tasks.track_future(task.run()));
+        tasks.close();
+        Kept { priority, state, cancelled, tasks }
+    }
+}
+
+/// Sees to one model until it is no longer wanted.
+struct Task {
+    control: Control,
+    wish: Wish,
+    priority: Arc<AtomicI32>,
+    state: Arc<Mutex<State>>,
+    cancelled: CancellationToken,
+    list_again_seconds: Arc<AtomicU64>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        // What the operator wants is fetched as the node.
+        let _lease = self.control.access.operator(&self.wish.source);
+        let mut pause = PAUSE;
+        while !self.cancelled.is_cancelled() {
+            let outcome = self.bring().await;
+            let failed = outcome.as_ref().err().map(|error| (failure::of_fetch(error), error.to_string()));
+            let is_failed = failed.is_some();
+            if let Err(error) = outcome {
+                tracing::warn!(source = %self.wish.source, %error, "a wanted model could not be brought and is tried again");
+            }
+            self.lock().failure = failed;
+            let cancelled = self.cancelled.clone();
+            let rest = async {
+                match is_failed {
+                    true => sleep(pause).await,
+                    false => self.watch().await,
+                }
+            };
+            cancelled.run_until_cancelled(rest).await;
+            pause = if is_failed { (pause * 2).min(PAUSE_LIMIT) } else { PAUSE };
+        }
+    }
+
+    /// One attempt: what the source has now, kept beside what serves until it is complete. What is written down is never
+    /// cut off in the middle: a wish that was forgotten must not come back.
+    async fn bring(&mut self) -> Result<(), FetchError> {
+        let (fetcher, selection) = (self.control.fetcher.clone(), Selection::default());
+        let resolve = fetcher.resolve(&self.wish.source, &selection);
+        let Some(resolution) = self.cancelled.run_until_cancelled(resolve).await else { return Ok(()) };
+        self.wish.priority = self.priority.load(Ordering::Relaxed);
+        let transfer = fetcher.prefetch(resolution?, self.wish.layout, self.wish.priority);
+        let (store, key) = (fetcher.store(), transfer.key());
+        let hold = store.expect(transfer.manifest().as_ref().clone()).await?;
+        let is_complete = |key: &SnapshotKey| store.snapshot(key).is_some_and(|record| record.complete);
+        let serving = self.wish.snapshots().find(|known| *known != key && is_complete(known));
+        let both: Vec<_> =
+            if is_complete(&key) { vec![key] } else { serving.into_iter().chain([key]).collect() };
+        self.keep(store, &both).await?;
+        let Some(brought) = self.cancelled.run_until_cancelled(transfer.wait()).await else { return Ok(()) };
+        brought?;
+        self.keep(store, &[key]).await?;
+        drop(hold);
+        Ok(())
+    }
+
+    async fn keep(&mut self, store: &Store, snapshots: &[SnapshotKey]) -> Result<(), StoreError> {
+        store.set_wish(self.wish.clone().keeping(snapshots)).await?;
+        self.wish = self.wish.clone().keeping(snapshots);
+        self.lock().snapshots = snapshots.to_vec();
+        Ok(())
+    }
+
+    /// Returns when the source is to be listed again, or when what is here has lost something.
+    async fn watch(&self) {
+        // Three quarters to five quarters of the time, so that nodes that began together do not stay together.
+        let spread = 768 + RandomState::new().hash_one(()) % 512;
+        let wait =
+            || Duration::from_millis(self.list_again_seconds.load(Ordering::Relaxed) * 1000 / 1024 * spread);
+        let (store, started) = (self.control.store(), Instant::now());
+        let is_complete = |key| store.snapshot(&key).is_some_and(|record| record.complete);
+        while started.elapsed() < wait() && self.wish.snapshots().all(is_complete) {
+            sleep(LOOK.min(wait())).await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn name_of(model: &v1::WantedModel) -> Result<Name, String> {
+    let source: Result<SourceUri, _> = model.source.parse();
+    source.map(|source| (source, info::wanted_layout(model.layout()))).map_err(|error| error.to_string())
+}
+
+async fn state_of(
+    control: &Control,
+    kept: &BTreeMap<Name, Kept>,
+    name: Result<Name, String>,
+    model: v1::WantedModel,
+) -> Result<v1::WantedState, StoreError> {
+    let mut answer =
+        v1::WantedState { source: model.source, layout: model.layout, ..v1::WantedState::default() };
+    let (snapshots, failed) = match name.map(|name| kept.get(&name)) {
+        Err(invalid) => (Vec::new(), Some((FailureKind::Usage, invalid))),
+        Ok(None) => (Vec::new(), None),
+        Ok(Some(kept)) => {
+            let state = kept.state.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.snapshots.clone(), state.failure.clone())
+        }
+    };
+    if let Some((kind, message)) = failed {
+        (answer.failure_message, answer.failure) = (message, Some(Failure::new(kind, "")));
+    }
+    let records: Vec<_> = snapshots.iter().filter_map(|key| control.store().snapshot(key)).collect();
+    let Some(record) = records.iter().find(|record| record.complete).or(records.last()) else {
+        return Ok(answer);
+    };
+    answer.snapshot_id = record.manifest.id.to_string();
+    answer.complete = record.complete;
+    answer.total_bytes = record.manifest.size();
+    answer.present_bytes = match control.transfer_of(record.key()) {
+        Some(transfer) if !record.complete => transfer.done_bytes(),
+        _ => control.describe(record).await?.present_bytes,
+    };
+    Ok(answer)
+}

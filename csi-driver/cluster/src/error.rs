@@ -1,0 +1,53 @@
+//! What can go wrong with the cluster.
+
+use kube::runtime::watcher;
+
+/// What went wrong with the cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Nobody says where the API is.
+    #[error("no Kubernetes API: {0}; run in a pod with a service account, or set KUBECONFIG")]
+    NoConfiguration(String),
+    /// The API refused, or could not be reached.
+    #[error("cannot {what}: {}", words(source))]
+    Api {
+        /// What was attempted.
+        what: String,
+        /// What came back.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API did not answer.
+    #[error("cannot {what}: no answer in {seconds} s; it is tried again")]
+    Silent {
+        /// What was attempted.
+        what: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+}
+
+/// What the API said, without the whole of its answer.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.is_forbidden() => {
+            format!(
+                "{}; docs/WANTED.md lists the rights that the driver's service account needs",
+                status.message
+            )
+        }
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The same of a watch.
+pub(crate) fn watch_words(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => words(error),
+        watcher::Error::WatchError(status) => status.message.clone(),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}

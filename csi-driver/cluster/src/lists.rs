@@ -1,0 +1,103 @@
+//! The ConfigMaps that list models, read as they change.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+
+use crate::models::{Model, Read, read};
+
+/// What every ConfigMap that counts has as a label.
+pub const LABEL: &str = "weightd.io/models=true";
+
+/// What the ConfigMaps were last read as.
+#[derive(Debug, Default)]
+pub(crate) struct Lists {
+    by_name: BTreeMap<String, List>,
+}
+
+#[derive(Debug)]
+struct List {
+    version: Option<String>,
+    read: Read,
+}
+
+impl Lists {
+    /// Reads what changed. One that cannot be read at all any more keeps the models it listed before: a slip of the pen
+    /// must not free models that pods are about to need.
+    pub(crate) fn renew(&mut self, maps: &BTreeMap<String, ConfigMap>) {
+        self.by_name.retain(|name, _| maps.contains_key(name));
+        for (name, map) in maps {
+            let version = map.resource_version();
+            let before = self.by_name.remove(name);
+            let list = match before {
+                Some(list) if list.version == version => list,
+                before => List {
+                    version,
+                    read: renewed(before, read(map.data.as_ref().unwrap_or(&BTreeMap::new()))),
+                },
+            };
+            self.by_name.insert(name.clone(), list);
+        }
+    }
+
+    pub(crate) fn models(&self) -> impl Iterator<Item = &Model> {
+        self.by_name.values().flat_map(|list| &list.read.models)
+    }
+
+    /// What is wrong, by the name of the ConfigMap.
+    pub(crate) fn complaints(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.by_name.iter().flat_map(|(name, list)| {
+            list.read.complaints.iter().map(move |complaint| (name.as_str(), complaint.as_str()))
+        })
+    }
+}
+
+fn renewed(before: Option<List>, mut read: Read) -> Read {
+    if let Some(before) = before.filter(|_| read.is_broken) {
+        read.models = before.read.models;
+        if !read.models.is_empty() {
+            read.complaints
+                .iter_mut()
+                .for_each(|complaint| complaint.push_str("; what it listed before still holds"));
+        }
+    }
+    read
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn map(version: u32, text: &str) -> BTreeMap<String, ConfigMap> {
+        let map = json!({
+            "metadata": {"name": "m", "resourceVersion": version.to_string()},
+            "data": {crate::models::KEY: text},
+        });
+        BTreeMap::from([("m".to_owned(), serde_json::from_value(map).unwrap())])
+    }
+
+    #[test]
+    fn a_list_that_becomes_unreadable_keeps_its_models_and_one_that_is_emptied_does_not() {
+        let mut lists = Lists::default();
+        let sources =
+            |lists: &Lists| lists.models().map(|model| model.source.to_string()).collect::<Vec<_>>();
+        lists.renew(&map(1, "models:\n- source: gs://m/a\n"));
+        assert_eq!(sources(&lists), ["gs://m/a"]);
+        for version in 2..4 {
+            lists.renew(&map(version, "models: ["));
+            assert_eq!(sources(&lists), ["gs://m/a"]);
+            let (name, complaint) = lists.complaints().next().unwrap();
+            assert!(name == "m" && complaint.ends_with("what it listed before still holds"), "{complaint}");
+        }
+        lists.renew(&map(4, "models:\n- source: gs://m/b\n"));
+        assert_eq!((sources(&lists), lists.complaints().count()), (vec!["gs://m/b".to_owned()], 0));
+        lists.renew(&map(5, "models: []"));
+        assert!(sources(&lists).is_empty());
+        lists.renew(&map(6, "models:\n- source: gs://m/b\n"));
+        lists.renew(&BTreeMap::new());
+        assert!(sources(&lists).is_empty());
+    }
+}

@@ -1,0 +1,258 @@
+//! One node's part in the cluster, turn by turn.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use weightd_proto::v1::{SetWantedRequest, WantedState};
+
+use crate::{
+    ClusterError, LABEL, Metrics,
+    condition::Condition,
+    error::watch_words,
+    events::Events,
+    lists::Lists,
+    mirror::Mirror,
+    node::OwnNode,
+    taint,
+    wanted::{Wanted, wanted},
+};
+
+/// How often everything is looked at although nobody said that it changed.
+const TURN: Duration = Duration::from_secs(3);
+/// How long the agent may take to answer.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may be away before the condition says so: a rollout takes a few seconds.
+const AWAY: Duration = Duration::from_secs(20);
+
+/// Names of what may fail, for the log.
+const AGENT: &str = "tell the agent what is wanted";
+const NODE: &str = "watch the node";
+const MAPS: &str = "watch the ConfigMaps that list models";
+
+/// What the operator decided.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The node's name.
+    pub node: String,
+    /// The driver's own namespace, where the ConfigMaps are.
+    pub namespace: String,
+    /// Whether the startup taint stays until the required models are here.
+    pub ready_needs_models: bool,
+    /// How often the source of a wanted model is listed again.
+    pub list_again_after: Duration,
+}
+
+/// Does a node's part until it is told to stop. `registered` says whether kubelet knows the driver; the agent and the API
+/// may be away, and come back, at any time.
+pub async fn run(
+    options: Options,
+    client: Client,
+    agent: weightd_client::Client,
+    registered: watch::Receiver<bool>,
+    metrics: Metrics,
+    stopping: CancellationToken,
+) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
+    let mut node_events =
+        watched(nodes.clone(), watcher::Config::default().fields(&format!("metadata.name={}", options.node)));
+    let mut map_events = watched(maps, watcher::Config::default().labels(LABEL));
+    let mut registrations = registered.clone();
+    let mut turns = interval(TURN);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let events = Events::new(client, options.namespace.clone(), options.node.clone());
+    let own = OwnNode::new(nodes, options.node.clone());
+    let mut part = Part {
+        options,
+        own,
+        agent,
+        registered,
+        metrics,
+        events,
+        node: Mirror::default(),
+        maps: Mirror::default(),
+        lists: Lists::default(),
+        away_since: None,
+        complained: BTreeMap::new(),
+    };
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            Some(event) = node_events.next() => part.hear_node(event),
+            Some(event) = map_events.next() => part.hear_map(event),
+            // A sender that is gone says nothing more; the turns go on.
+            Ok(()) = registrations.changed() => {}
+            _ = turns.tick() => {}
+        }
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = part.turn() => {}
+        }
+    }
+}
+
+type Watched<K> = BoxStream<'static, Result<watcher::Event<K>, watcher::Error>>;
+
+/// A watch that begins again by itself, ever more slowly while the API is away.
+fn watched<K>(api: Api<K>, config: watcher::Config) -> Watched<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+{
+    watcher(api, config).default_backoff().boxed()
+}
+
+/// What one node knows of the cluster, and what it said last.
+struct Part {
+    options: Options,
+    own: OwnNode,
+    agent: weightd_client::Client,
+    registered: watch::Receiver<bool>,
+    metrics: Metrics,
+    events: Events,
+    node: Mirror<Node>,
+    maps: Mirror<ConfigMap>,
+    lists: Lists,
+    away_since: Option<Instant>,
+    /// What was logged of each thing that fails, so that the log has it once.
+    complained: BTreeMap<&'static str, String>,
+}
+
+impl Part {
+    fn hear_node(&mut self, event: Result<watcher::Event<Node>, watcher::Error>) {
+        match event {
+            Ok(event) => {
+                self.complained.remove(NODE);
+                self.node.hear(event);
+            }
+            Err(error) => self.complain(NODE, &watch_words(&error)),
+        }
+    }
+
+    fn hear_map(&mut self, event: Result<watcher::Event<ConfigMap>, watcher::Error>) {
+        match event {
+            Ok(event) => {
+                self.complained.remove(MAPS);
+                self.maps.hear(event);
+            }
+            Err(error) => self.complain(MAPS, &watch_words(&error)),
+        }
+        if let Some(maps) = self.maps.known() {
+            self.lists.renew(maps);
+        }
+    }
+
+    async fn turn(&mut self) {
+        let node = self.node.known().and_then(|known| known.get(&self.options.node)).cloned();
+        // Before both are known, nobody can say what is wanted, and an empty list would let go of everything.
+        let (Some(node), true) = (node, self.maps.known().is_some()) else { return self.turn_alone().await };
+        let wanted = wanted(self.lists.models(), node.labels());
+        let condition = match self.tell_agent(&wanted).await {
+            Ok(states) => {
+                self.metrics.show(&wanted, &states);
+                self.tell_failures(&node, &states).await;
+                Some(Condition::of(&wanted, &states))
+            }
+            Err(why) => {
+                let since = *self.away_since.get_or_insert_with(Instant::now);
+                (since.elapsed() >= AWAY).then(|| Condition::unknown(&why))
+            }
+        };
+        self.tell_complaints().await;
+        if let Some(condition) = &condition {
+            self.metrics.weights_ready.set(i64::from(condition.status == "True"));
+            let outcome = self.own.say(&node, condition).await;
+            self.note("say how its models stand", outcome);
+        }
+        let has_models = condition.is_some_and(|condition| condition.status == "True");
+        self.untaint(&node, has_models).await;
+    }
+
+    /// Without the ConfigMaps the taint can go all the same, if it does not depend on them.
+    async fn turn_alone(&mut self) {
+        if let Some(node) = self.node.known().and_then(|known| known.get(&self.options.node)).cloned() {
+            self.untaint(&node, false).await;
+        }
+    }
+
+    async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, String> {
+        let after = i64::try_from(self.options.list_again_after.as_secs()).unwrap_or(i64::MAX);
+        let request = SetWantedRequest {
+            models: wanted.iter().map(Wanted::message).collect(),
+            list_again_after: Some(prost_types::Duration { seconds: after, nanos: 0 }),
+        };
+        let answer = match timeout(AGENT_PATIENCE, self.agent.set_wanted(request)).await {
+            Ok(Ok(answer)) if answer.models.len() == wanted.len() => Ok(answer.models),
+            Ok(Ok(_)) => Err("it answered for other models than it was asked about".to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer in {} s", AGENT_PATIENCE.as_secs())),
+        };
+        match &answer {
+            Ok(_) => {
+                self.away_since = None;
+                self.complained.remove(AGENT);
+            }
+            Err(why) => self.complain(AGENT, why),
+        }
+        answer
+    }
+
+    async fn tell_failures(&mut self, node: &Node, states: &[WantedState]) {
+        for state in states.iter().filter(|state| state.failure.is_some()) {
+            let message = match state.failure_message.contains(state.source.as_str()) {
+                true => state.failure_message.clone(),
+                false => format!("{}: {}", state.source, state.failure_message),
+            };
+            let uid = node.metadata.uid.as_deref();
+            let outcome = self.events.of_node(uid, &state.source, "WeightsNotBrought", &message).await;
+            self.note("write an event about the node", outcome);
+        }
+    }
+
+    async fn tell_complaints(&mut self) {
+        let complaints: Vec<_> =
+            self.lists.complaints().map(|(name, words)| (name.to_owned(), words.to_owned())).collect();
+        for (name, words) in complaints {
+            let uid = self.maps.known().and_then(|known| known.get(&name)).and_then(ResourceExt::uid);
+            let outcome = self.events.of_config_map((&name, uid.as_deref()), "ModelsNotRead", &words).await;
+            self.note("write an event about a ConfigMap", outcome);
+        }
+    }
+
+    async fn untaint(&mut self, node: &Node, has_models: bool) {
+        let is_ready = *self.registered.borrow() && (has_models || !self.options.ready_needs_models);
+        if is_ready && taint::is_on(node) {
+            let outcome = self.own.remove_taint(node).await;
+            if let Ok(true) = outcome {
+                self.metrics.taints_removed.inc();
+                tracing::info!(node = self.options.node, "removed the startup taint");
+            }
+            self.note("remove the startup taint", outcome.map(drop));
+        }
+    }
+
+    fn note(&mut self, what: &'static str, outcome: Result<(), ClusterError>) {
+        match outcome {
+            Ok(()) => drop(self.complained.remove(what)),
+            Err(error) => self.complain(what, &error.to_string()),
+        }
+    }
+
+    fn complain(&mut self, what: &'static str, why: &str) {
+        if what != AGENT {
+            self.metrics.api_errors.inc();
+        }
+        if self.complained.insert(what, why.to_owned()).as_deref() != Some(why) {
+            tracing::warn!(why, "cannot {what} yet");
+        }
+    }
+}
