@@ -64,7 +64,7 @@ async fn wanted_models_survive_pressure_and_restarts_until_they_are_let_go() {
     until_complete(&place, &[a]).await;
     assert_eq!(held(&place, a).await, Some(true));
     assert!(place.ask("ls").done().contains("wanted"));
-    assert_eq!(place.ask(&format!("get {a} -o json")).json()["wanted"], true);
+    assert_eq!(place.ask(&format!("get {a} -o json")).json()["snapshot"]["wanted"], true);
 
     // It was used least recently, and there is room for one beside it.
     for (next, gone) in [(b, c), (c, b)] {

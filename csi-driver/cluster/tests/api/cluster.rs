@@ -115,6 +115,14 @@ impl Cluster {
         self.nodes().patch(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap();
     }
 
+    /// Puts a taint before what is there, as others do it, which moves all the others; the API refuses one that is there.
+    pub(crate) async fn add_taint(&self, key: &str, effect: &str) -> Result<(), kube::Error> {
+        let taint = json!({"key": key, "effect": effect});
+        let steps = json!([{"op": "add", "path": "/spec/taints/0", "value": taint}]);
+        let patch = Patch::<()>::Json(serde_json::from_value(steps).unwrap());
+        self.nodes().patch(&self.name, &PatchParams::default(), &patch).await.map(drop)
+    }
+
     /// Taints by key.
     pub(crate) async fn taints(&self) -> Vec<String> {
         let taints = self.node().await.spec.and_then(|spec| spec.taints).unwrap_or_default();

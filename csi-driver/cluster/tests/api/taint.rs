@@ -1,6 +1,5 @@
 //! The startup taint.
 
-use serde_json::json;
 use weightd_cluster::TAINT;
 use weightd_harness::require;
 
@@ -20,8 +19,7 @@ async fn the_taint_goes_when_the_driver_is_registered_and_goes_again_when_it_com
     };
     until("the taint is gone", gone).await;
     for effect in ["NoExecute", "NoSchedule"] {
-        // A list of taints is merged by key: the other one stays.
-        cluster.patch_node(json!({"spec": {"taints": [{"key": TAINT, "effect": effect}]}})).await;
+        cluster.add_taint(TAINT, effect).await.unwrap();
         until("it is gone again", gone).await;
     }
     cluster.end().await;
@@ -33,11 +31,9 @@ async fn taints_that_others_write_at_the_same_time_are_all_there_in_the_end() {
     cluster.registered.send_replace(true);
     cluster.run(false);
     for at in 0..40 {
-        let taints = json!([
-            {"key": format!("example.com/{at}"), "effect": "NoSchedule"},
-            {"key": TAINT, "effect": "NoSchedule"},
-        ]);
-        cluster.patch_node(json!({"spec": {"taints": taints}})).await;
+        // The one of the turn before may not be gone yet.
+        let _ = cluster.add_taint(TAINT, "NoSchedule").await;
+        cluster.add_taint(&format!("example.com/{at}"), "NoSchedule").await.unwrap();
     }
     let left = until("the startup taint is gone", async || {
         let taints = cluster.taints().await;
