@@ -15,6 +15,7 @@ use crate::{
     grants::{Asked, Grant, Grants},
     holders::Holders,
     identity::{Claim, Principal},
+    web::is_below_any,
 };
 
 /// Times an origin is asked that fails on its side, when no earlier answer counts.
@@ -198,12 +199,16 @@ impl Access {
     }
 
     async fn claim(&self, pod: &Pod, source: &SourceUri) -> Result<Claim, AccessError> {
-        if source.scheme() != Scheme::File {
-            return Claim::of(&self.inner.config, pod, source);
+        match source.scheme() {
+            Scheme::File => {}
+            Scheme::Http | Scheme::Https if !is_below_any(&self.inner.config.web, source) => {
+                return Err(AccessError::NotAllowed { what: source.to_string(), setting: "access.web" });
+            }
+            _ => return Claim::of(&self.inner.config, pod, source),
         }
         let (patterns, path) = (self.inner.config.files.clone(), format!("/{}", source.prefix()));
         let found = tokio::task::spawn_blocking(move || allowed(&patterns, Path::new(&path))).await;
-        let not_allowed = || AccessError::NotAllowed { what: source.to_string() };
+        let not_allowed = || AccessError::NotAllowed { what: source.to_string(), setting: "access.files" };
         let directory = found.ok().flatten().ok_or_else(not_allowed)?;
         Ok(Claim::Ready(Principal::Node, Credential::Directory(directory)))
     }

@@ -25,6 +25,9 @@ pub struct Config {
     /// Directories of the node that pods may name as `file://`: globs, whose `*` does not cross `/`. What lies below one
     /// that matches may be named too.
     pub files: Vec<String>,
+    /// Addresses that pods may name as `http://` and `https://`, with all that is below them: the node reaches servers that
+    /// pods do not.
+    pub web: Vec<Url>,
     /// Volumes below it are pods', and all others are the operator's.
     pub kubelet_directory: PathBuf,
     /// How long an origin's answer to a credential counts that has no end of its own.
@@ -49,6 +52,7 @@ impl Default for Config {
             sts_endpoint: Url::parse("https://sts.googleapis.com/v1/token").expect("it is a URL"),
             exchange: None,
             files: Vec::new(),
+            web: Vec::new(),
             kubelet_directory: "/var/lib/kubelet".into(),
             answers_keep: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),

@@ -47,13 +47,13 @@ pub enum AccessError {
         /// What the user can do.
         remedy: String,
     },
-    /// A directory that the operator did not allow.
-    #[error(
-        "{what}: pods may not read it: the operator can allow it with access.files in the agent's configuration"
-    )]
+    /// A directory or server that the operator did not allow.
+    #[error("{what}: pods may not read it: the operator can allow it with {setting} in the agent's configuration")]
     NotAllowed {
         /// The source.
         what: String,
+        /// The list that it is not on.
+        setting: &'static str,
     },
     /// What vouches for the pod cannot be asked, and no earlier answer counts.
     #[error("{what}: {principal} cannot be verified: {why}; kubelet tries again")]

@@ -19,6 +19,7 @@ mod identity;
 mod pod;
 #[cfg(test)]
 mod tests;
+mod web;
 
 pub use access::{Access, Admission};
 pub use config::{Config, Exchange, WhoReads};

@@ -28,6 +28,7 @@ pub(super) fn check(reader: &mut Reader, raw: RawAccess) -> Config {
         sts_endpoint: reader.get("access.sts_endpoint", raw.sts_endpoint, default.sts_endpoint.clone(), url),
         exchange: audience.zip(provider).map(|(audience, provider)| Exchange { audience, provider }),
         files: reader.get("access.files", raw.files, default.files.clone(), files),
+        web: reader.get("access.web", raw.web, default.web.clone(), web),
         kubelet_directory: reader.get(
             "access.kubelet_directory",
             raw.kubelet_directory,
@@ -56,6 +57,11 @@ fn url(value: &Value) -> Read<Url> {
     let url = value.as_str().and_then(|text| Url::parse(text).ok());
     url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         .ok_or_else(|| "write http:// or https:// and a host".to_owned())
+}
+
+fn web(value: &Value) -> Read<Vec<Url>> {
+    let all = value.as_array().map(|all| all.iter().map(|one| url(one).ok()).collect());
+    all.flatten().ok_or_else(|| "write a list of addresses in quotes, such as [\"https://models.example.com/\"]".to_owned())
 }
 
 fn files(value: &Value) -> Read<Vec<String>> {

@@ -88,6 +88,7 @@ pub(super) struct RawAccess {
     pub(super) audience: Setting,
     pub(super) provider: Setting,
     pub(super) files: Setting,
+    pub(super) web: Setting,
     pub(super) kubelet_directory: Setting,
     pub(super) answers_keep: Setting,
 }
