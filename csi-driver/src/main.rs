@@ -15,6 +15,7 @@ use signal_hook::{
     flag,
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 use weightd_csi::{DRIVER, Driver, InvalidOption, Options};
 use weightd_proto::v1::FailureKind;
@@ -53,6 +54,16 @@ struct Flags {
     /// How many seconds one call waits for a volume that must be ready (1 to 110); then kubelet asks again.
     #[arg(long, value_name = "SECONDS", default_value_t = 110)]
     ready_within: u64,
+    /// Does the node's part in the cluster: reads ConfigMaps of this namespace that list models, tells of them in the node's
+    /// condition WeightsReady, and takes the startup taint off.
+    #[arg(long, value_name = "NAMESPACE")]
+    cluster_namespace: Option<String>,
+    /// Leaves the startup taint until the required models are here.
+    #[arg(long, requires = "cluster_namespace")]
+    ready_needs_models: bool,
+    /// After how many seconds the source of a wanted model is listed again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, requires = "cluster_namespace", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    list_models_after: u64,
     /// error, warn, info, debug, trace or off, also per module.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
@@ -85,7 +96,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(USAGE, &format!("--log {:?}: {error}", flags.log)),
     }
     match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(run(options)),
+        Ok(runtime) => runtime.block_on(run(options, cluster(&flags))),
         Err(error) => failed(UNAVAILABLE, &format!("cannot start: {error}")),
     }
 }
@@ -106,8 +117,18 @@ fn options(flags: &Flags) -> Result<Options, InvalidOption> {
     Ok(options)
 }
 
+/// The node's part in the cluster, if it is to do one.
+fn cluster(flags: &Flags) -> Option<weightd_cluster::Options> {
+    flags.cluster_namespace.clone().map(|namespace| weightd_cluster::Options {
+        node: flags.node_id.clone(),
+        namespace,
+        ready_needs_models: flags.ready_needs_models,
+        list_again_after: Duration::from_secs(flags.list_models_after),
+    })
+}
+
 /// Serves until a signal asks for the end.
-async fn run(options: Options) -> ExitCode {
+async fn run(options: Options, cluster: Option<weightd_cluster::Options>) -> ExitCode {
     let (endpoint, agent) = (options.endpoint.clone(), options.agent.clone());
     let signals = end_at_the_second()
         .and_then(|()| Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)));
@@ -115,10 +136,20 @@ async fn run(options: Options) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return failed(UNAVAILABLE, &format!("cannot listen for signals: {error}")),
     };
-    let driver = match Driver::start(options, Registry::default()).await {
+    let mut registry = Registry::default();
+    let cluster = match cluster {
+        Some(options) => match Part::new(options, &mut registry).await {
+            Ok(part) => Some(part),
+            Err(error) => return failed(UNAVAILABLE, &error),
+        },
+        None => None,
+    };
+    let driver = match Driver::start(options, registry).await {
         Ok(driver) => driver,
         Err(error) => return failed(exit_code(error.kind()), &error),
     };
+    let stopping = CancellationToken::new();
+    let cluster = cluster.map(|part| tokio::spawn(part.run(&driver, stopping.clone())));
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(driver = DRIVER, endpoint = %endpoint.display(), agent = %agent.display(), version, "ready");
     let signal = tokio::select! {
@@ -126,8 +157,37 @@ async fn run(options: Options) -> ExitCode {
         _ = interrupt.recv() => "SIGINT",
     };
     tracing::info!(signal, "ending: no new calls, those in flight finish");
+    stopping.cancel();
     driver.shutdown().await;
+    if let Some(cluster) = cluster
+        && let Err(error) = cluster.await
+    {
+        tracing::error!(%error, "the node's part in the cluster ended badly");
+    }
     ExitCode::SUCCESS
+}
+
+/// The node's part in the cluster, before it begins.
+struct Part {
+    options: weightd_cluster::Options,
+    api: weightd_cluster::Api,
+    metrics: weightd_cluster::Metrics,
+}
+
+impl Part {
+    async fn new(
+        options: weightd_cluster::Options,
+        registry: &mut Registry,
+    ) -> Result<Self, weightd_cluster::ClusterError> {
+        let (api, metrics) = (weightd_cluster::client().await?, weightd_cluster::Metrics::default());
+        metrics.register(registry);
+        Ok(Self { options, api, metrics })
+    }
+
+    fn run(self, driver: &Driver, stopping: CancellationToken) -> impl Future<Output = ()> + use<> {
+        let (agent, registered) = (driver.client(), driver.registered());
+        weightd_cluster::run(self.options, self.api, agent, registered, self.metrics, stopping)
+    }
 }
 
 /// Ends the process at the second signal, from within its handler: the runtime may be what hangs.

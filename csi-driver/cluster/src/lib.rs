@@ -23,6 +23,7 @@ mod wanted;
 pub use api::client;
 pub use condition::TYPE as CONDITION;
 pub use error::ClusterError;
+pub use kube::Client as Api;
 pub use lists::LABEL;
 pub use metrics::Metrics;
 pub use models::KEY;
