@@ -22,7 +22,7 @@ pub(crate) async fn within<T>(
     call: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, ClusterError> {
     match tokio::time::timeout(PATIENCE, call).await {
-        Ok(answer) => answer.map_err(|source| ClusterError::Api { what: what.to_owned(), source }),
+        Ok(answer) => answer.map_err(|source| ClusterError::api(what, source)),
         Err(_) => Err(ClusterError::Silent { what: what.to_owned(), seconds: PATIENCE.as_secs() }),
     }
 }

@@ -15,7 +15,7 @@ pub enum ClusterError {
         what: String,
         /// What came back.
         #[source]
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
     /// The API did not answer.
     #[error("cannot {what}: no answer in {seconds} s; it is tried again")]
@@ -25,6 +25,23 @@ pub enum ClusterError {
         /// How long it was waited for.
         seconds: u64,
     },
+}
+
+impl ClusterError {
+    pub(crate) fn api(what: impl Into<String>, source: kube::Error) -> Self {
+        Self::Api { what: what.into(), source: Box::new(source) }
+    }
+
+    /// What the API refused with, if it did.
+    pub(crate) fn refusal(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Api { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            Self::NoConfiguration(_) | Self::Silent { .. } => None,
+        }
+    }
 }
 
 /// What the API said, without the whole of its answer.

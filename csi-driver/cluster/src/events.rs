@@ -131,14 +131,12 @@ impl Events {
     ) -> Result<(), ClusterError> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let change = json!({"message": event["message"], "lastTimestamp": now(), "count": count});
-        let event: Event = serde_json::from_value(event).map_err(|error| ClusterError::Api {
-            what: format!("write the event {name}"),
-            source: kube::Error::SerdeError(error),
+        let event: Event = serde_json::from_value(event).map_err(|error| {
+            ClusterError::api(format!("write the event {name}"), kube::Error::SerdeError(error))
         })?;
         let what = format!("create the event {namespace}/{name}");
         match api::within(&what, events.create(&PostParams::default(), &event)).await {
-            Err(ClusterError::Api { source: kube::Error::Api(status), .. }) if status.is_already_exists() => {
-            }
+            Err(error) if error.refusal().is_some_and(kube::core::Status::is_already_exists) => {}
             other => return other.map(drop),
         }
         let what = format!("patch the event {namespace}/{name}");

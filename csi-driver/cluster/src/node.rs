@@ -62,8 +62,11 @@ impl OwnNode {
             }
             let patch = Patch::<()>::Json(taint::removal(node)?);
             match api::within(&what, self.nodes.patch(&self.name, &by_us(), &patch)).await {
-                Err(ClusterError::Api { source: kube::Error::Api(status), .. })
-                    if attempt < ATTEMPTS && (status.is_invalid() || status.is_conflict()) =>
+                Err(error)
+                    if attempt < ATTEMPTS
+                        && error
+                            .refusal()
+                            .is_some_and(|status| status.is_invalid() || status.is_conflict()) =>
                 {
                     newer = Some(api::within(&what, self.nodes.get(&self.name)).await?);
                 }

@@ -24,9 +24,8 @@ pub(crate) fn removal(node: &Node) -> Result<json_patch::Patch, ClusterError> {
         ]
     });
     let steps = serde_json::Value::Array(steps.collect());
-    serde_json::from_value(steps).map_err(|error| ClusterError::Api {
-        what: "build the patch that removes the startup taint".to_owned(),
-        source: kube::Error::SerdeError(error),
+    serde_json::from_value(steps).map_err(|error| {
+        ClusterError::api("build the patch that removes the startup taint", kube::Error::SerdeError(error))
     })
 }
 
