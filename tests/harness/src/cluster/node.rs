@@ -40,7 +40,7 @@ pub(super) fn hold(place: &Place, number: u8) -> Result<Child> {
     let script =
         "set -e; cd \"$0\"; mount --make-rshared /; mount --bind lib /var/lib; mount --bind log /var/log
         mount -t tmpfs -o mode=755 run /run; echo 1 >/proc/sys/net/ipv4/ip_forward
-        trap '' CHLD; : >held; exec sleep infinity";
+        : >held; exec env --ignore-signal=CHLD sleep infinity";
     let words = "--net --mount --propagation private --pid --mount-proc --fork --kill-child sh -c";
     let mut words: Vec<String> = words.split(' ').map(str::to_owned).collect();
     words.extend([script.to_owned(), directory.display().to_string()]);
