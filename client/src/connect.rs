@@ -8,24 +8,36 @@ use std::{
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tower::service_fn;
+use tower::{Service, service_fn};
 
 use crate::ConnectError;
 
 /// Connects now, so that a socket nobody serves is an error here and not in the first call; reconnects by itself
 /// when the agent was restarted.
 pub(crate) async fn channel(socket: &Path) -> Result<Channel, ConnectError> {
-    let path = socket.to_owned();
-    let dial = service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // gRPC wants an authority; nobody resolves this one.
-    Endpoint::from_static("http://weightd.local").connect_with_connector(dial).await.map_err(|error| {
-        match io_error(&error) {
-            Some(io) => ConnectError::from_io(socket.to_owned(), io),
-            None => ConnectError::Other { socket: PathBuf::from(socket), cause: error.into() },
-        }
+    endpoint().connect_with_connector(dial(socket)).await.map_err(|error| match io_error(&error) {
+        Some(io) => ConnectError::from_io(socket.to_owned(), io),
+        None => ConnectError::Other { socket: PathBuf::from(socket), cause: error.into() },
+    })
+}
+
+/// Connects when it is used. Each call tries once, so that it fails at once while no agent is there.
+pub(crate) fn lazy(socket: &Path) -> Channel {
+    endpoint().connect_with_connector_lazy(dial(socket))
+}
+
+/// gRPC wants an authority; nobody resolves this one.
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://weightd.local")
+}
+
+fn dial(
+    socket: &Path,
+) -> impl Service<Uri, Response = TokioIo<UnixStream>, Error = io::Error, Future: Send> + Send + use<> {
+    let socket = socket.to_owned();
+    service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     })
 }
 

@@ -53,6 +53,12 @@ impl Client {
         Ok(Self::from_channel(connect::channel(socket).await?))
     }
 
+    /// A client of the agent that listens on `socket` whenever one does: for programs that outlive agents. A call while
+    /// none is there fails at once with [`Error::Lost`]. Needs a tokio runtime.
+    pub fn lazy(socket: &std::path::Path) -> Self {
+        Self::from_channel(connect::lazy(socket))
+    }
+
     /// A client of whatever is at the other end of `channel`: an agent in this process, for example.
     pub fn from_channel(channel: Channel) -> Self {
         let rpc = v1::weights_client::WeightsClient::new(channel.clone())

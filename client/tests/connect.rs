@@ -37,3 +37,15 @@ async fn each_kind_of_absence_is_told_apart_and_names_the_socket() {
     let error = failure(&long).await;
     assert!(error.to_string().contains("shorter"), "{error}");
 }
+
+#[tokio::test]
+async fn a_client_that_outlives_agents_fails_at_once_while_there_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("weightd.sock");
+    let client = Client::lazy(&socket);
+    for why in ["No such file", "refused"] {
+        let error = client.list().await.unwrap_err();
+        assert!(matches!(&error, Error::Lost(words) if words.contains(why)), "{error:?}");
+        drop(UnixListener::bind(&socket));
+    }
+}

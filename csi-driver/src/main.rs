@@ -1,3 +1,174 @@
-//! `weightd-csi`: the CSI driver of a node.
+//! `weightd-csi` as a process.
 
-fn main() {}
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use clap::{Parser, ValueEnum};
+use prometheus_client::registry::Registry;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use weightd_csi::{DRIVER, Driver, InvalidOption, Options};
+use weightd_proto::v1::FailureKind;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 ended by a signal, 64 usage, 69 socket or port unavailable, 75 another driver is at work, 77 not permitted, \
+130 and 143 ended at once by a second SIGINT or SIGTERM.";
+const USAGE: u8 = 64;
+const UNAVAILABLE: u8 = 69;
+
+/// Shows models to the pods of this node, which name them in volumes of the driver csi.weightd.io.
+#[derive(Debug, Parser)]
+#[command(name = "weightd-csi", version, after_help = AFTER_HELP, max_term_width = 110)]
+struct Flags {
+    /// Socket for kubelet's calls, as unix:///PATH.
+    #[arg(long, value_name = "URI")]
+    endpoint: String,
+    /// The agent's socket.
+    #[arg(long, value_name = "PATH", default_value = weightd_client::DEFAULT_SOCKET)]
+    agent: PathBuf,
+    /// Name of this node in the cluster.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_id: String,
+    /// Where kubelet looks for plugins, /var/lib/kubelet/plugins_registry; without it kubelet is not told of the driver.
+    #[arg(long, value_name = "DIR")]
+    registration_dir: Option<PathBuf>,
+    /// The endpoint's path as kubelet sees it, when it is another [default: the endpoint's own]
+    #[arg(long, value_name = "PATH")]
+    kubelet_endpoint_path: Option<PathBuf>,
+    /// kubelet's directory; targets outside of it are refused.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    kubelet_directory: PathBuf,
+    /// Where /live, /ready and /metrics are served, or "off".
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9465")]
+    http_address: String,
+    /// How many seconds one call waits for a volume that must be ready (1 to 110); then kubelet asks again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 110)]
+    ready_within: u64,
+    /// error, warn, info, debug, trace or off, also per module.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: String,
+    /// Form of the log.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            // A closed pipe is the reader's choice.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let options = match options(&flags) {
+        Ok(options) => options,
+        Err(error) => return failed(USAGE, &error),
+    };
+    match EnvFilter::try_new(&flags.log) {
+        Ok(filter) => log(filter, flags.log_format),
+        Err(error) => return failed(USAGE, &format!("--log {:?}: {error}", flags.log)),
+    }
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(options)),
+        Err(error) => failed(UNAVAILABLE, &format!("cannot start: {error}")),
+    }
+}
+
+fn options(flags: &Flags) -> Result<Options, InvalidOption> {
+    let endpoint = Options::endpoint(&flags.endpoint)?;
+    let options = Options {
+        kubelet_endpoint: flags.kubelet_endpoint_path.clone().unwrap_or_else(|| endpoint.clone()),
+        endpoint,
+        agent: flags.agent.clone(),
+        node_id: flags.node_id.clone(),
+        registration_directory: flags.registration_dir.clone(),
+        kubelet_directory: flags.kubelet_directory.clone(),
+        http_address: Options::http_address(&flags.http_address)?,
+        ready_within: Duration::from_secs(flags.ready_within),
+    };
+    options.check()?;
+    Ok(options)
+}
+
+/// Serves until a signal asks for the end.
+async fn run(options: Options) -> ExitCode {
+    let (endpoint, agent) = (options.endpoint.clone(), options.agent.clone());
+    let listen = |kind| signal(kind);
+    let signals = end_at_the_second()
+        .and_then(|()| Ok((listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return failed(UNAVAILABLE, &format!("cannot listen for signals: {error}")),
+    };
+    let driver = match Driver::start(options, Registry::default()).await {
+        Ok(driver) => driver,
+        Err(error) => return failed(exit_code(error.kind()), &error),
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(driver = DRIVER, endpoint = %endpoint.display(), agent = %agent.display(), version, "ready");
+    let signal = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal, "ending: no new calls, those in flight finish");
+    driver.shutdown().await;
+    ExitCode::SUCCESS
+}
+
+/// Ends the process at the second signal, from within its handler: the runtime may be what hangs.
+fn end_at_the_second() -> io::Result<()> {
+    let asked = Arc::new(AtomicBool::new(false));
+    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+        // In this order: what is registered first is called first, and must not see its own signal.
+        flag::register_conditional_shutdown(signal, code, Arc::clone(&asked))?;
+        flag::register(signal, Arc::clone(&asked))?;
+    }
+    Ok(())
+}
+
+/// As `weightd` has them.
+fn exit_code(kind: FailureKind) -> u8 {
+    match kind {
+        FailureKind::Usage => USAGE,
+        FailureKind::TryAgain => 75,
+        FailureKind::NotPermitted => 77,
+        FailureKind::Unspecified
+        | FailureKind::Corrupt
+        | FailureKind::NotFound
+        | FailureKind::Unavailable
+        | FailureKind::Disk => UNAVAILABLE,
+    }
+}
+
+fn log(filter: EnvFilter, format: LogFormat) {
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    // As <https://no-color.org> has it.
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    match format {
+        LogFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal() && !no_colour)).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+    }
+}
+
+/// Words go to stderr; one that is closed changes nothing.
+fn failed(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    let _ = writeln!(io::stderr().lock(), "error: {error}");
+    code.into()
+}
