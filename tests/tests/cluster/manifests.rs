@@ -71,19 +71,21 @@ fn weightd_may_change_its_own_node_and_little_else() {
     }
     assert!(asked("patch", "nodes") && asked("patch", "nodes/status") && asked("create", "events"));
 
-    let account = "--as=system:serviceaccount:weightd:weightd";
-    let on = format!("--as-user-extra=authentication.kubernetes.io/node-name={}", world.nodes[0].name);
-    let patch = |node: &str, who: &str| {
+    let node = &world.nodes[0].name;
+    let pods = "-n weightd get pods -l app.kubernetes.io/name=weightd -o name --field-selector";
+    let pod = world.kubectl(&format!("{pods} spec.nodeName={node}"));
+    let pod = pod.trim().strip_prefix("pod/").unwrap();
+    let bound = format!("--bound-object-kind=Pod --bound-object-name={pod}");
+    let bound = world.kubectl(&format!("-n weightd create token weightd {bound}"));
+    let loose = world.kubectl("-n weightd create token weightd");
+    let patch = |node: &str, token: &str| {
         let patch = "{\"metadata\":{\"annotations\":{\"weightd.io/test\":\"x\"}}}";
-        world.try_kubectl(&format!("patch node {node} --dry-run=server -p {patch} {account} {who}"))
+        world.try_kubectl(&format!("--token={token} patch node {node} --dry-run=server -p {patch}"))
     };
-    // The extra key is a path, which kubectl takes as it is.
-    done(patch(&world.nodes[0].name, on.trim_end()));
-    let other = patch(&world.nodes[1].name, on.trim_end());
-    let said = String::from_utf8_lossy(&other.stderr).into_owned();
-    assert!(!other.status.success() && said.contains("only the node that its pod is on"), "{said}");
-    assert!(
-        !patch(&world.nodes[0].name, "--v=0").status.success(),
-        "a token that names no node changes none"
-    );
+    done(patch(node, &bound));
+    for (node, token) in [(&world.nodes[1].name, &bound), (node, &loose)] {
+        let refused = patch(node, token);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("only the node that its pod is on"), "{said}");
+    }
 }
