@@ -10,7 +10,7 @@ use weightd_harness::{
     cluster::image::{self, Image},
 };
 
-use crate::world::{World, done, until};
+use crate::world::{World, until};
 
 /// The tag of what is built here.
 const TAG: &str = "test";
@@ -50,12 +50,21 @@ pub(crate) fn apply(world: &World) {
 /// Waits until all of it runs the latest of what was applied.
 pub(crate) fn until_installed(world: &World) {
     for name in ["weightd-keeper", "weightd"] {
-        done(world.try_kubectl(&format!("-n weightd rollout status daemonset/{name} --timeout=180s")));
+        until(&format!("{name} is ready on every node"), || is_ready(world, name).then_some(()));
     }
     until("kubelets know the driver", || {
         let known = world.kubectl("get csinodes -o jsonpath={.items[*].spec.drivers[*].name}");
         (known.matches("csi.weightd.io").count() == world.nodes.len()).then_some(())
     });
+}
+
+fn is_ready(world: &World, name: &str) -> bool {
+    let set = world.json(&format!("-n weightd get daemonset {name}"));
+    let status = &set["status"];
+    let is_latest = status["observedGeneration"] == set["metadata"]["generation"];
+    // A keeper is replaced by hand alone.
+    let is_replaced = name == "weightd-keeper" || status["updatedNumberScheduled"] == world.nodes.len();
+    is_latest && is_replaced && status["numberReady"] == world.nodes.len()
 }
 
 fn overlay(place: &Path, bucket: &str) -> String {

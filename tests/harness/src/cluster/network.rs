@@ -1,6 +1,9 @@
 //! The bridge between nodes, and this machine's place on it.
 
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use anyhow::Result;
 
@@ -38,9 +41,11 @@ pub(super) fn introduce(number: u8, holder: u32, nodes: u8) -> Result<()> {
     Ok(())
 }
 
-/// Removes the bridge; its ends in nodes go with these.
+/// Removes the bridge and its ends. Those go with their nodes, too, but not at once.
 pub(super) fn remove() {
-    let mut command = Command::new("ip");
-    // One that is not there is gone.
-    let _ = command.args(["link", "delete", BRIDGE]).stderr(Stdio::null()).status();
+    let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    for name in links.map(|link| link.file_name()).filter(|name| name.to_string_lossy().starts_with(BRIDGE)) {
+        // One that is not there any more is gone.
+        let _ = Command::new("ip").args(["link", "delete"]).arg(name).stderr(Stdio::null()).status();
+    }
 }
