@@ -109,9 +109,8 @@ fn options(flags: &Flags) -> Result<Options, InvalidOption> {
 /// Serves until a signal asks for the end.
 async fn run(options: Options) -> ExitCode {
     let (endpoint, agent) = (options.endpoint.clone(), options.agent.clone());
-    let listen = |kind| signal(kind);
     let signals = end_at_the_second()
-        .and_then(|()| Ok((listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?)));
+        .and_then(|()| Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = match signals {
         Ok(signals) => signals,
         Err(error) => return failed(UNAVAILABLE, &format!("cannot listen for signals: {error}")),

@@ -1,7 +1,7 @@
 //! What tests need beside Rust, installed into the checkout's `.tools`, which git ignores.
 //!
-//! Versions are pinned in `tests/requirements.txt`, `tests/requirements-torch.txt` and `tests/package.json`. What is
-//! there already is left alone: a copy of each list is kept beside what it installed.
+//! Versions are pinned in `tests/requirements.txt`, `tests/requirements-torch.txt` and `tests/package.json`, those of
+//! programs that Go builds here. What is there already is left alone: a copy of each list is kept beside what it installed.
 
 use std::{
     ffi::OsStr,
@@ -31,6 +31,8 @@ const CLUSTER: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("strip", "binutils"),
 ];
+/// The conformance tests of CSI drivers.
+const CSI_SANITY: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.0";
 /// Debian's own Python, which alone finds Debian's PyTorch.
 const DEBIANS_PYTHON: &str = "/usr/bin/python3";
 
@@ -41,8 +43,26 @@ pub(crate) fn install(root: &Path) -> Result<()> {
     if let Err(error) = torch(root) {
         eprintln!("warning: {error:#}; the test of PyTorch will be skipped");
     }
+    if let Err(error) = go(root, CSI_SANITY) {
+        eprintln!("warning: {error:#}; the conformance tests of the CSI driver will be skipped");
+    }
     python(root)?;
     node(root)
+}
+
+/// A program that Go builds, `module/path/name@version`, into `.tools/go/bin`. One that is there in another version is
+/// built anew.
+pub(crate) fn go(root: &Path, module: &str) -> Result<()> {
+    let directory = root.join(".tools/go/bin");
+    let name = module.rsplit('/').next().and_then(|last| last.split('@').next()).unwrap_or(module);
+    let mark = directory.join(format!("{name}.version"));
+    if directory.join(name).exists() && fs::read_to_string(&mark).is_ok_and(|version| version == module) {
+        return Ok(());
+    }
+    ensure!(find("go").is_some(), "{name} is built by Go 1.24 or later, which is not here");
+    println!("Building {name} into .tools ...");
+    command::run(Command::new("go").args(["install", module]).env("GOBIN", &directory))?;
+    fs::write(&mark, module).with_context(|| format!("writing {}", mark.display()))
 }
 
 /// The Python environment: the GCS emulator, moto, WsgiDAV.

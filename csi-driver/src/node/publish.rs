@@ -11,7 +11,7 @@ use std::path::Path;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use weightd_proto::{
     csi,
-    v1::{self, FailureKind, SnapshotState, VolumeServing},
+    v1::{self, FailureKind, VolumeServing},
 };
 
 use super::{Node, blocking, wish::Wish};
@@ -41,7 +41,8 @@ impl Node {
 
     async fn bring(&self, wish: &Wish, turn: &Turn, until: Instant) -> Result<(), CallError> {
         let volume = self.show(wish).await?;
-        if wish.wait == Wait::Started || is_ready(&volume) {
+        // A bind was complete when it was made, and a pod may have it since.
+        if wish.wait == Wait::Started || volume.serving() == VolumeServing::Bind {
             return Ok(());
         }
         self.until_complete(wish, turn, until).await?;
@@ -102,9 +103,6 @@ impl Node {
 
     /// No pod has the volume yet: it was not ready until now.
     async fn bind_instead(&self, wish: &Wish, volume: &v1::VolumeInfo) -> Result<(), CallError> {
-        if volume.serving() == VolumeServing::Bind {
-            return Ok(());
-        }
         // What was waited for, whatever the source has become meanwhile.
         let snapshot = volume.snapshot.split('.').next().unwrap_or_default().to_owned();
         let request = v1::PublishRequest { expected_snapshot: snapshot, ..wish.request.clone() };
@@ -166,9 +164,4 @@ impl Node {
             hint: "the driver's container must be privileged; by hand: umount --lazy",
         })
     }
-}
-
-/// Complete, and read without an agent.
-fn is_ready(volume: &v1::VolumeInfo) -> bool {
-    volume.state() == SnapshotState::Complete && volume.serving() == VolumeServing::Bind
 }

@@ -47,5 +47,5 @@ pub use skip::{Outcome, skip};
 pub use small_disk::SmallDisk;
 pub use static_server::{StaticFile, StaticServer};
 pub use tls::Tls;
-pub use tools::{fincore, fio, python, torch_python};
+pub use tools::{csi_sanity, fincore, fio, python, torch_python};
 pub use webdav::WebDavServer;

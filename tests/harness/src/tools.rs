@@ -50,6 +50,14 @@ pub fn fincore() -> Result<PathBuf, Unready> {
     installed("fincore", PathBuf::from("/usr/bin/fincore"))
 }
 
+/// The conformance tests of CSI drivers, which Go builds.
+///
+/// # Errors
+/// When it is not installed.
+pub fn csi_sanity() -> Result<PathBuf, Unready> {
+    installed("csi-sanity (which needs Go)", checkout().join(".tools/go/bin/csi-sanity"))
+}
+
 /// A program of the Node environment.
 pub(crate) fn node_program(name: &str) -> Result<PathBuf, Unready> {
     installed(name, checkout().join(".tools/node/node_modules/.bin").join(name))

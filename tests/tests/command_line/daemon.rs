@@ -138,7 +138,12 @@ async fn metrics_are_prometheus_text_and_move() {
 
 /// Status and body; nothing when the connection is refused or cut off.
 pub(crate) fn get(place: &Place, path: &str) -> Option<(u16, String)> {
-    let mut connection = TcpStream::connect(place.http_address()).ok()?;
+    get_from(place.http_address(), path)
+}
+
+/// As [`get`], from another server.
+pub(crate) fn get_from(address: (&str, u16), path: &str) -> Option<(u16, String)> {
+    let mut connection = TcpStream::connect(address).ok()?;
     write!(connection, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer).ok()?;

@@ -8,6 +8,7 @@
 )]
 
 mod crash;
+mod csi;
 mod daemon;
 mod faults;
 mod logs;
