@@ -6,6 +6,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Channel};
+use weightd_access::Access;
 use weightd_control::{Control, Loads};
 use weightd_expose::{Demands, Volumes};
 use weightd_fetch::{BadChunk, Fetcher};
@@ -62,16 +63,18 @@ impl Agent {
         let mut registry = Registry::default();
         metrics::register(&mut registry);
         store.metrics().register(&mut registry);
-        let fetcher = Fetcher::start(store, opener, config.fetch.clone());
+        let access = Access::new(opener, config.access.clone());
+        let fetcher = Fetcher::start(store, access.opener(), config.fetch.clone());
         fetcher.metrics().register(&mut registry);
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let loads = Arc::new(Loads::new(fetcher.clone(), tasks.clone(), stopping.clone()));
+        let loads = Arc::new(Loads::new(fetcher.clone(), access.clone(), tasks.clone(), stopping.clone()));
         let demands = Arc::clone(&loads) as Arc<dyn Demands>;
         let volumes = Volumes::new(fetcher.store().clone(), config.expose.clone(), demands)?;
         loads.look_after(&volumes);
         volumes.metrics().register(&mut registry);
         let control = Control::new(
             fetcher.clone(),
+            access,
             volumes.clone(),
             Arc::clone(&loads),
             tasks.clone(),
@@ -119,6 +122,7 @@ impl Agent {
         self.control.resume().await?;
         self.tasks.spawn(adopt(self.volumes.clone(), Arc::clone(&self.loads), self.stopping.clone()));
         self.tasks.spawn(serve::socket(listener, self.routes.clone(), self.stopping.clone()));
+        self.tasks.spawn(self.control.clone().end_leases());
         self.tasks.spawn(tidy(self.fetcher.store().clone(), self.stopping.clone()));
         self.tasks.spawn(tell_volumes(self.fetcher.scrub(), self.volumes.clone()));
         Ok(())
@@ -158,8 +162,8 @@ async fn open(config: weightd_store::Config) -> Result<Store, StoreError> {
 async fn adopt(volumes: Volumes, loads: Arc<Loads>, stopping: CancellationToken) {
     let mut said = false;
     loop {
-        match volumes.adopt().await {
-            Ok(manifests) => return loads.resume(manifests),
+        match loads.take_over(&volumes).await {
+            Ok(()) => return,
             Err(error) if error.is_retryable() && said => {}
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "volumes of an earlier agent wait");

@@ -5,6 +5,7 @@
 //! stale. Nothing here uses another room.
 
 mod failure;
+mod secrets;
 
 pub use failure::{MAX_MESSAGE_BYTES, MAX_STATUS_TEXT_BYTES};
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use tonic::Status;
+use weightd_access::AccessError;
 use weightd_expose::ExposeError;
 use weightd_fetch::FetchError;
 use weightd_proto::v1::{Failure, FailureKind};
@@ -27,6 +28,11 @@ pub fn store_status(error: &StoreError) -> Status {
 /// The answer to a call about a volume that failed.
 pub fn expose_status(error: &ExposeError) -> Status {
     Failure::new(of_expose(error), "").into_status(&error.to_string())
+}
+
+/// The answer to a call for someone who may not, or of whom that is not known.
+pub fn access_status(error: &AccessError) -> Status {
+    Failure::new(of_access(error), "").into_status(&error.to_string())
 }
 
 /// The answer to a call that makes no sense.
@@ -58,6 +64,16 @@ impl From<InvalidUri> for Invalid {
 impl From<InvalidGlob> for Invalid {
     fn from(error: InvalidGlob) -> Self {
         Self(error.to_string())
+    }
+}
+
+/// What a caller can do about an error of the access room.
+pub fn of_access(error: &AccessError) -> FailureKind {
+    match error {
+        AccessError::NoPod { .. } | AccessError::Elsewhere { .. } => FailureKind::Usage,
+        AccessError::Refused { .. } | AccessError::NotAllowed { .. } => FailureKind::NotPermitted,
+        AccessError::Unverified { .. } => FailureKind::Unavailable,
+        AccessError::Resolve(error) => of_resolve(error),
     }
 }
 
@@ -110,9 +126,10 @@ pub fn of_source(error: &SourceError) -> FailureKind {
         SourceError::Refused { .. } | SourceError::InvalidName { .. } | SourceError::Configuration { .. } => {
             FailureKind::Usage
         }
-        SourceError::Unavailable { .. } | SourceError::Interrupted { .. } | SourceError::Protocol { .. } => {
-            FailureKind::Unavailable
-        }
+        SourceError::Unavailable { .. }
+        | SourceError::Interrupted { .. }
+        | SourceError::Paused { .. }
+        | SourceError::Protocol { .. } => FailureKind::Unavailable,
     }
 }
 

@@ -64,7 +64,13 @@ impl Jobs {
             return;
         }
         let (cancelled, tasks) = (control.stopping.child_token(), TaskTracker::new());
+        // What an operator asked for is fetched as the node.
+        let lease = control.access.operator(&job.source);
         let carried = carry(control.clone(), cancelled.clone(), key, job, transfer);
+        let carried = async move {
+            carried.await;
+            drop(lease);
+        };
         control.tasks.spawn(tasks.track_future(carried));
         tasks.close();
         running.insert(key, Running { cancelled, tasks });

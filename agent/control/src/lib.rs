@@ -6,7 +6,9 @@
 pub mod failure;
 mod info;
 mod jobs;
+mod leases;
 mod loads;
+mod pods;
 mod prefetch;
 mod service;
 #[cfg(test)]

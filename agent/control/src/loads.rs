@@ -10,9 +10,9 @@ use std::{
 
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weightd_expose::{Condition, Demands, Volumes, WeakVolumes};
+use weightd_access::Access;
+use weightd_expose::{Condition, Demands, ExposeError, Volumes, WeakVolumes};
 use weightd_fetch::{Fetcher, Transfer};
-use weightd_store::SnapshotManifest;
 use weightd_types::{BlobKey, ByteRange, SnapshotKey};
 
 /// Wait before a failed transfer is tried again without anyone reading; doubles up to the limit.
@@ -30,6 +30,7 @@ type Running = Mutex<HashMap<SnapshotKey, Arc<Notify>>>;
 #[derive(Debug)]
 pub struct Loads {
     fetcher: Fetcher,
+    access: Access,
     tasks: TaskTracker,
     stopping: CancellationToken,
     /// Set once: volumes are made with a way to reach this.
@@ -40,6 +41,7 @@ pub struct Loads {
 /// One snapshot's transfer, until nobody waits for it.
 struct Load {
     fetcher: Fetcher,
+    access: Access,
     volumes: Volumes,
     running: Arc<Running>,
     key: SnapshotKey,
@@ -48,8 +50,8 @@ struct Load {
 
 impl Loads {
     /// Loads of an agent that ends when `stopping` is cancelled; `tasks` are then to be waited for.
-    pub fn new(fetcher: Fetcher, tasks: TaskTracker, stopping: CancellationToken) -> Self {
-        Self { fetcher, tasks, stopping, volumes: OnceLock::new(), running: Arc::default() }
+    pub fn new(fetcher: Fetcher, access: Access, tasks: TaskTracker, stopping: CancellationToken) -> Self {
+        Self { fetcher, access, tasks, stopping, volumes: OnceLock::new(), running: Arc::default() }
     }
 
     /// Says whose transfers these are. Until then nothing is carried.
@@ -70,8 +72,9 @@ impl Loads {
             }
             running.insert(key, Arc::clone(&wanted));
         }
-        let (fetcher, running) = (self.fetcher.clone(), Arc::clone(&self.running));
-        let load = Load { fetcher, volumes, running, key, wanted };
+        let (fetcher, access) = (self.fetcher.clone(), self.access.clone());
+        let running = Arc::clone(&self.running);
+        let load = Load { fetcher, access, volumes, running, key, wanted };
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -81,11 +84,27 @@ impl Loads {
         });
     }
 
-    /// Takes up transfers of volumes that an earlier agent showed.
-    pub fn resume(&self, manifests: Vec<Arc<SnapshotManifest>>) {
-        for manifest in manifests {
+    /// Takes over the volumes of an earlier agent, and takes up their transfers: as the node what is the operator's, and the
+    /// rest as soon as kubelet brings credentials.
+    ///
+    /// # Errors
+    /// As [`Volumes::adopt`].
+    pub async fn take_over(&self, volumes: &Volumes) -> Result<(), ExposeError> {
+        // First: a volume may be unmounted as soon as it is served, and who has one of its files open reads on.
+        self.adopt_leases(volumes).await?;
+        for manifest in volumes.adopt().await? {
             self.keep(self.fetcher.resume(manifest, 0));
         }
+        Ok(())
+    }
+
+    async fn adopt_leases(&self, volumes: &Volumes) -> Result<(), ExposeError> {
+        for volume in volumes.list().await? {
+            if let Some(record) = self.fetcher.store().snapshot(&volume.snapshot) {
+                self.access.adopt(&volume.target, volume.snapshot, &record.manifest.source).await;
+            }
+        }
+        Ok(())
     }
 
     /// Has another attempt made now, or begins anew: what was complete may have lost a chunk since.
@@ -110,10 +129,20 @@ impl Load {
                 () = self.unwanted() => return,
             };
             let Err(error) = outcome else { return self.volumes.completed(&self.key) };
-            let is_lasting = !error.is_retryable();
+            let (is_lasting, is_paused) = (!error.is_retryable(), error.is_paused());
             tracing::warn!(source = %manifest.source, %error, is_lasting, "a volume's transfer failed");
             self.volumes.report(&self.key, Condition::Failed { why: error.to_string().into(), is_lasting });
             sleep(LEAST_PAUSE).await;
+            if is_paused {
+                // Until someone comes as whom to ask, no attempt is worth while, whoever reads.
+                tokio::select! {
+                    () = self.access.until_there(&manifest.source) => {}
+                    () = self.unwanted() => return,
+                }
+                self.volumes.report(&self.key, Condition::Fine);
+                transfer = self.fetcher.resume(Arc::clone(&manifest), priority);
+                continue;
+            }
             // Where waiting would not help, only someone who reads makes another attempt worth while.
             let retry = async || if is_lasting { pending().await } else { sleep(pause).await };
             tokio::select! {

@@ -6,6 +6,7 @@ use futures::StreamExt;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use weightd_access::Lease;
 use weightd_fetch::{Completed, FileProgress, Transfer};
 use weightd_proto::v1::{self, prefetch_event::Event};
 use weightd_store::{Job, StoreError};
@@ -36,6 +37,7 @@ pub(crate) async fn start(
 ) -> Result<Answers<v1::PrefetchEvent>, Status> {
     let (uri, selection) = wanted(&request.source, request.selection.clone())?;
     let layout = info::wanted_layout(request.layout());
+    let lease = control.access.operator(&uri);
     let resolution =
         control.fetcher.resolve(&uri, &selection).await.map_err(|error| failure::fetch_status(&error))?;
     let job = Job { source: uri, selection, priority: request.priority, pin: request.pin };
@@ -47,7 +49,7 @@ pub(crate) async fn start(
     if request.detach {
         detach(control, job, transfer, &events).await.map_err(|error| failure::store_status(&error))?;
     } else {
-        let watch = Watch { control: control.clone(), transfer, pin: request.pin, events };
+        let watch = Watch { control: control.clone(), transfer, pin: request.pin, events, _lease: lease };
         control.tasks.spawn(watch.run());
     }
     Ok(ReceiverStream::new(received).boxed())
@@ -90,6 +92,8 @@ struct Watch {
     transfer: Arc<Transfer>,
     pin: bool,
     events: Sender,
+    /// It is fetched as the node, as long as its client waits.
+    _lease: Lease,
 }
 
 impl Watch {

@@ -5,6 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use futures::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
+use weightd_access::Access;
 use weightd_expose::Volumes;
 use weightd_fetch::{FetchError, Fetcher, Transfer};
 use weightd_proto::v1::{self, weights_server::Weights};
@@ -26,6 +27,7 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 #[derive(Debug, Clone)]
 pub struct Control {
     pub(crate) fetcher: Fetcher,
+    pub(crate) access: Access,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) volumes: Volumes,
     pub(crate) loads: Arc<Loads>,
@@ -38,12 +40,13 @@ impl Control {
     /// The service of an agent that ends when `stopping` is cancelled; `tasks` are then to be waited for.
     pub fn new(
         fetcher: Fetcher,
+        access: Access,
         volumes: Volumes,
         loads: Arc<Loads>,
         tasks: TaskTracker,
         stopping: CancellationToken,
     ) -> Self {
-        Self { fetcher, jobs: Arc::default(), volumes, loads, tasks, stopping }
+        Self { fetcher, access, jobs: Arc::default(), volumes, loads, tasks, stopping }
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -12,26 +12,34 @@ use weightd_proto::v1::{self, volumes_server::Volumes};
 use weightd_store::{SnapshotRecord, StoreError};
 use weightd_types::SnapshotKey;
 
-use crate::{Control, failure, info, service::wanted};
+use crate::{Control, failure, pods::Found, service::wanted};
 
 /// What is asked for.
-struct Wish {
+pub(crate) struct Wish {
     target: PathBuf,
     mode: v1::VolumeMode,
     wait: bool,
 }
 
 impl Control {
-    async fn publish_one(&self, request: v1::PublishRequest) -> Result<v1::VolumeInfo, Status> {
+    async fn publish_one(&self, mut request: v1::PublishRequest) -> Result<v1::VolumeInfo, Status> {
         let target = self.target(&request.target_path).await?;
+        let pod = request.pod.take();
+        let checked = self.access.check_target(&target, pod.is_some()).await;
+        checked.map_err(|error| failure::access_status(&error))?;
         let wish = Wish { target, mode: request.mode(), wait: request.wait };
         if !self.volumes.is_adopted() {
-            let manifests = self.volumes.adopt().await.map_err(|error| failure::expose_status(&error))?;
-            self.loads.resume(manifests);
+            let taken_over = self.loads.take_over(&self.volumes).await;
+            taken_over.map_err(|error| failure::expose_status(&error))?;
         }
-        let (volume, is_new) = match self.published(&request, &wish.target).await? {
-            Some(known) => (known, false),
-            None => (self.publish_new(&request, &wish).await?, true),
+        let (volume, is_new) = match (self.published(&request, &wish.target).await?, pod) {
+            (Some(known), Some(pod)) => {
+                self.renew(pod, &request, &known).await?;
+                (known, false)
+            }
+            (Some(known), None) => (known, false),
+            (None, Some(pod)) => (self.publish_for(pod, &request, &wish).await?, true),
+            (None, None) => (self.publish_new(&request, &wish).await?, true),
         };
         if request.warm_up || is_new && self.volumes.warms_up_all() {
             self.volumes.warm_up(&volume);
@@ -72,12 +80,21 @@ impl Control {
     async fn publish_new(&self, request: &v1::PublishRequest, wish: &Wish) -> Result<Volume, Status> {
         let stored = self.store().find(&request.source).ok().filter(|_| !request.source.contains("://"));
         match stored {
-            Some(record) => self.publish_stored(&record, wish).await,
+            Some(record) => {
+                let lease = self.access.operator(&record.manifest.source);
+                let volume = self.publish_stored(&record, wish).await?;
+                lease.settle(&volume.target, volume.snapshot);
+                Ok(volume)
+            }
             None => self.publish_source(request, wish).await,
         }
     }
 
-    async fn publish_stored(&self, record: &SnapshotRecord, wish: &Wish) -> Result<Volume, Status> {
+    pub(crate) async fn publish_stored(
+        &self,
+        record: &SnapshotRecord,
+        wish: &Wish,
+    ) -> Result<Volume, Status> {
         if record.complete && wish.mode != v1::VolumeMode::Fuse {
             let bound = self.volumes.bind(record.key(), wish.target.clone()).await;
             return bound.map_err(|error| failure::expose_status(&error));
@@ -88,13 +105,17 @@ impl Control {
 
     async fn publish_source(&self, request: &v1::PublishRequest, wish: &Wish) -> Result<Volume, Status> {
         let (uri, selection) = wanted(&request.source, request.selection.clone())?;
-        let layout = info::wanted_layout(request.layout());
+        let lease = self.access.operator(&uri);
         let resolution =
             self.fetcher.resolve(&uri, &selection).await.map_err(|error| failure::fetch_status(&error))?;
-        self.publish_transfer(self.fetcher.prefetch(resolution, layout, 0), wish).await
+        self.publish_found(request, wish, &uri, Found::Now(resolution), Some(lease)).await
     }
 
-    async fn publish_transfer(&self, transfer: Arc<Transfer>, wish: &Wish) -> Result<Volume, Status> {
+    pub(crate) async fn publish_transfer(
+        &self,
+        transfer: Arc<Transfer>,
+        wish: &Wish,
+    ) -> Result<Volume, Status> {
         let key = transfer.key();
         let fetch_failed = |error: FetchError| failure::fetch_status(&error);
         let through_fuse = wish.mode == v1::VolumeMode::Fuse;
@@ -177,8 +198,9 @@ impl Volumes for Control {
         request: Request<v1::UnpublishRequest>,
     ) -> Result<Response<v1::UnpublishResponse>, Status> {
         let target = self.target(&request.get_ref().target_path).await?;
-        let gone = self.volumes.unpublish(target).await;
+        let gone = self.volumes.unpublish(target.clone()).await;
         let was_published = gone.map_err(|error| failure::expose_status(&error))?;
+        self.access.end(&target);
         Ok(Response::new(v1::UnpublishResponse { was_published }))
     }
 

@@ -98,6 +98,11 @@ impl FetchError {
         }
     }
 
+    /// Whether nothing can be fetched until someone comes as whom the origin may be asked.
+    pub fn is_paused(&self) -> bool {
+        matches!(self, Self::Source(error) if error.is_paused())
+    }
+
     /// A stable word for metrics.
     pub fn kind(&self) -> &'static str {
         match self {

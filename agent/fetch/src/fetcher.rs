@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weightd_source::{Opener, Resolution, ResolveError, resolve};
+use weightd_source::{Credential, Opener, Resolution, ResolveError, resolve};
 use weightd_store::{SnapshotManifest, Store};
 use weightd_types::{BlobKey, ByteRange, Layout, Selection, SnapshotKey, SourceUri};
 
@@ -107,7 +107,7 @@ impl Fetcher {
         &self.inner.line.metrics
     }
 
-    /// Lists a source once and pins what is there.
+    /// Lists a source once as the node, and pins what is there.
     ///
     /// # Errors
     /// [`FetchError::Source`], [`FetchError::Resolve`].
@@ -116,7 +116,7 @@ impl Fetcher {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let source = self.inner.opener.open(uri).await?;
+            let source = self.inner.opener.open_as(uri, &Credential::Node).await?;
             match resolve(source.as_ref(), uri, selection).await {
                 Err(error) if error.is_retryable() && attempt < config.attempts.min(4) => {
                     self.inner.line.metrics.retries.inc();

@@ -139,7 +139,8 @@ impl<'a> RangeReader<'a> {
 
     /// Waits before the next attempt, or gives up.
     async fn recover(&mut self, error: SourceError) -> Result<(), FetchError> {
-        if !error.is_retryable() {
+        // While nobody may be asked, requests in flight are for those that can go on.
+        if !error.is_retryable() || error.is_paused() {
             return Err(error.into());
         }
         if matches!(error, SourceError::Throttled { .. }) {

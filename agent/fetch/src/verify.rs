@@ -303,14 +303,14 @@ impl Inner {
     async fn refetch(self: &Arc<Self>, subject: &Subject) -> Result<(), FetchError> {
         let Subject { source: uri, entry } = subject;
         let reservation = Arc::new(self.store.reserve(entry.object.size).await?);
-        let source = self.opener.open(uri).await?;
+        let source = self.opener.open_to_mend(uri).await?;
         let (object, url) = (entry.object.clone(), uri.object_url(&entry.object.path));
         self.fly(Route { source, object, url }, entry.blob, &reservation, 0).landed.await
     }
 
     /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded.
     async fn repair(&self, subject: &Subject, blob: &StoredBlob, chunk: u32) -> Result<(), FetchError> {
-        let source = self.opener.open(&subject.source).await?;
+        let source = self.opener.open_to_mend(&subject.source).await?;
         let object = &subject.entry.object;
         let url = subject.source.object_url(&object.path);
         let placement = blob.placement();

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use weightd_types::SourceUri;
 
+use crate::Credential;
+
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What went wrong at an origin, sorted by what the caller can do about it. `what` always names the object or
@@ -105,6 +107,14 @@ pub enum SourceError {
         #[source]
         cause: Cause,
     },
+    /// There is nobody at the moment as whom the origin may be asked.
+    #[error("{what}: {why}")]
+    Paused {
+        /// The source.
+        what: String,
+        /// Who is waited for.
+        why: String,
+    },
     /// The origin answered with something no such origin should.
     #[error("{what}: the origin's answer makes no sense: {detail}")]
     Protocol {
@@ -119,7 +129,10 @@ impl SourceError {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Throttled { .. } | Self::Unavailable { .. } | Self::Interrupted { .. } => true,
+            Self::Throttled { .. }
+            | Self::Unavailable { .. }
+            | Self::Interrupted { .. }
+            | Self::Paused { .. } => true,
             Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Unauthenticated { .. }
@@ -129,6 +142,25 @@ impl SourceError {
             | Self::Configuration { .. }
             | Self::Protocol { .. } => false,
         }
+    }
+
+    /// Whether nothing can be asked for until someone comes as whom to ask.
+    pub fn is_paused(&self) -> bool {
+        matches!(self, Self::Paused { .. })
+    }
+
+    /// A credential of another kind of origin. It is not repeated.
+    pub(crate) fn not_taken(uri: &SourceUri, credential: &Credential) -> Self {
+        let kind = match credential {
+            Credential::Node => "the node's own identity",
+            Credential::Anonymous => "no identity",
+            Credential::Google(_) => "an access token of Google's",
+            Credential::S3(_) => "keys of S3",
+            Credential::Hub(_) => "a token of the hub",
+            Credential::Directory(_) => "a directory of this machine",
+        };
+        let why = format!("{}:// does not take {kind}", uri.scheme().as_str());
+        Self::Configuration { what: uri.to_string(), why }
     }
 
     /// How long the origin asks to wait before the next request.
@@ -168,6 +200,7 @@ impl SourceError {
             Self::Throttled { .. } => "throttled",
             Self::Unavailable { .. } => "unavailable",
             Self::Interrupted { .. } => "interrupted",
+            Self::Paused { .. } => "paused",
             Self::Protocol { .. } => "protocol",
         }
     }

@@ -3,7 +3,15 @@
 //! A file is pinned by an entity tag made of inode, time and size. One unreadable or oddly named file does not fail
 //! the others.
 
-use std::{fs, io, os::unix::fs::FileExt, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+mod beneath;
+
+use std::{
+    fs, io,
+    os::unix::fs::FileExt,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,20 +31,28 @@ const PASSED_OVER: [&str; 2] = [".git", ".cache"];
 #[derive(Debug)]
 pub struct FileSource {
     uri: SourceUri,
+    /// What no link leads out of: the directory itself, by its path without links.
+    confined: Option<PathBuf>,
 }
 
 impl FileSource {
     pub(crate) fn new(uri: SourceUri) -> Self {
-        Self { uri }
+        Self { uri, confined: None }
+    }
+
+    /// One whose links are followed only where they stay below it.
+    pub(crate) fn confined(uri: SourceUri, root: PathBuf) -> Self {
+        Self { uri, confined: Some(root) }
     }
 }
 
 #[async_trait]
 impl Source for FileSource {
     async fn list(&self) -> Result<Vec<Listed>, SourceError> {
-        let mut walk = Walk { uri: self.uri.clone(), listing: Vec::new(), above: Vec::new() };
-        let root = format!("/{}", self.uri.prefix());
-        let walked = spawn_blocking(move || walk.directory(Path::new(&root), "").map(|()| walk.listing));
+        let (uri, confined) = (self.uri.clone(), self.confined.clone());
+        let root = confined.clone().unwrap_or_else(|| format!("/{}", self.uri.prefix()).into());
+        let mut walk = Walk { uri, confined, listing: Vec::new(), above: Vec::new() };
+        let walked = spawn_blocking(move || walk.directory(&root, "").map(|()| walk.listing));
         let listing = walked.await.map_err(|error| SourceError::Interrupted {
             what: self.uri.to_string(),
             cause: error.into(),
@@ -52,8 +68,12 @@ impl Source for FileSource {
         let what = self.uri.object_url(&object.path);
         let expected = etag(object, &what)?.to_owned();
         let path = format!("/{}", self.uri.object_key(&object.path));
+        let (confined, name) = (self.confined.clone(), object.path.to_string());
         let opened = spawn_blocking(move || {
-            let file = fs::File::open(path)?;
+            let file = match confined {
+                Some(root) => beneath::open(&root, &name)?,
+                None => fs::File::open(path)?,
+            };
             let metadata = file.metadata()?;
             Ok((file, metadata))
         });
@@ -142,6 +162,7 @@ fn failed(what: &str, error: &io::Error) -> SourceError {
 
 struct Walk {
     uri: SourceUri,
+    confined: Option<PathBuf>,
     listing: Vec<Listed>,
     /// Device and inode of the directories that we are in, to see symbolic links that lead back.
     above: Vec<(u64, u64)>,
@@ -187,6 +208,12 @@ impl Walk {
             }
             metadata => metadata.map_err(|error| failed(&format!("file://{}", path.display()), &error))?,
         };
+        if let Some(root) = &self.confined
+            && beneath::leads_out(root, &path)
+                .map_err(|error| failed(&format!("file://{}", path.display()), &error))?
+        {
+            return Err(refused("is a symbolic link that leads out of the directory"));
+        }
         let file_name = entry.file_name();
         let Some(file_name) = file_name.to_str() else {
             return Err(refused("has a name that is not UTF-8"));

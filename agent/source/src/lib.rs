@@ -2,7 +2,8 @@
 //!
 //! A [`Source`] lists objects and streams ranges of them, each read pinned to the version that was listed. It
 //! does not retry, hedge or sum: that is the fetch room's work, so that all origins get it alike. An [`Opener`]
-//! makes the source for a URI; [`Origins`] is the one that reaches real origins. [`resolve`] turns a listing and a
+//! makes the source for a URI, as the node or as someone else
+//! ([`Credential`]); [`Origins`] is the one that reaches real origins. [`resolve`] turns a listing and a
 //! selection into a snapshot.
 //!
 //! Every client checks certificates against the system's authorities, or, where they are set, those in
@@ -13,6 +14,7 @@ mod cloud;
 mod config;
 #[cfg(feature = "testing")]
 pub mod conformance;
+mod credential;
 mod error;
 #[cfg(feature = "testing")]
 mod faulty;
@@ -29,6 +31,7 @@ mod web_server;
 
 pub use cloud::ObjectStoreSource;
 pub use config::{AzureConfig, Config, Environment, GcsConfig, HubConfig, S3Config, Settings};
+pub use credential::{Credential, S3Keys, Secret};
 pub use error::SourceError;
 #[cfg(feature = "testing")]
 pub use faulty::{Fault, Faults, FaultyOpener, FaultySource, Rule};
@@ -39,4 +42,5 @@ pub use memory::{MemoryOrigin, MemorySource};
 pub use origins::Origins;
 pub use resolve::{Resolution, ResolveError, resolve};
 pub use source::{ByteStream, Listed, Opener, Source};
+pub use web::client as http_client;
 pub use web_server::HttpSource;

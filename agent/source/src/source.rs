@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use weightd_types::{ByteRange, Checksums, Object, ObjectPath, SourceUri, Version};
 
-use crate::SourceError;
+use crate::{Credential, SourceError};
 
 /// The bytes of a range, in order, in pieces of whatever size the transport delivers. A stream that ends early
 /// without an error is a short body: the reader counts.
@@ -83,4 +83,28 @@ pub trait Opener: fmt::Debug + Send + Sync {
     /// # Errors
     /// When credentials cannot be found, or the URI cannot be served.
     async fn open(&self, uri: &SourceUri) -> Result<Arc<dyn Source>, SourceError>;
+
+    /// The source for a URI, asked as someone in particular, and as nobody else. Origins that know no identities are
+    /// the same for the node and for nobody in particular, and take no credentials.
+    ///
+    /// # Errors
+    /// As [`Opener::open`], and when the origin does not take such a credential.
+    async fn open_as(
+        &self,
+        uri: &SourceUri,
+        credential: &Credential,
+    ) -> Result<Arc<dyn Source>, SourceError> {
+        match credential {
+            Credential::Node | Credential::Anonymous => self.open(uri).await,
+            other => Err(SourceError::not_taken(uri, other)),
+        }
+    }
+
+    /// As [`Opener::open`], for bringing back what the store had and the disk lost, which is the node's own business.
+    ///
+    /// # Errors
+    /// As [`Opener::open`].
+    async fn open_to_mend(&self, uri: &SourceUri) -> Result<Arc<dyn Source>, SourceError> {
+        self.open(uri).await
+    }
 }

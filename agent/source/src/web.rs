@@ -15,7 +15,10 @@ const USER_AGENT: &str = concat!("weightd/", env!("CARGO_PKG_VERSION"));
 /// A client that follows no redirect by itself and speaks HTTP/1.1: one connection per request in flight is
 /// faster for bodies than sharing one. Nothing is decompressed, whatever features other crates switch on. Certificates are checked against the system's authorities, or those in
 /// the files that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
-pub(crate) fn client(connect_timeout: Duration, what: &str) -> Result<Client, SourceError> {
+///
+/// # Errors
+/// [`SourceError::Configuration`] when this machine has no authorities.
+pub fn client(connect_timeout: Duration, what: &str) -> Result<Client, SourceError> {
     let failed = |error: reqwest::Error| SourceError::Configuration {
         what: what.to_owned(),
         why: format!(

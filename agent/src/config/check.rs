@@ -9,7 +9,7 @@ use weightd_store::{Config as StoreConfig, io::EngineChoice};
 use weightd_types::CHUNK_BYTES;
 
 use super::{
-    Config, LogConfig, LogFormat, Mistake,
+    Config, LogConfig, LogFormat, Mistake, access,
     raw::{Raw, RawAgent, RawFetch, RawStore, RawVolumes, Setting},
     read::{self, Read, Reader},
     source,
@@ -28,9 +28,10 @@ pub(super) fn check(
     let store = store(&mut reader, raw.store);
     let fetch = fetch(&mut reader, raw.fetch, scrub_rate);
     let expose = volumes(&mut reader, raw.volumes, &store.directory);
+    let access = access::check(&mut reader, raw.access);
     match source::check(&mut reader, raw.source, environment) {
         Some(source) if reader.mistakes.is_empty() => {
-            Ok(Config { socket, metrics_address, log, store, fetch, expose, source })
+            Ok(Config { socket, metrics_address, log, store, fetch, access, expose, source })
         }
         _ => Err(reader.mistakes),
     }

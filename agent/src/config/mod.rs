@@ -4,6 +4,7 @@
 //! collects every mistake, so that an operator mends all of them at once and an agent with a wrong file does
 //! nothing at all.
 
+mod access;
 mod check;
 mod error;
 mod fields;
@@ -35,6 +36,8 @@ pub struct Config {
     pub store: weightd_store::Config,
     /// The fetch room's.
     pub fetch: weightd_fetch::Config,
+    /// The access room's.
+    pub access: weightd_access::Config,
     /// The expose room's.
     pub expose: weightd_expose::Config,
     /// The source room's.

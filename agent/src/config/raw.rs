@@ -19,6 +19,7 @@ pub(super) struct Raw {
     pub(super) store: RawStore,
     pub(super) fetch: RawFetch,
     pub(super) volumes: RawVolumes,
+    pub(super) access: RawAccess,
     /// `[source]`: the source room knows what may stand here.
     pub(super) source: toml::Table,
 }
@@ -78,6 +79,19 @@ pub(super) struct RawVolumes {
     pub(super) warm_up_floor: Setting,
 }
 
+/// `[access]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawAccess {
+    pub(super) identity: Setting,
+    pub(super) sts_endpoint: Setting,
+    pub(super) audience: Setting,
+    pub(super) provider: Setting,
+    pub(super) files: Setting,
+    pub(super) kubelet_directory: Setting,
+    pub(super) answers_keep: Setting,
+}
+
 /// Reads the file, and collects the keys that nobody knows.
 pub(super) fn parse(text: &str) -> Result<(Raw, Vec<Mistake>), ConfigError> {
     let syntax = |error: toml::de::Error| ConfigError::syntax(&error);
@@ -93,6 +107,7 @@ fn unknown_key(key: &str) -> Mistake {
         Some(("store", _)) => ("[store]", fields::<RawStore>()),
         Some(("fetch", _)) => ("[fetch]", fields::<RawFetch>()),
         Some(("volumes", _)) => ("[volumes]", fields::<RawVolumes>()),
+        Some(("access", _)) => ("[access]", fields::<RawAccess>()),
         Some(_) | None => ("the file", fields::<Raw>()),
     };
     let remedy = format!("is not known; {section} has {}", known.join(", "));

@@ -50,6 +50,14 @@ pub(super) fn path(value: &Value) -> Read<PathBuf> {
     }
 }
 
+/// Text that is not empty.
+pub(super) fn words(value: &Value) -> Read<String> {
+    match text(value) {
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err("write it in quotes".to_owned()),
+    }
+}
+
 /// A path that fits the address of a Unix socket.
 pub(super) fn socket(value: &Value) -> Read<PathBuf> {
     // `sun_path` has 108 bytes, the last of them NUL.

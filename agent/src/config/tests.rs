@@ -45,6 +45,7 @@ fn the_example_is_valid_as_it_stands_and_with_every_setting_in_use() {
         fields::fields::<raw::RawStore>(),
         fields::fields::<raw::RawFetch>(),
         fields::fields::<raw::RawVolumes>(),
+        fields::fields::<raw::RawAccess>(),
         fields::fields::<weightd_source::GcsConfig>(),
         fields::fields::<weightd_source::S3Config>(),
         fields::fields::<weightd_source::AzureConfig>(),
@@ -91,6 +92,12 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         warm_up_floor = "10%"
         read_timeout = 5
         agent_timeout = "500ms"
+        [access]
+        identity = "root"
+        audience = "p.svc.id.goog"
+        files = ["/models/*", "/models/../etc"]
+        sts_endpoint = "sts"
+        alow = 1
         [source]
         connect_timeout_seconds = 0
         gs = "x"
@@ -101,7 +108,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "#,
     );
     for expected in [
-        "colour: is not known; the file has agent, store, fetch, volumes, source",
+        "colour: is not known; the file has agent, store, fetch, volumes, access, source",
         "agent.socket = 3: write an absolute path",
         "agent.log = \"!!\": write error,",
         "agent.metrics_address = \"localhost\": write an address and a port",
@@ -124,6 +131,11 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "volumes.warm_up_floor = \"10%\": write a size",
         "volumes.read_timeout = 5: write a time",
         "volumes.agent_timeout = \"500ms\": leaves an agent no time to come back: write \"1s\" or more",
+        "access.identity = \"root\": write \"pod\", or \"node\"",
+        "access.audience = \"p.svc.id.goog\": means nothing without provider",
+        "access.files = [\"/models/*\", \"/models/../etc\"]: write a list of absolute paths",
+        "access.sts_endpoint = \"sts\": write http",
+        "access.alow: is not known; [access] has identity,",
         "source.gs: is not known; [source] has connect_timeout_seconds, gcs, s3, azure, hub",
         "source.gcs.anonymus: is not known; [source.gcs] has endpoint, anonymous, user_project",
         "source.gcs.anonymous = \"yes\": ",
@@ -132,7 +144,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 28, "{said:#?}");
+    assert_eq!(said.len(), 33, "{said:#?}");
 }
 
 #[test]

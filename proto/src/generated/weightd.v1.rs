@@ -1503,6 +1503,7 @@ pub struct PublishRequest {
 }
 /// Who a volume is for, as kubelet says it.
 #[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Pod {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -1526,6 +1527,7 @@ pub struct Pod {
     >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct ServiceAccountToken {
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,

@@ -5,13 +5,14 @@
 //! however it ends). `cargo xtask tools` installs them into the checkout's `.tools`. Where one is missing, starting
 //! it says [`Unready::NotInstalled`], and [`require!`] turns that into a skip that the task runner counts.
 //!
-//! What does not exist as a package is served in process: [`StaticServer`], [`HubServer`], [`ScriptedServer`], and [`FaultProxy`], which
+//! What does not exist as a package is served in process: [`StaticServer`], [`HubServer`], [`Guard`], [`ScriptedServer`], and [`FaultProxy`], which
 //! stands before any of them and spoils what passes.
 
 mod azure;
 mod binary;
 pub mod cluster;
 mod gcs;
+mod guard;
 mod hub;
 mod model;
 pub mod mounts;
@@ -32,6 +33,7 @@ mod webdav;
 pub use azure::AzureServer;
 pub use binary::binary;
 pub use gcs::{FakeGcs, GcsOptions, Upload, Uploaded};
+pub use guard::{Guard, service_account_token, subject_token};
 pub use hub::{HubServer, Repository};
 pub use model::{
     Dtype, Model, ModelShape, Pattern, Tensor, TensorDigest, assert_same_tensors, tensor_digests,

@@ -7,6 +7,7 @@
     reason = "a test may panic, sleep, and say why it is skipped"
 )]
 
+mod access;
 mod crash;
 mod csi;
 mod daemon;

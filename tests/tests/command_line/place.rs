@@ -55,8 +55,13 @@ impl Place {
 
     /// Sets a variable for all programs.
     pub(crate) fn env(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.environment.push((name, value.into()));
+        self.set_env(name, value);
         self
+    }
+
+    /// Sets a variable for programs that start from now on.
+    pub(crate) fn set_env(&mut self, name: &'static str, value: impl Into<String>) {
+        self.environment.push((name, value.into()));
     }
 
     /// Reads `gs://` from an emulator.

@@ -14,16 +14,30 @@ use super::{
     Connector, error,
     profile::{Profile, ProfileKeys},
 };
-use crate::{SourceError, answer::chain, config::Settings};
+use crate::{Credential, S3Keys, SourceError, answer::chain, config::Settings};
 
 /// How long a server may stay silent. The fetch room notices slow bodies long before; this ends listings.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What of the environment says where an S3 bucket is, and nothing of who asks.
+const PLACES: [AmazonS3ConfigKey; 6] = [
+    AmazonS3ConfigKey::Region,
+    AmazonS3ConfigKey::DefaultRegion,
+    AmazonS3ConfigKey::Endpoint,
+    AmazonS3ConfigKey::S3Endpoint,
+    AmazonS3ConfigKey::VirtualHostedStyleRequest,
+    AmazonS3ConfigKey::UnsignedPayload,
+];
+
 /// The store that holds a source of `s3://` or `az://`.
-pub(crate) async fn open(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>, SourceError> {
+pub(crate) async fn open(
+    settings: &Settings,
+    uri: &SourceUri,
+    credential: &Credential,
+) -> Result<Arc<dyn ObjectStore>, SourceError> {
     match uri.scheme() {
-        Scheme::S3 => s3(settings, uri).await,
-        _ => azure(settings, uri),
+        Scheme::S3 => s3(settings, uri, credential).await,
+        _ => azure(settings, uri, credential),
     }
 }
 
@@ -38,7 +52,12 @@ pub(crate) fn web(settings: &Settings, origin: &str) -> Result<HttpStore, Source
     builder.build().map_err(|error| misconfigured(origin, &error))
 }
 
-async fn s3(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>, SourceError> {
+async fn s3(
+    settings: &Settings,
+    uri: &SourceUri,
+    credential: &Credential,
+) -> Result<Arc<dyn ObjectStore>, SourceError> {
+    let is_node = *credential == Credential::Node;
     let options = client_options(settings);
     let mut builder = AmazonS3Builder::new()
         .with_client_options(options.clone())
@@ -46,7 +65,9 @@ async fn s3(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>
         .with_retry(no_retries())
         .with_http_connector(Connector);
     for (name, value) in settings.environment.beginning("AWS_") {
-        if let Ok(key) = name.parse::<AmazonS3ConfigKey>() {
+        if let Ok(key) = name.parse::<AmazonS3ConfigKey>()
+            && (is_node || PLACES.contains(&key))
+        {
             builder = builder.with_config(key, value);
         }
     }
@@ -60,7 +81,12 @@ async fn s3(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>
         }
     }
     let value = |builder: &AmazonS3Builder, key| builder.get_config_value(&key);
-    builder = with_profile(settings, uri, builder).await?;
+    builder = match credential {
+        Credential::S3(keys) => with_keys(builder, keys),
+        Credential::Node => builder,
+        _ => builder.with_skip_signature(true),
+    };
+    builder = with_profile(settings, uri, builder, is_node).await?;
     let endpoint = value(&builder, AmazonS3ConfigKey::S3Endpoint)
         .or_else(|| value(&builder, AmazonS3ConfigKey::Endpoint));
     if endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://")) {
@@ -73,11 +99,26 @@ async fn s3(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>
     Ok(Arc::new(store))
 }
 
-/// Takes from the profile what neither the configuration nor the environment says.
+fn with_keys(builder: AmazonS3Builder, keys: &S3Keys) -> AmazonS3Builder {
+    let mut builder = builder
+        .with_skip_signature(false)
+        .with_access_key_id(&keys.access_key_id)
+        .with_secret_access_key(keys.secret_access_key.reveal());
+    if let Some(token) = &keys.session_token {
+        builder = builder.with_token(token.reveal());
+    }
+    match &keys.region {
+        Some(region) => builder.with_region(region),
+        None => builder,
+    }
+}
+
+/// Takes from the profile what neither the configuration nor the environment says; its keys are the node's.
 async fn with_profile(
     settings: &Settings,
     uri: &SourceUri,
     mut builder: AmazonS3Builder,
+    is_node: bool,
 ) -> Result<AmazonS3Builder, SourceError> {
     let profile = Profile::read(&settings.environment).await?;
     let has = |builder: &AmazonS3Builder, keys: &[AmazonS3ConfigKey]| {
@@ -92,7 +133,8 @@ async fn with_profile(
     }
     let identities = [AmazonS3ConfigKey::AccessKeyId, AmazonS3ConfigKey::WebIdentityTokenFile];
     let is_anonymous = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).as_deref() == Some("true");
-    if !is_anonymous
+    if is_node
+        && !is_anonymous
         && !has(&builder, &identities)
         && let Some(keys) = profile.keys(&uri.to_string())?
     {
@@ -113,14 +155,23 @@ async fn region(uri: &SourceUri, options: &ClientOptions) -> Result<String, Sour
     })
 }
 
-fn azure(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>, SourceError> {
+fn azure(
+    settings: &Settings,
+    uri: &SourceUri,
+    credential: &Credential,
+) -> Result<Arc<dyn ObjectStore>, SourceError> {
+    let is_node = *credential == Credential::Node;
     let mut builder = MicrosoftAzureBuilder::new()
         .with_client_options(client_options(settings))
         .with_container_name(uri.authority())
         .with_retry(no_retries())
         .with_http_connector(Connector);
     for (name, value) in settings.environment.beginning("AZURE_") {
-        if let Ok(key) = name.parse::<AzureConfigKey>() {
+        let is_place =
+            |key: &AzureConfigKey| matches!(key, AzureConfigKey::AccountName | AzureConfigKey::Endpoint);
+        if let Ok(key) = name.parse::<AzureConfigKey>()
+            && (is_node || is_place(&key))
+        {
             builder = builder.with_config(key, value);
         }
     }
@@ -129,7 +180,7 @@ fn azure(settings: &Settings, uri: &SourceUri) -> Result<Arc<dyn ObjectStore>, S
         (AzureConfigKey::AccountName, settings.azure.account.clone()),
         (AzureConfigKey::Endpoint, settings.azure.endpoint.clone()),
         (AzureConfigKey::UseEmulator, flag(settings.azure.emulator)),
-        (AzureConfigKey::SkipSignature, flag(settings.azure.anonymous)),
+        (AzureConfigKey::SkipSignature, flag(if is_node { settings.azure.anonymous } else { Some(true) })),
     ] {
         if let Some(value) = value {
             builder = builder.with_config(key, value);

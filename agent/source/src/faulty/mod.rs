@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use weightd_types::{ByteRange, Object, SourceUri};
 
 pub use self::plan::{Fault, Faults, Rule};
-use crate::{ByteStream, Listed, Opener, Source, SourceError};
+use crate::{ByteStream, Credential, Listed, Opener, Source, SourceError};
 
 /// An opener whose sources are all spoiled by one plan.
 #[derive(Debug, Clone)]
@@ -29,6 +29,15 @@ impl FaultyOpener {
 impl Opener for FaultyOpener {
     async fn open(&self, uri: &SourceUri) -> Result<Arc<dyn Source>, SourceError> {
         let inner = self.inner.open(uri).await?;
+        Ok(Arc::new(FaultySource::new(inner, uri.clone(), self.faults.clone())))
+    }
+
+    async fn open_as(
+        &self,
+        uri: &SourceUri,
+        credential: &Credential,
+    ) -> Result<Arc<dyn Source>, SourceError> {
+        let inner = self.inner.open_as(uri, credential).await?;
         Ok(Arc::new(FaultySource::new(inner, uri.clone(), self.faults.clone())))
     }
 }

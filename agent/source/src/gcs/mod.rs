@@ -6,6 +6,7 @@
 
 mod error;
 mod listing;
+mod token;
 
 use std::sync::{
     Arc,
@@ -19,22 +20,23 @@ use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_storage::{
     client::Storage, model_ext::ReadRange, read_object::ReadObjectResponse, read_resume_policy::NeverResume,
 };
+use tokio::sync::OnceCell;
 use url::Url;
 use weightd_types::{ByteRange, Object, SourceUri, Version};
 
 use crate::{
-    ByteStream, Listed, Source, SourceError,
+    ByteStream, Credential, Listed, Source, SourceError,
     answer::{broke_off, chain},
     config::{GcsSettings, Settings},
-    web,
 };
 
 const ENDPOINT: &str = "https://storage.googleapis.com/";
 
-/// Connections and credentials, shared by all `gs://` sources.
+/// Connections and credentials, shared by all `gs://` sources of one identity.
 #[derive(Debug)]
 pub(crate) struct GcsClient {
-    storage: Storage,
+    /// Made when first something is read: whoever only lists needs no connections of its own.
+    storage: OnceCell<Storage>,
     web: reqwest::Client,
     endpoint: Url,
     credentials: Credentials,
@@ -43,29 +45,44 @@ pub(crate) struct GcsClient {
 }
 
 impl GcsClient {
-    /// Finds credentials and makes the clients; `what` is named in errors. Nothing is sent yet.
-    pub(crate) async fn new(settings: &Settings, what: &SourceUri) -> Result<Self, SourceError> {
-        let web = web::client(settings.connect_timeout, &what.to_string())?;
-        let settings = settings.gcs.clone();
-        let credentials = if settings.anonymous {
-            credentials::anonymous::Builder::new().build()
-        } else {
-            let failed = |error| error::no_credentials(&what.to_string(), &chain(&error));
-            credentials::Builder::default().build().map_err(failed)?
+    /// Finds credentials; `what` is named in errors. Nothing is sent yet.
+    pub(crate) fn new(
+        settings: &Settings,
+        what: &SourceUri,
+        credential: &Credential,
+        web: reqwest::Client,
+    ) -> Result<Self, SourceError> {
+        let mut settings = settings.gcs.clone();
+        let credentials = match credential {
+            Credential::Google(token) => token::credentials(token, &what.to_string())?,
+            Credential::Node if !settings.anonymous => {
+                let failed = |error| error::no_credentials(&what.to_string(), &chain(&error));
+                credentials::Builder::default().build().map_err(failed)?
+            }
+            _ => credentials::anonymous::Builder::new().build(),
         };
-        let mut builder = Storage::builder()
-            .with_credentials(credentials.clone())
-            .with_retry_policy(NeverRetry)
-            .with_read_resume_policy(NeverResume);
-        if let Some(endpoint) = &settings.endpoint {
-            builder = builder.with_endpoint(endpoint.as_str().trim_end_matches('/'));
-        }
-        let failed = |error| SourceError::Configuration { what: what.to_string(), why: chain(&error) };
-        let storage = builder.build().await.map_err(failed)?;
+        settings.anonymous &= *credential == Credential::Node;
         let endpoint = settings.endpoint.clone().map_or_else(|| Url::parse(ENDPOINT), Ok);
         let endpoint = endpoint
             .map_err(|error| SourceError::Protocol { what: what.to_string(), detail: error.to_string() })?;
-        Ok(Self { storage, web, endpoint, credentials, settings, is_stale: AtomicBool::new(false) })
+        let (storage, is_stale) = (OnceCell::new(), AtomicBool::new(false));
+        Ok(Self { storage, web, endpoint, credentials, settings, is_stale })
+    }
+
+    /// What reads objects; `what` is named in errors.
+    async fn storage(&self, what: &str) -> Result<&Storage, SourceError> {
+        let make = async || {
+            let mut builder = Storage::builder()
+                .with_credentials(self.credentials.clone())
+                .with_retry_policy(NeverRetry)
+                .with_read_resume_policy(NeverResume);
+            if let Some(endpoint) = &self.settings.endpoint {
+                builder = builder.with_endpoint(endpoint.as_str().trim_end_matches('/'));
+            }
+            let failed = |error| SourceError::Configuration { what: what.to_owned(), why: chain(&error) };
+            builder.build().await.map_err(failed)
+        };
+        self.storage.get_or_try_init(make).await
     }
 
     /// Whether the credentials failed for good. The library never asks again after such a failure, so new
@@ -115,9 +132,8 @@ impl Source for GcsSource {
         let generation = self.generation(object)?;
         let what = self.uri.object_url(&object.path);
         let bucket = format!("projects/_/buckets/{}", self.uri.authority());
-        let mut request = self
-            .client
-            .storage
+        let storage = self.client.storage(&what).await?;
+        let mut request = storage
             .read_object(bucket, self.uri.object_key(&object.path))
             .set_generation(generation)
             .set_read_range(ReadRange::segment(range.start, range.len()));

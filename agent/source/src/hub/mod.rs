@@ -23,17 +23,16 @@ use url::Url;
 use weightd_types::{ByteRange, Object, SourceUri, Version};
 
 use crate::{
-    ByteStream, Listed, Source, SourceError,
+    ByteStream, Credential, Listed, Source, SourceError,
     answer::{Answer, broke_off, no_answer},
     cloud::error::no_ranges,
     config::Settings,
-    web,
 };
 
 /// Most redirects that are followed; the hub needs two, for a repository that was renamed.
 const REDIRECTS: usize = 5;
 
-/// Connections and the token, shared by all `hf://` sources.
+/// Connections and the token, shared by all `hf://` sources of one identity.
 #[derive(Debug)]
 pub(crate) struct HubClient {
     web: reqwest::Client,
@@ -43,14 +42,20 @@ pub(crate) struct HubClient {
 }
 
 impl HubClient {
-    /// Finds the token and makes the client; `what` is named in errors. Nothing is sent yet.
-    pub(crate) async fn new(settings: &Settings, what: &SourceUri) -> Result<Self, SourceError> {
-        Ok(Self {
-            web: web::client(settings.connect_timeout, &what.to_string())?,
-            endpoint: settings.hub.endpoint.clone(),
-            token: token::find(&settings.hub, &settings.environment).await?,
-            is_stale: AtomicBool::new(false),
-        })
+    /// Finds the token; `what` is named in errors. Nothing is sent yet.
+    pub(crate) async fn new(
+        settings: &Settings,
+        what: &SourceUri,
+        credential: &Credential,
+        web: reqwest::Client,
+    ) -> Result<Self, SourceError> {
+        let token = match credential {
+            Credential::Node => token::find(&settings.hub, &settings.environment).await?,
+            Credential::Hub(token) => Some(token::header(token.reveal(), &what.to_string())?),
+            _ => None,
+        };
+        let endpoint = settings.hub.endpoint.clone();
+        Ok(Self { web, endpoint, token, is_stale: AtomicBool::new(false) })
     }
 
     /// Whether the hub refused the token: new sources look for a new one.

@@ -47,7 +47,7 @@ async fn read(path: &Path) -> std::io::Result<String> {
     tokio::fs::read_to_string(path).await
 }
 
-fn header(token: &str, what: &str) -> Result<HeaderValue, SourceError> {
+pub(super) fn header(token: &str, what: &str) -> Result<HeaderValue, SourceError> {
     // The value is not repeated: it is a secret even when it is malformed.
     let invalid = |_| SourceError::Configuration {
         what: what.to_owned(),

@@ -1,0 +1,305 @@
+//! The handle of this room.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
+use weightd_source::{Credential, Opener, Resolution, ResolveError, Source, SourceError, resolve};
+use weightd_types::{ByteRange, Scheme, Selection, SnapshotId, SnapshotKey, SourceUri};
+
+use crate::{
+    AccessError, Config, Lease, Pod, WhoReads,
+    exchange::Exchanger,
+    files::allowed,
+    gate::Gate,
+    grants::{Asked, Grant, Grants},
+    holders::Holders,
+    identity::{Claim, Principal},
+};
+
+/// Times an origin is asked that fails on its side, when no earlier answer counts.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
+/// Longest wait for an origin when an earlier answer counts.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes that are read of an object to see whether it may be.
+const PROBE_BYTES: u64 = 16;
+
+/// Who may read what. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Access {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    origins: Arc<dyn Opener>,
+    config: Config,
+    holders: Holders,
+    grants: Grants,
+    exchanger: Exchanger,
+}
+
+/// That a pod may read a source.
+#[derive(Debug)]
+pub enum Admission {
+    /// The origin says so, and what the source is now.
+    Now {
+        /// The pod's credential.
+        lease: Lease,
+        /// What the source is.
+        resolution: Resolution,
+    },
+    /// The origin said so, and cannot be asked now.
+    Earlier {
+        /// The pod's credential, if that could be had.
+        lease: Option<Lease>,
+        /// What the source was then.
+        snapshot: SnapshotId,
+        /// What the origin, or who vouches for the pod, failed with.
+        why: AccessError,
+    },
+}
+
+/// A credential, and when it ends.
+type Verified = (Credential, Option<Instant>);
+
+impl Access {
+    /// Access to what an opener reaches.
+    pub fn new(origins: Arc<dyn Opener>, config: Config) -> Self {
+        let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout);
+        let (holders, grants) = (Holders::default(), Grants::default());
+        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger }) }
+    }
+
+    /// What asks as those who are there.
+    pub fn opener(&self) -> Arc<dyn Opener> {
+        let (origins, holders) = (Arc::clone(&self.inner.origins), self.inner.holders.clone());
+        Arc::new(Gate { origins, holders })
+    }
+
+    /// Checks that a volume is a pod's exactly when it is where pods' volumes are.
+    ///
+    /// # Errors
+    /// [`AccessError::NoPod`], [`AccessError::Elsewhere`].
+    pub async fn check_target(&self, target: &Path, has_pod: bool) -> Result<(), AccessError> {
+        let kubelet_directory = self.inner.config.kubelet_directory.display().to_string();
+        let target_text = target.display().to_string();
+        match (self.is_pods(target).await, has_pod) {
+            (true, false) => Err(AccessError::NoPod { target: target_text, kubelet_directory }),
+            (false, true) => Err(AccessError::Elsewhere { target: target_text, kubelet_directory }),
+            (true, true) | (false, false) => Ok(()),
+        }
+    }
+
+    /// Whether a target, whose links are followed, is where pods' volumes are.
+    async fn is_pods(&self, target: &Path) -> bool {
+        let directory = &self.inner.config.kubelet_directory;
+        let found = tokio::fs::canonicalize(directory).await;
+        target.starts_with(directory) || found.is_ok_and(|found| target.starts_with(found))
+    }
+
+    /// Lets a source be asked for as the node, because the operator wants it.
+    pub fn operator(&self, source: &SourceUri) -> Lease {
+        self.inner.holders.add(source, Principal::Node, Credential::Node, None)
+    }
+
+    /// Takes over a volume of an earlier agent. The operator's are read as the node again; what pods brought is gone, and
+    /// kubelet brings it again.
+    pub async fn adopt(&self, target: &Path, snapshot: SnapshotKey, source: &SourceUri) {
+        if self.inner.config.identity == WhoReads::Node || !self.is_pods(target).await {
+            self.operator(source).settle(target, snapshot);
+        }
+    }
+
+    /// Asks the origin whether a pod may read a source, and what it is now. While it cannot be asked, an earlier answer
+    /// counts that has not expired.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub async fn admit(
+        &self,
+        pod: &Pod,
+        source: &SourceUri,
+        selection: &Selection,
+    ) -> Result<Admission, AccessError> {
+        let claim = self.claim(pod, source).await?;
+        self.admit_as(&claim, source, selection).await
+    }
+
+    async fn admit_as(
+        &self,
+        claim: &Claim,
+        source: &SourceUri,
+        selection: &Selection,
+    ) -> Result<Admission, AccessError> {
+        let asked = Asked::new(claim, source, selection);
+        let grant = self.inner.grants.get(&asked);
+        let verified = match self.verify(claim, source).await {
+            Ok(verified) => verified,
+            Err(error) => return self.earlier(error, &asked, grant, None),
+        };
+        match self.ask(claim, &verified.0, source, selection, grant.is_some()).await {
+            Ok(resolution) => {
+                let ends = verified.1.unwrap_or_else(|| Instant::now() + self.inner.config.answers_keep);
+                self.inner.grants.put(asked, resolution.snapshot.id(), ends);
+                Ok(Admission::Now { lease: self.hold(claim, source, verified), resolution })
+            }
+            Err(error) => {
+                let lease = self.hold(claim, source, verified);
+                self.earlier(error, &asked, grant, Some(lease))
+            }
+        }
+    }
+
+    /// Takes the credential that a pod brings again for a volume that it has. `None` when it could not be had; then what the
+    /// volume has is used as long as it lasts.
+    ///
+    /// # Errors
+    /// [`AccessError`]; the volume stays, and what it has ends by itself.
+    pub async fn renew(
+        &self,
+        pod: &Pod,
+        source: &SourceUri,
+        selection: &Selection,
+    ) -> Result<Option<Lease>, AccessError> {
+        let claim = self.claim(pod, source).await?;
+        let asked = Asked::new(&claim, source, selection);
+        let Some(grant) = self.inner.grants.get(&asked) else {
+            return match self.admit_as(&claim, source, selection).await? {
+                Admission::Now { lease, .. } => Ok(Some(lease)),
+                Admission::Earlier { lease, .. } => Ok(lease),
+            };
+        };
+        match self.verify(&claim, source).await {
+            Ok(verified) => Ok(Some(self.hold(&claim, source, verified))),
+            Err(error) => self.earlier(error, &asked, Some(grant), None).map(|_| None),
+        }
+    }
+
+    /// Waits until there is someone as whom a source may be asked for.
+    pub async fn until_there(&self, source: &SourceUri) {
+        self.inner.holders.until_there(source).await;
+    }
+
+    /// Ends the credential of a volume that was unmounted.
+    pub fn end(&self, target: &Path) {
+        self.inner.holders.end(target);
+    }
+
+    /// Ends credentials of volumes that others unmounted: of those that were there by then, all that are not there now.
+    pub fn keep_only(
+        &self,
+        by_then: Instant,
+        is_there: impl Fn(&Path) -> bool,
+        is_open: impl Fn(&SnapshotKey) -> bool,
+    ) {
+        self.inner.holders.keep_only(by_then, is_there, is_open);
+    }
+
+    async fn claim(&self, pod: &Pod, source: &SourceUri) -> Result<Claim, AccessError> {
+        if source.scheme() != Scheme::File {
+            return Claim::of(&self.inner.config, pod, source);
+        }
+        let (patterns, path) = (self.inner.config.files.clone(), format!("/{}", source.prefix()));
+        let found = tokio::task::spawn_blocking(move || allowed(&patterns, Path::new(&path))).await;
+        let not_allowed = || AccessError::NotAllowed { what: source.to_string() };
+        let directory = found.ok().flatten().ok_or_else(not_allowed)?;
+        Ok(Claim::Ready(Principal::Node, Credential::Directory(directory)))
+    }
+
+    async fn verify(&self, claim: &Claim, source: &SourceUri) -> Result<Verified, AccessError> {
+        match claim {
+            Claim::Ready(_, credential) => Ok((credential.clone(), None)),
+            Claim::Token { principal, provider, token, ends } => {
+                let exchanged =
+                    self.inner.exchanger.exchange(token, *ends, provider, principal, source).await?;
+                Ok((exchanged.credential, Some(exchanged.ends)))
+            }
+        }
+    }
+
+    fn hold(&self, claim: &Claim, source: &SourceUri, (credential, ends): Verified) -> Lease {
+        self.inner.holders.add(source, claim.principal().clone(), credential, ends)
+    }
+
+    /// What an earlier answer is worth after an error.
+    fn earlier(
+        &self,
+        error: AccessError,
+        asked: &Asked,
+        grant: Option<Grant>,
+        lease: Option<Lease>,
+    ) -> Result<Admission, AccessError> {
+        if error.is_refusal() {
+            self.inner.grants.remove(asked);
+        }
+        match grant {
+            Some(grant) if error.is_retryable() => {
+                tracing::info!(%error, "an earlier answer of the origin counts");
+                Ok(Admission::Earlier { lease, snapshot: grant.snapshot, why: error })
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Lists a source, and reads a little of it unless that was done before.
+    async fn ask(
+        &self,
+        claim: &Claim,
+        credential: &Credential,
+        uri: &SourceUri,
+        selection: &Selection,
+        is_known: bool,
+    ) -> Result<Resolution, AccessError> {
+        let mut attempt = 1;
+        loop {
+            let asking = self.ask_once(credential, uri, selection, is_known);
+            let asked = match is_known {
+                true => timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(silent(uri))),
+                false => asking.await,
+            };
+            let error = match asked {
+                Ok(resolution) => return Ok(resolution),
+                Err(error) => error,
+            };
+            let may_pass =
+                error.is_retryable() || matches!(error, ResolveError::Source(SourceError::Changed { .. }));
+            if is_known || attempt == ATTEMPTS || !may_pass {
+                return Err(AccessError::of(error, uri, claim.principal()));
+            }
+            sleep(PAUSE * attempt).await;
+            attempt += 1;
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        credential: &Credential,
+        uri: &SourceUri,
+        selection: &Selection,
+        is_known: bool,
+    ) -> Result<Resolution, ResolveError> {
+        let source = self.inner.origins.open_as(uri, credential).await?;
+        let resolution = resolve(source.as_ref(), uri, selection).await?;
+        if !is_known {
+            probe(source.as_ref(), &resolution).await?;
+        }
+        Ok(resolution)
+    }
+}
+
+/// Reads a little of one object: who may list need not be one who may read.
+async fn probe(source: &dyn Source, resolution: &Resolution) -> Result<(), SourceError> {
+    let objects = resolution.snapshot.objects().iter();
+    let Some(object) = objects.filter(|object| object.size > 0).min_by_key(|object| object.size) else {
+        return Ok(());
+    };
+    let mut stream = source.read(object, ByteRange::new(0, object.size.min(PROBE_BYTES))).await?;
+    stream.next().await.transpose().map(drop)
+}
+
+fn silent(uri: &SourceUri) -> ResolveError {
+    let cause = format!("no answer in {} s", PATIENCE.as_secs()).into();
+    SourceError::Unavailable { what: uri.to_string(), cause, retry_after: None }.into()
+}

@@ -1,0 +1,112 @@
+//! Sources that ask as whoever is there, request by request.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::{BoxFuture, FutureExt};
+use weightd_source::{ByteStream, Credential, Listed, Opener, Source, SourceError};
+use weightd_types::{ByteRange, Object, SourceUri};
+
+use crate::holders::{Holder, Holders};
+
+/// An opener whose sources are asked as those who are there.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) origins: Arc<dyn Opener>,
+    pub(crate) holders: Holders,
+}
+
+/// A source, asked as those who are there.
+#[derive(Debug)]
+struct Gated {
+    origins: Arc<dyn Opener>,
+    holders: Holders,
+    uri: SourceUri,
+    /// Whether it is the node's own business, so that the node may ask when nobody else can.
+    is_upkeep: bool,
+}
+
+impl Gate {
+    fn gated(&self, uri: &SourceUri, is_upkeep: bool) -> Arc<dyn Source> {
+        let (origins, holders) = (Arc::clone(&self.origins), self.holders.clone());
+        Arc::new(Gated { origins, holders, uri: uri.clone(), is_upkeep })
+    }
+}
+
+#[async_trait]
+impl Opener for Gate {
+    async fn open(&self, uri: &SourceUri) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(self.gated(uri, false))
+    }
+
+    async fn open_as(
+        &self,
+        uri: &SourceUri,
+        credential: &Credential,
+    ) -> Result<Arc<dyn Source>, SourceError> {
+        self.origins.open_as(uri, credential).await
+    }
+
+    async fn open_to_mend(&self, uri: &SourceUri) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(self.gated(uri, true))
+    }
+}
+
+impl Gated {
+    /// What the first gives who is not refused.
+    async fn ask<'a, T>(
+        &self,
+        url: &str,
+        request: impl Fn(Arc<dyn Source>) -> BoxFuture<'a, Result<T, SourceError>> + Send + Sync,
+    ) -> Result<T, SourceError> {
+        let holders = self.holders.of(url);
+        let has_node = holders.iter().any(|holder| holder.credential == Credential::Node);
+        let mut refused = None;
+        for holder in &holders {
+            let source = self.origins.open_as(&self.uri, &holder.credential).await?;
+            match request(source).await {
+                Err(error) if is_refusal(&error) => refused = Some(self.note(holder, error)?),
+                other => return other,
+            }
+        }
+        if self.is_upkeep && !has_node {
+            return request(self.origins.open_as(&self.uri, &Credential::Node).await?).await;
+        }
+        Err(self.paused(refused))
+    }
+
+    /// Says why someone was refused, and has nobody ask as them again; the node's refusal is its own.
+    fn note(&self, holder: &Holder, error: SourceError) -> Result<String, SourceError> {
+        if holder.credential == Credential::Node {
+            return Err(error);
+        }
+        self.holders.refuse(&holder.credential);
+        Ok(format!("; the origin refused {}: {error}", holder.principal))
+    }
+
+    fn paused(&self, refused: Option<String>) -> SourceError {
+        let why = format!(
+            "no pod that may read {} is there to ask with{}; fetching goes on as soon as kubelet brings a credential that \
+             may",
+            self.uri,
+            refused.unwrap_or_default()
+        );
+        SourceError::Paused { what: self.uri.to_string(), why }
+    }
+}
+
+fn is_refusal(error: &SourceError) -> bool {
+    matches!(error, SourceError::Denied { .. } | SourceError::Unauthenticated { .. })
+}
+
+#[async_trait]
+impl Source for Gated {
+    async fn list(&self) -> Result<Vec<Listed>, SourceError> {
+        self.ask(&self.uri.root(), |source| async move { source.list().await }.boxed()).await
+    }
+
+    async fn read(&self, object: &Object, range: ByteRange) -> Result<ByteStream, SourceError> {
+        let url = self.uri.object_url(&object.path);
+        self.ask(&url, |source| async move { source.read(object, range).await }.boxed()).await
+    }
+}

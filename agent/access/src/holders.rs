@@ -1,0 +1,196 @@
+//! As whom an origin may be asked right now: credentials of volumes that are mounted, and of calls under way.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{sync::watch, time::Instant};
+use weightd_source::Credential;
+use weightd_types::{SnapshotKey, SourceUri};
+
+use crate::identity::Principal;
+
+/// Someone as whom a source may be asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Holder {
+    /// What the names of its objects begin with.
+    root: String,
+    pub(crate) principal: Principal,
+    pub(crate) credential: Credential,
+    ends: Option<Instant>,
+    /// The origin refused it since it came.
+    is_refused: bool,
+    place: Place,
+}
+
+/// What a holder's time is bound to.
+#[derive(Debug, Clone)]
+enum Place {
+    /// A call under way, which has the lease.
+    Call,
+    /// A volume that is mounted.
+    Volume { target: PathBuf, snapshot: SnapshotKey, since: Instant },
+    /// A volume of the operator's that was unmounted: who has one of its files open reads on.
+    Left { snapshot: SnapshotKey },
+}
+
+/// As whom origins may be asked. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Holders {
+    all: Arc<Mutex<All>>,
+    changed: Arc<watch::Sender<()>>,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    /// The newest last.
+    by_number: BTreeMap<u64, Holder>,
+    next: u64,
+}
+
+/// A credential that may be used as long as this is kept, or as long as its volume is mounted.
+#[derive(Debug)]
+#[must_use]
+pub struct Lease {
+    holders: Holders,
+    number: u64,
+}
+
+impl Lease {
+    /// Binds the credential to a volume that is mounted now. One that the volume had before ends.
+    pub fn settle(self, target: &Path, snapshot: SnapshotKey) {
+        let holders = self.holders.clone();
+        let mut all = holders.lock();
+        let is_earlier = |(number, holder): (&u64, &Holder)| {
+            *number != self.number
+                && matches!(&holder.place, Place::Volume { target: known, .. } if known == target)
+        };
+        let earlier: Vec<u64> =
+            all.by_number.iter().filter(|entry| is_earlier(*entry)).map(|(number, _)| *number).collect();
+        earlier.iter().for_each(|number| drop(all.by_number.remove(number)));
+        if let Some(holder) = all.by_number.get_mut(&self.number) {
+            holder.place = Place::Volume { target: target.to_owned(), snapshot, since: Instant::now() };
+        }
+        // Dropping the lease leaves it, now that it is a volume's.
+        drop(all);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut all = self.holders.lock();
+        if all.by_number.get(&self.number).is_some_and(|holder| matches!(holder.place, Place::Call)) {
+            all.by_number.remove(&self.number);
+        }
+    }
+}
+
+impl Holders {
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds someone for the time of a call.
+    pub(crate) fn add(
+        &self,
+        source: &SourceUri,
+        principal: Principal,
+        credential: Credential,
+        ends: Option<Instant>,
+    ) -> Lease {
+        let holder = Holder {
+            root: source.root(),
+            principal,
+            credential,
+            ends,
+            is_refused: false,
+            place: Place::Call,
+        };
+        let number = {
+            let mut all = self.lock();
+            let number = all.next;
+            all.next += 1;
+            all.by_number.insert(number, holder);
+            number
+        };
+        self.changed.send_replace(());
+        Lease { holders: self.clone(), number }
+    }
+
+    /// Those as whom an object, or all below a source, may be asked for now: each credential once, the newest first, the
+    /// node last.
+    pub(crate) fn of(&self, url: &str) -> Vec<Holder> {
+        let now = Instant::now();
+        let mut found: Vec<Holder> = Vec::new();
+        for holder in self.lock().by_number.values().rev() {
+            let is_live = !holder.is_refused && holder.ends.is_none_or(|ends| ends > now);
+            let is_new = || found.iter().all(|known| known.credential != holder.credential);
+            if is_live && holder.covers(url) && is_new() {
+                found.push(holder.clone());
+            }
+        }
+        found.sort_by_key(|holder| holder.credential == Credential::Node);
+        found
+    }
+
+    /// Remembers that an origin refused a credential: it is not used again before it comes anew.
+    pub(crate) fn refuse(&self, credential: &Credential) {
+        let mut all = self.lock();
+        all.by_number
+            .values_mut()
+            .filter(|holder| holder.credential == *credential)
+            .for_each(|holder| holder.is_refused = true);
+    }
+
+    /// Waits until there is someone as whom a source may be asked.
+    pub(crate) async fn until_there(&self, source: &SourceUri) {
+        let mut changed = self.changed.subscribe();
+        while self.of(&source.root()).is_empty() {
+            // The sender is here.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Ends the credential of a volume that was unmounted.
+    pub(crate) fn end(&self, target: &Path) {
+        self.end_where(|known, _| known == target);
+    }
+
+    /// Ends the credentials of volumes that had settled by then and are not there now.
+    pub(crate) fn keep_only(
+        &self,
+        by_then: Instant,
+        is_there: impl Fn(&Path) -> bool,
+        is_open: impl Fn(&SnapshotKey) -> bool,
+    ) {
+        self.end_where(|target, since| since < by_then && !is_there(target));
+        let is_over =
+            |holder: &Holder| matches!(&holder.place, Place::Left { snapshot } if !is_open(snapshot));
+        self.lock().by_number.retain(|_, holder| !is_over(holder));
+    }
+
+    fn end_where(&self, is_gone: impl Fn(&Path, Instant) -> bool) {
+        self.lock().by_number.retain(|_, holder| {
+            let Place::Volume { target, snapshot, since } = &holder.place else { return true };
+            if !is_gone(target, *since) {
+                return true;
+            }
+            let is_operators = holder.credential == Credential::Node;
+            holder.place = Place::Left { snapshot: *snapshot };
+            is_operators
+        });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.lock().by_number.len()
+    }
+}
+
+impl Holder {
+    fn covers(&self, url: &str) -> bool {
+        url.strip_prefix(&self.root).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    }
+}
