@@ -38,10 +38,19 @@ pub(crate) fn images(world: &World) {
     }
 }
 
-/// The plain overlay, with what only a test needs on top: which images, and where the bucket is.
+/// Of tokens that pods have for the bucket.
+const AUDIENCE: &str = "weightd.test";
+
+/// The plain overlay, with what only a test needs on top: which images, where the bucket is, and who knows pods there.
 pub(crate) fn apply(world: &World) {
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("kustomization.yaml"), overlay(place.path(), &world.proxy.url())).unwrap();
+    let plain = fs::read_to_string(manifests().join("base/weightd.toml")).unwrap();
+    let access = format!(
+        "[access]\nsts_endpoint = {:?}\naudience = {AUDIENCE:?}\nprovider = \"//iam.test/providers/cluster\"\n",
+        world.guard.token_url()
+    );
+    fs::write(place.path().join("weightd.toml"), plain + "\n" + &access).unwrap();
     let directory = place.path().display().to_string();
     world.kubectl(&format!("apply --validate=strict -k {directory}"));
     until_installed(world);
@@ -72,7 +81,10 @@ fn overlay(place: &Path, bucket: &str) -> String {
         .map(|name| format!("- {{name: {name}, newName: docker.io/library/{name}, newTag: {TAG}}}\n"))
         .concat();
     format!(
-        "resources:\n- {}\nimages:\n{images}patches:\n- target: {{kind: DaemonSet, name: weightd}}\n  patch: |-\n    \
+        "resources:\n- {}\nimages:\n{images}configMapGenerator:\n\
+         - {{name: weightd, namespace: weightd, behavior: merge, files: [weightd.toml]}}\npatches:\n\
+         - target: {{kind: CSIDriver}}\n  patch: |-\n    - op: add\n      path: /spec/tokenRequests\n      \
+         value: [{{audience: {AUDIENCE}, expirationSeconds: 3600}}]\n- target: {{kind: DaemonSet, name: weightd}}\n  patch: |-\n    \
          - op: add\n      path: /spec/template/spec/containers/0/env\n      \
          value: [{{name: STORAGE_EMULATOR_HOST, value: \"{bucket}\"}}]\n",
         relative(place, &manifests().join("overlays/plain")).display()

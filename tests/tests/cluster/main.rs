@@ -10,6 +10,7 @@
 
 mod chaos;
 mod faults;
+mod identity;
 mod install;
 mod manifests;
 mod models;

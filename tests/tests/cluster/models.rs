@@ -21,12 +21,17 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Puts one into the bucket.
+    /// Puts one into the bucket that everybody may read.
     pub(crate) fn new(world: &World, name: &str, shape: &ModelShape) -> Self {
+        Self::within(world, "models", name, shape)
+    }
+
+    /// Puts one into a bucket.
+    pub(crate) fn within(world: &World, bucket: &str, name: &str, shape: &ModelShape) -> Self {
         let directory = tempfile::tempdir_in(world.cluster.directory()).unwrap();
         let model = Model::write(&directory.path().join("model"), shape).unwrap();
-        world.gcs.place_directory("models", name, &model.directory).unwrap();
-        Self { source: format!("gs://models/{name}"), directory, model }
+        world.gcs.place_directory(bucket, name, &model.directory).unwrap();
+        Self { source: format!("gs://{bucket}/{name}"), directory, model }
     }
 
     /// Checksums of its files as they lie at the origin, as `sha256sum` writes and checks them.

@@ -46,6 +46,11 @@ fn an_inline_volume_is_read_right_while_it_loads_and_after() {
     let listing = 64 << 10;
     assert!(world.proxy.bytes() - before < listing, "{} bytes came", world.proxy.bytes() - before);
     assert_eq!(scene.phase("early"), "Running", "{}", scene.kubectl("logs early"));
+    let log = world.kubectl("-n weightd logs -l app.kubernetes.io/name=weightd -c agent --tail=-1");
+    assert!(
+        !log.contains("read-ahead could not be set"),
+        "the agent's container cannot do all of its work: {log}"
+    );
     scene.kubectl("delete pod early late");
     scene.until_nothing_is_mounted();
 }

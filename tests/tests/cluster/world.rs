@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use weightd_harness::{
-    FakeGcs, FaultProxy, GcsOptions, Unready,
+    FakeGcs, FaultProxy, GcsOptions, Guard, Unready,
     cluster::{Cluster, Node, runner::Wanted},
 };
 
@@ -30,7 +30,9 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) nodes: Vec<Node>,
     pub(crate) gcs: FakeGcs,
-    /// Between the pods and the bucket.
+    /// Before the bucket: knows who may read what. `models` is open to everybody, `private` to whom a test says.
+    pub(crate) guard: Guard,
+    /// Between the pods and the guard.
     pub(crate) proxy: FaultProxy,
 }
 
@@ -59,10 +61,14 @@ impl World {
     fn begin() -> Result<Self, Unready> {
         let cluster = Cluster::start(&Wanted { nodes: 2, ..Wanted::default() })?;
         let gcs = RUNTIME.block_on(FakeGcs::start_below(&cluster.directory(), GcsOptions::default()))?;
-        let proxy = RUNTIME.block_on(FaultProxy::start_at(cluster.host(), &gcs.endpoint())).unwrap();
-        RUNTIME.block_on(gcs.create_bucket("models")).unwrap();
+        let guard = RUNTIME.block_on(Guard::start_at(cluster.host(), &gcs.endpoint())).unwrap();
+        let proxy = RUNTIME.block_on(FaultProxy::start_at(cluster.host(), &guard.url())).unwrap();
+        for bucket in ["models", "private"] {
+            RUNTIME.block_on(gcs.create_bucket(bucket)).unwrap();
+        }
+        guard.open("models");
         let nodes = cluster.nodes().unwrap();
-        let world = Self { cluster, nodes, gcs, proxy };
+        let world = Self { cluster, nodes, gcs, guard, proxy };
         install::images(&world);
         install::apply(&world);
         Ok(world)
@@ -106,7 +112,9 @@ impl World {
     pub(crate) fn mounted(&self, node: &Node) -> Vec<String> {
         let table = self.in_node(node, "cat /proc/self/mountinfo");
         let targets = table.lines().filter_map(|line| line.split(' ').nth(4));
-        targets.filter(|target| target.contains("kubernetes.io~csi")).map(str::to_owned).collect()
+        let is_ours =
+            |target: &&str| target.starts_with("/var/lib/kubelet/") && target.contains("kubernetes.io~csi");
+        targets.filter(is_ours).map(str::to_owned).collect()
     }
 
     /// Runs a program in the agent's container of a node.
