@@ -70,6 +70,8 @@ fn weightd_may_change_its_own_node_and_little_else() {
         assert!(!asked(verb, what), "{verb} {what}");
     }
     assert!(asked("patch", "nodes") && asked("patch", "nodes/status") && asked("create", "events"));
+    let elsewhere = "auth can-i create events -n kube-system --as=system:serviceaccount:weightd:weightd";
+    assert_eq!(world.try_kubectl(elsewhere).stdout, b"no\n", "events are told in two namespaces only");
 
     let node = &world.nodes[0].name;
     let pods = "-n weightd get pods -l app.kubernetes.io/name=weightd -o name --field-selector";
