@@ -10,9 +10,12 @@ use weightd_proto::registration::{
 
 use crate::DRIVER;
 
-/// The name of the socket in kubelet's directory.
+/// The name of the socket in kubelet's directory, where any will do.
+///
+/// kubelet names no host when it calls, so Go's gRPC takes the socket's path for one and sends it percent-encoded. HTTP
+/// servers in Rust refuse a `%` in a host. Before an `@` it is allowed: there it is not the host, but who asks.
 pub(crate) fn socket_name() -> String {
-    format!("{DRIVER}-reg.sock")
+    format!("{DRIVER}@reg.sock")
 }
 
 /// Whether kubelet has taken the driver, for whoever wants to know.
@@ -73,5 +76,22 @@ impl Service for Registration {
             }
         }
         Ok(Response::new(RegistrationStatusResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::codegen::http::uri::Authority;
+
+    use super::*;
+
+    #[test]
+    fn kubelets_name_for_the_socket_is_one_of_a_host() {
+        let encoded = |name: &str| format!("/var/lib/kubelet/plugins_registry/{name}").replace('/', "%2F");
+        assert_eq!(encoded(&socket_name()).parse::<Authority>().unwrap().host(), "reg.sock");
+        assert!(
+            encoded("csi.weightd.io-reg.sock").parse::<Authority>().is_err(),
+            "the usual name would do, too"
+        );
     }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its words are its job")]
 
 mod bench;
+mod cluster;
 mod command;
 mod demo;
 #[cfg(feature = "generate")]
@@ -28,6 +29,7 @@ Usage: cargo xtask TASK
   lint                format, clippy, dependencies, generated code, length of files
   bench [NAME ARG...] run a benchmark (prefetch if none is named); arguments go to it
   generate [--check]  compile the protocols to the Rust that is committed, or say whether it is up to date
+  cluster [COMMAND]   a real Kubernetes on this machine, by hand
   tools               install what tests need into .tools
 ";
 
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         "lint" => lint::run(&root),
         "bench" => bench::run(&root, rest),
         "generate" => protocols::run(&root, rest),
+        "cluster" => cluster::run(&root, rest),
         "tools" => tools::install(&root),
         "" | "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -19,9 +19,8 @@ pub(crate) const ALLOWED: &[Allowed] = &[
                   numpy everywhere",
     },
     Allowed {
-        contains: "a Kubernetes API server cannot be used here",
-        because: "these tests take a cluster that is there, named by WEIGHTD_TEST_KUBECONFIG; what they test runs \
-                  without one up to the calls of the API",
+        contains: "Go (it builds Kubernetes) is not installed",
+        because: "a machine that builds Rust need not have Go; where it has, all tests of the cluster run",
     },
     Allowed {
         contains: "reads_over_tls",

@@ -22,6 +22,15 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("ip", "iproute2"),
     ("fio", "fio"),
 ];
+/// What a cluster is made of beside Kubernetes, and Debian's packages for it.
+const CLUSTER: [(&str, &str); 6] = [
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    ("/bin/busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("strip", "binutils"),
+];
 /// The conformance tests of CSI drivers.
 const CSI_SANITY: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.0";
 /// Debian's own Python, which alone finds Debian's PyTorch.
@@ -29,7 +38,8 @@ const DEBIANS_PYTHON: &str = "/usr/bin/python3";
 
 /// Installs everything. What cannot be installed without harm to the rest is said, not an error.
 pub(crate) fn install(root: &Path) -> Result<()> {
-    programs();
+    programs(&PROGRAMS);
+    cluster();
     if let Err(error) = torch(root) {
         eprintln!("warning: {error:#}; the test of PyTorch will be skipped");
     }
@@ -120,9 +130,16 @@ fn node(root: &Path) -> Result<()> {
     remember(&wanted, &environment)
 }
 
+/// What a cluster is made of, where Kubernetes can be built.
+pub(crate) fn cluster() {
+    if find("go").is_some() {
+        programs(&CLUSTER);
+    }
+}
+
 /// Programs of Debian that tests start.
-fn programs() {
-    let missing = PROGRAMS.iter().filter(|(program, _)| find(program).is_none());
+fn programs(wanted: &[(&str, &str)]) {
+    let missing = wanted.iter().filter(|(program, _)| find(program).is_none());
     let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
     if !packages.is_empty()
         && let Err(error) = debian(&packages)

@@ -88,9 +88,17 @@ impl FakeGcs {
     /// # Errors
     /// When it is not installed, or does not come up.
     pub async fn start_with(options: GcsOptions) -> Result<Self, Unready> {
+        Self::start_below(&std::env::temp_dir(), options).await
+    }
+
+    /// Starts one that has its files in a directory below another, for when that is removed in any case.
+    ///
+    /// # Errors
+    /// When it is not installed, or does not come up.
+    pub async fn start_below(above: &Path, options: GcsOptions) -> Result<Self, Unready> {
         let failed = |error: anyhow::Error| Unready::failed("fake-gcs-server", &format!("{error:#}"));
         let path = tools::fake_gcs_server()?;
-        let directory = tempfile::tempdir().map_err(|error| failed(error.into()))?;
+        let directory = tempfile::tempdir_in(above).map_err(|error| failed(error.into()))?;
         let tls = options.tls.then(|| Tls::create(directory.path())).transpose().map_err(failed)?;
         let args = arguments(options, directory.path(), tls.as_ref());
         let ports = if options.tls { 2 } else { 1 };

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -43,6 +44,8 @@ struct State {
     given: BTreeMap<String, (String, Instant)>,
     /// Subjects, and the buckets they may read.
     grants: BTreeSet<(String, String)>,
+    /// Buckets that everybody may read.
+    open: BTreeSet<String>,
     life: Duration,
     is_gate_down: bool,
     are_tokens_down: bool,
@@ -56,9 +59,18 @@ impl Guard {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(upstream: &str) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), upstream).await
+    }
+
+    /// The same on another of this machine's addresses than loopback.
+    ///
+    /// # Errors
+    /// When no port can be bound there.
+    pub async fn start_at(address: IpAddr, upstream: &str) -> Result<Self> {
         let state = State {
             given: BTreeMap::new(),
             grants: BTreeSet::new(),
+            open: BTreeSet::new(),
             life: Duration::from_secs(3600),
             is_gate_down: false,
             are_tokens_down: false,
@@ -74,7 +86,8 @@ impl Guard {
         let tokens =
             Router::new().fallback(move |request: Request| async move { tokens.exchange(request).await });
         let gate = Router::new().fallback(move |request: Request| async move { gate.pass(request).await });
-        Ok(Self { tokens: Serving::start(tokens).await?, gate: Serving::start(gate).await?, shared })
+        let tokens = Serving::start_at(address, tokens).await?;
+        Ok(Self { tokens, gate: Serving::start_at(address, gate).await?, shared })
     }
 
     /// Where tokens are exchanged.
@@ -90,6 +103,11 @@ impl Guard {
     /// Lets a subject read a bucket.
     pub fn grant(&self, subject: &str, bucket: &str) {
         self.state().grants.insert((subject.to_owned(), bucket.to_owned()));
+    }
+
+    /// Lets everybody read a bucket.
+    pub fn open(&self, bucket: &str) {
+        self.state().open.insert(bucket.to_owned());
     }
 
     /// Lets a subject read it no longer.
@@ -209,7 +227,7 @@ impl Shared {
             return Some(google(StatusCode::UNAUTHORIZED, "authError", "Invalid Credentials"));
         }
         let bucket = bucket(request.uri().path());
-        if state.grants.contains(&(who.clone(), bucket)) {
+        if state.open.contains(&bucket) || state.grants.contains(&(who.clone(), bucket)) {
             return None;
         }
         let what = if request.uri().path().ends_with("/o") { "list" } else { "get" };

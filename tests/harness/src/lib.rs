@@ -10,6 +10,7 @@
 
 mod azure;
 mod binary;
+pub mod cluster;
 mod gcs;
 mod guard;
 mod hub;

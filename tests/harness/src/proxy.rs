@@ -3,6 +3,7 @@
 mod body;
 
 use std::{
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -75,6 +76,14 @@ impl FaultProxy {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(upstream: &str) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), upstream).await
+    }
+
+    /// The same on another of this machine's addresses than loopback.
+    ///
+    /// # Errors
+    /// When no port can be bound there.
+    pub async fn start_at(address: IpAddr, upstream: &str) -> Result<Self> {
         let client =
             reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
         let shared = Arc::new(Shared {
@@ -87,7 +96,7 @@ impl FaultProxy {
         let handler = shared.clone();
         let routes =
             Router::new().fallback(move |request: Request| async move { handler.pass(request).await });
-        Ok(Self { serving: Serving::start(routes).await?, shared })
+        Ok(Self { serving: Serving::start_at(address, routes).await?, shared })
     }
 
     /// Its own scheme, host and port: what the client is given in place of the server's.

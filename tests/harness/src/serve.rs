@@ -1,7 +1,7 @@
 //! What our own HTTP servers have in common: a listener, a log of requests, ranges.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -66,7 +66,12 @@ pub(crate) struct Serving {
 impl Serving {
     /// Binds a loopback port before it returns, so that clients may connect at once.
     pub(crate) async fn start(routes: Router) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), routes).await
+    }
+
+    /// The same on another of this machine's addresses, such as that on the bridge of a test's own cluster.
+    pub(crate) async fn start_at(address: IpAddr, routes: Router) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let address = listener.local_addr()?;
         // The error of a server that cannot accept shows in the clients.
         let task = tokio::spawn(async move { drop(axum::serve(listener, routes).await) });

@@ -1,6 +1,11 @@
 //! A node, a namespace, an agent, and the part that is tested.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, NodeCondition};
 use kube::{
@@ -13,7 +18,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use weightd::{Agent, Overrides};
 use weightd_cluster::{CONDITION, KEY, Metrics, Options, TAINT};
-use weightd_harness::Unready;
+use weightd_harness::{Unready, cluster::runner::Wanted};
 use weightd_source::{Environment, MemoryOrigin, Origins};
 
 /// More than anything here takes on a busy machine.
@@ -198,19 +203,28 @@ impl Cluster {
 }
 
 async fn api() -> Result<Client, Unready> {
-    let what = || "a Kubernetes API server".to_owned();
-    let Some(path) = std::env::var_os("WEIGHTD_TEST_KUBECONFIG").map(PathBuf::from) else {
-        return Err(Unready::NotAllowed {
-            what: what(),
-            why: "WEIGHTD_TEST_KUBECONFIG names none".to_owned(),
-        });
-    };
-    let failed = |why: String| Unready::Failed { what: what(), why };
+    let failed = |why: String| Unready::Failed { what: "a Kubernetes API server".to_owned(), why };
+    let path = tokio::task::spawn_blocking(kubeconfig).await.map_err(|error| failed(error.to_string()))??;
     let read = Kubeconfig::read_from(&path).map_err(|error| failed(error.to_string()))?;
     let options = KubeConfigOptions::default();
     let config =
         Config::from_custom_kubeconfig(read, &options).await.map_err(|error| failed(error.to_string()))?;
     Client::try_from(config).map_err(|error| failed(error.to_string()))
+}
+
+/// Of the cluster that the environment names, or else of one for all tests here, which ends with this process.
+fn kubeconfig() -> Result<PathBuf, Unready> {
+    static OURS: Mutex<Option<weightd_harness::cluster::Cluster>> = Mutex::new(None);
+    if let Some(path) = std::env::var_os("WEIGHTD_TEST_KUBECONFIG") {
+        return Ok(path.into());
+    }
+    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(cluster) = &*ours {
+        return Ok(cluster.kubeconfig().to_owned());
+    }
+    let wanted = Wanted { nodes: 1, ..Wanted::default() };
+    let cluster = weightd_harness::cluster::Cluster::start(&wanted)?;
+    Ok(ours.insert(cluster).kubeconfig().to_owned())
 }
 
 /// Asks again until there is an answer.

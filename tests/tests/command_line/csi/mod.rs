@@ -54,7 +54,7 @@ impl Cluster {
     }
 
     fn registration(&self) -> PathBuf {
-        self.node.place.at("kubelet/plugins_registry/csi.weightd.io-reg.sock")
+        self.node.place.at("kubelet/plugins_registry/csi.weightd.io@reg.sock")
     }
 
     /// As kubelet names them.

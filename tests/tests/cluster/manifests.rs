@@ -1,0 +1,93 @@
+//! Every manifest, as the API server itself sees it: unknown fields and wrong values are errors.
+
+use std::{fs, path::PathBuf};
+
+use weightd_harness::require;
+
+use crate::{
+    install::manifests,
+    world::{done, world},
+};
+
+/// Overlays that can be applied; the component for newer versions is not one of them.
+const OVERLAYS: [&str; 3] = ["plain", "gke-local-ssd", "gke-hyperdisk-ml"];
+
+#[test]
+fn the_api_server_accepts_every_overlay_and_example() {
+    let world = require!(world());
+    let found = fs::read_dir(manifests().join("overlays")).unwrap().count();
+    assert_eq!(found, OVERLAYS.len(), "each overlay is checked");
+    for name in OVERLAYS {
+        let path = manifests().join("overlays").join(name).display().to_string();
+        world.kubectl(&format!("apply --dry-run=server --validate=strict -k {path}"));
+    }
+    let examples: Vec<PathBuf> =
+        fs::read_dir(manifests().join("examples")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(examples.len() >= 5);
+    for example in examples {
+        world.kubectl(&format!("apply --dry-run=server --validate=strict -f {}", example.display()));
+    }
+}
+
+/// A field of 1.35: where the API server knows it, it is accepted; where it does not, this and nothing else is why not.
+#[test]
+fn the_component_for_newer_versions_adds_one_field() {
+    let world = require!(world());
+    let place = tempfile::tempdir_in(manifests()).unwrap();
+    let overlay = "resources: [../overlays/plain]\ncomponents: [../components/kubernetes-1.35]\n";
+    fs::write(place.path().join("kustomization.yaml"), overlay).unwrap();
+    let path = place.path().display().to_string();
+    let rendered = world.kubectl(&format!("kustomize {path}"));
+    assert_eq!(rendered.matches("serviceAccountTokenInSecrets: true").count(), 1);
+    let applied = world.try_kubectl(&format!("apply --dry-run=server --validate=strict -k {path}"));
+    if !applied.status.success() {
+        let said = String::from_utf8_lossy(&applied.stderr).into_owned();
+        let other: Vec<&str> = said
+            .lines()
+            .filter(|line| !line.contains("unknown field \"spec.serviceAccountTokenInSecrets\""))
+            .collect();
+        assert!(other.is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn weightd_may_change_its_own_node_and_little_else() {
+    let world = require!(world());
+    let asked = |verb: &str, what: &str| {
+        let answer = world.try_kubectl(&format!(
+            "auth can-i {verb} {what} -n default --as=system:serviceaccount:weightd:weightd"
+        ));
+        String::from_utf8(answer.stdout).unwrap().trim() == "yes"
+    };
+    for (verb, what) in [
+        ("get", "secrets"),
+        ("get", "configmaps"),
+        ("get", "pods"),
+        ("update", "nodes"),
+        ("delete", "nodes"),
+        ("create", "serviceaccounts/token"),
+    ] {
+        assert!(!asked(verb, what), "{verb} {what}");
+    }
+    assert!(asked("patch", "nodes") && asked("patch", "nodes/status") && asked("create", "events"));
+    let elsewhere = "auth can-i create events -n kube-system --as=system:serviceaccount:weightd:weightd";
+    assert_eq!(world.try_kubectl(elsewhere).stdout, b"no\n", "events are told in two namespaces only");
+
+    let node = &world.nodes[0].name;
+    let pods = "-n weightd get pods -l app.kubernetes.io/name=weightd -o name --field-selector";
+    let pod = world.kubectl(&format!("{pods} spec.nodeName={node}"));
+    let pod = pod.trim().strip_prefix("pod/").unwrap();
+    let bound = format!("--bound-object-kind=Pod --bound-object-name={pod}");
+    let bound = world.kubectl(&format!("-n weightd create token weightd {bound}"));
+    let loose = world.kubectl("-n weightd create token weightd");
+    let patch = |node: &str, token: &str| {
+        let patch = "{\"metadata\":{\"annotations\":{\"weightd.io/test\":\"x\"}}}";
+        world.try_kubectl(&format!("--token={token} patch node {node} --dry-run=server -p {patch}"))
+    };
+    done(patch(node, &bound));
+    for (node, token) in [(&world.nodes[1].name, &bound), (node, &loose)] {
+        let refused = patch(node, token);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("only the node that its pod is on"), "{said}");
+    }
+}
