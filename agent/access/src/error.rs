@@ -48,7 +48,9 @@ pub enum AccessError {
         remedy: String,
     },
     /// A directory or server that the operator did not allow.
-    #[error("{what}: pods may not read it: the operator can allow it with {setting} in the agent's configuration")]
+    #[error(
+        "{what}: pods may not read it: the operator can allow it with {setting} in the agent's configuration"
+    )]
     NotAllowed {
         /// The source.
         what: String,

@@ -10,7 +10,8 @@ pub(crate) fn is_below_any(allowed: &[Url], source: &SourceUri) -> bool {
     allowed.iter().any(|allowed| {
         let (above, path) = (allowed.path().trim_end_matches('/'), source.path());
         let rest = path.strip_prefix(above);
-        allowed.origin() == source.origin() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        allowed.origin() == source.origin()
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })
 }
 
@@ -20,7 +21,8 @@ mod tests {
 
     #[test]
     fn only_what_is_below_an_address_is() {
-        let allowed = ["https://models.example.com/llm/", "http://[fd00::1]:8080"].map(|url| Url::parse(url).unwrap());
+        let allowed =
+            ["https://models.example.com/llm/", "http://[fd00::1]:8080"].map(|url| Url::parse(url).unwrap());
         let may = |source: &str| source.parse().is_ok_and(|source| is_below_any(&allowed, &source));
         for good in [
             "https://models.example.com/llm",

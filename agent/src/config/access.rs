@@ -61,7 +61,9 @@ fn url(value: &Value) -> Read<Url> {
 
 fn web(value: &Value) -> Read<Vec<Url>> {
     let all = value.as_array().map(|all| all.iter().map(|one| url(one).ok()).collect());
-    all.flatten().ok_or_else(|| "write a list of addresses in quotes, such as [\"https://models.example.com/\"]".to_owned())
+    all.flatten().ok_or_else(|| {
+        "write a list of addresses in quotes, such as [\"https://models.example.com/\"]".to_owned()
+    })
 }
 
 fn files(value: &Value) -> Read<Vec<String>> {

@@ -16,5 +16,6 @@ mod manifests;
 mod models;
 mod origin;
 mod pods;
+mod wanted;
 mod world;
 mod yaml;

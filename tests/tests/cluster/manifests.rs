@@ -80,14 +80,25 @@ fn weightd_may_change_its_own_node_and_little_else() {
     let bound = format!("--bound-object-kind=Pod --bound-object-name={pod}");
     let bound = world.kubectl(&format!("-n weightd create token weightd {bound}"));
     let loose = world.kubectl("-n weightd create token weightd");
-    let patch = |node: &str, token: &str| {
-        let patch = "{\"metadata\":{\"annotations\":{\"weightd.io/test\":\"x\"}}}";
-        world.try_kubectl(&format!("--token={token} patch node {node} --dry-run=server -p {patch}"))
+    let patch = |node: &str, token: &str, of: &str, patch: &str| {
+        world.try_kubectl(&format!("--token={token} patch node {node} --dry-run=server{of} -p {patch}"))
     };
-    done(patch(node, &bound));
-    for (node, token) in [(&world.nodes[1].name, &bound), (node, &loose)] {
-        let refused = patch(node, token);
+    let condition = |kind: &str| {
+        format!("{{\"status\":{{\"conditions\":[{{\"type\":\"{kind}\",\"status\":\"True\"}}]}}}}")
+    };
+    let status = " --subresource=status";
+    done(patch(node, &bound, status, &condition("WeightsReady")));
+    let refused = |node: &str, token: &str, of: &str, with: &str, why: &str| {
+        let refused = patch(node, token, of, with);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(!refused.status.success() && said.contains("only the node that its pod is on"), "{said}");
+        assert!(!refused.status.success() && said.contains(why), "{said}");
+    };
+    for (node, token) in [(&world.nodes[1].name, &bound), (node, &loose)] {
+        refused(node, token, status, &condition("WeightsReady"), "only the node that its pod is on");
     }
+    refused(node, &bound, status, &condition("Example"), "no condition but WeightsReady");
+    let (labels, taints) =
+        (r#"{"metadata":{"labels":{"a":"b"}}}"#, r#"{"spec":{"taints":[{"key":"a","effect":"NoExecute"}]}}"#);
+    refused(node, &bound, "", labels, "neither labels");
+    refused(node, &bound, "", taints, "adds none");
 }
