@@ -72,6 +72,6 @@ fn condition(world: &World, node: &str, status: &str) -> String {
 fn wanted(world: &World, node: &weightd_harness::cluster::Node, source: &str) -> Option<()> {
     let answer: serde_json::Value =
         serde_json::from_slice(&world.weightctl(node, "ls -o json").stdout).ok()?;
-    let ours = answer["snapshots"].as_array()?.iter().find(|one| one["source"] == source)?.clone();
+    let ours = answer.as_array()?.iter().find(|one| one["source"] == source)?.clone();
     (ours["wanted"] == true && ours["state"] == "complete").then_some(())
 }
