@@ -126,6 +126,7 @@ impl Node {
     }
 }
 
+#[allow(clippy::print_stderr, reason = "a benchmark reports to its terminal")]
 impl Drop for Node {
     fn drop(&mut self) {
         for target in mounts::below(&self.directory) {

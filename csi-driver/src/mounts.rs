@@ -26,7 +26,7 @@ pub(crate) fn is_mounted(target: &Path) -> io::Result<bool> {
 
 /// Takes whatever is mounted there away, at once; who has a file of it open keeps that.
 pub(crate) fn detach(target: &Path) -> io::Result<()> {
-    unmount(&resolved(target), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(io::Error::from)
+    unmount(resolved(target), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(io::Error::from)
 }
 
 /// Whether what is mounted there is a file system that nobody serves any more.

@@ -69,11 +69,10 @@ impl Service for Registration {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let RegistrationStatus { plugin_registered, error } = request.into_inner();
         self.registered.set(plugin_registered);
-        match plugin_registered {
-            true => tracing::info!(endpoint = self.endpoint, "kubelet has registered the driver"),
-            false => {
-                tracing::error!(error, "kubelet refuses the driver, and asks again when it is restarted")
-            }
+        if plugin_registered {
+            tracing::info!(endpoint = self.endpoint, "kubelet has registered the driver");
+        } else {
+            tracing::error!(error, "kubelet refuses the driver, and asks again when it is restarted");
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

@@ -57,7 +57,7 @@ async fn targets_and_capabilities_that_cannot_be_are_refused() {
     let gcs = require!(FakeGcs::start().await);
     let cluster = Cluster::new(&gcs, &gcs.endpoint(), &ModelShape::tiny(), "").await;
     let _driver = cluster.driver(&[]).await;
-    let mut client = NodeClient::new(channel(cluster.endpoint()));
+    let mut client = NodeClient::new(channel(&cluster.endpoint()));
     for target in
         ["/etc", "relative", "", &format!("{}/../../../../../../x", cluster.target("one").display())]
     {

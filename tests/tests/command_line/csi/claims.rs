@@ -30,7 +30,7 @@ async fn a_claims_volume_is_the_snapshot_that_its_source_was() {
     let cluster = Cluster::new(&gcs, &gcs.endpoint(), &ModelShape::tiny(), "").await;
     let _agent = cluster.node.place.agent().await;
     let mut driver = cluster.driver(&[]).await;
-    let mut client = ControllerClient::new(channel(cluster.endpoint()));
+    let mut client = ControllerClient::new(channel(&cluster.endpoint()));
     let mut create = async |request| {
         let answer = client.create_volume(request).await.map(Response::into_inner);
         answer.map(|answer| answer.volume.unwrap())
@@ -54,7 +54,7 @@ async fn a_claims_volume_is_the_snapshot_that_its_source_was() {
     // The next driver knows as much.
     driver.kill();
     let _driver = cluster.driver(&[]).await;
-    let mut client = ControllerClient::new(channel(cluster.endpoint()));
+    let mut client = ControllerClient::new(channel(&cluster.endpoint()));
     let again = client.create_volume(claim("pvc-1", 0, 0)).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(again, volume);
     let mut request = cluster.request("one", &[]);
@@ -62,7 +62,7 @@ async fn a_claims_volume_is_the_snapshot_that_its_source_was() {
     request.volume_context.clone_from(&volume.volume_context);
     let provisioner = "storage.kubernetes.io/csiProvisionerIdentity";
     request.volume_context.insert(provisioner.to_owned(), "1-csi.weightd.io".to_owned());
-    NodeClient::new(channel(cluster.endpoint())).node_publish_volume(request).await.unwrap();
+    NodeClient::new(channel(&cluster.endpoint())).node_publish_volume(request).await.unwrap();
     assert!(cluster.is_right("one"));
     cluster.unpublish("one").await.unwrap();
     for id in [volume.volume_id.as_str(), volume.volume_id.as_str(), "another's"] {

@@ -63,7 +63,7 @@ async fn kubelet_is_told_what_the_driver_is() {
     let _driver = cluster.driver(&[]).await;
     let info = cluster.identity().get_plugin_info(weightd_proto::csi::GetPluginInfoRequest {}).await.unwrap();
     assert_eq!(info.get_ref().name, "csi.weightd.io");
-    let mut node = NodeClient::new(channel(cluster.endpoint()));
+    let mut node = NodeClient::new(channel(&cluster.endpoint()));
     assert_eq!(node.node_get_info(NodeGetInfoRequest {}).await.unwrap().get_ref().node_id, "node-1");
     let capabilities = node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap();
     assert_eq!(capabilities.get_ref().capabilities.len(), 1);

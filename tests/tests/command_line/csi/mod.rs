@@ -12,7 +12,7 @@ mod sanity;
 use std::{
     collections::HashMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -111,13 +111,13 @@ impl Cluster {
 
     async fn publish(&self, pod: &str, attributes: &[(&str, &str)]) -> Result<(), Status> {
         let request = self.request(pod, attributes);
-        NodeClient::new(channel(self.endpoint())).node_publish_volume(request).await.map(drop)
+        NodeClient::new(channel(&self.endpoint())).node_publish_volume(request).await.map(drop)
     }
 
     async fn unpublish(&self, pod: &str) -> Result<(), Status> {
         let target_path = self.target(pod).display().to_string();
         let request = NodeUnpublishVolumeRequest { volume_id: format!("csi-{pod}"), target_path };
-        NodeClient::new(channel(self.endpoint())).node_unpublish_volume(request).await.map(drop)
+        NodeClient::new(channel(&self.endpoint())).node_unpublish_volume(request).await.map(drop)
     }
 
     async fn stats(&self, pod: &str) -> Result<NodeGetVolumeStatsResponse, Status> {
@@ -126,12 +126,12 @@ impl Cluster {
             volume_path: self.target(pod).display().to_string(),
             ..Default::default()
         };
-        let answer = NodeClient::new(channel(self.endpoint())).node_get_volume_stats(request).await;
+        let answer = NodeClient::new(channel(&self.endpoint())).node_get_volume_stats(request).await;
         answer.map(Response::into_inner)
     }
 
     fn identity(&self) -> IdentityClient<Channel> {
-        IdentityClient::new(channel(self.endpoint()))
+        IdentityClient::new(channel(&self.endpoint()))
     }
 
     /// Whether every file at a pod's target is the model's, byte for byte.
@@ -165,7 +165,7 @@ impl Drop for Cluster {
     }
 }
 
-fn channel(socket: PathBuf) -> Channel {
+fn channel(socket: &Path) -> Channel {
     Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect_lazy()
 }
 

@@ -17,7 +17,7 @@ use crate::program::until;
 async fn register(cluster: &Cluster, plugin_registered: bool) -> PluginInfo {
     let socket = cluster.registration();
     until("the driver offers itself", async || UnixStream::connect(&socket).await.ok()).await;
-    let mut client = RegistrationClient::new(channel(socket));
+    let mut client = RegistrationClient::new(channel(&socket));
     let info = client.get_info(InfoRequest {}).await.unwrap().into_inner();
     let error = if plugin_registered { String::new() } else { "no such version".to_owned() };
     client.notify_registration_status(RegistrationStatus { plugin_registered, error }).await.unwrap();
