@@ -87,6 +87,11 @@ fn weightd_may_change_its_own_node_and_little_else() {
         format!("{{\"status\":{{\"conditions\":[{{\"type\":\"{kind}\",\"status\":\"True\"}}]}}}}")
     };
     let status = " --subresource=status";
+    // weightd does not need it; kubectl reads before it patches.
+    world.kubectl("create clusterrole weightd-test-reader --verb=get --resource=nodes/status");
+    world.kubectl(
+        "create clusterrolebinding weightd-test-reader --clusterrole=weightd-test-reader --serviceaccount=weightd:weightd",
+    );
     done(patch(node, &bound, status, &condition("WeightsReady")));
     let refused = |node: &str, token: &str, of: &str, with: &str, why: &str| {
         let refused = patch(node, token, of, with);
@@ -101,4 +106,5 @@ fn weightd_may_change_its_own_node_and_little_else() {
         (r#"{"metadata":{"labels":{"a":"b"}}}"#, r#"{"spec":{"taints":[{"key":"a","effect":"NoExecute"}]}}"#);
     refused(node, &bound, "", labels, "neither labels");
     refused(node, &bound, "", taints, "adds none");
+    world.kubectl("delete clusterrolebinding,clusterrole weightd-test-reader");
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 const SNAPSHOT: &str = "directory id in_use last_used_at layout object_count pinned present_bytes resolved_at \
-                        size_bytes source state";
+                        size_bytes source state wanted";
 const OBJECT: &str = "blob checksum path present_bytes size_bytes verified version";
 const COMMANDS: [&str; 12] = [
     "prefetch",
