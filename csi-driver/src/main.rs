@@ -62,7 +62,7 @@ struct Flags {
     #[arg(long, requires = "cluster_namespace")]
     ready_needs_models: bool,
     /// After how many seconds the source of a wanted model is listed again.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600, requires = "cluster_namespace", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, requires = "cluster_namespace", value_parser = clap::value_parser!(u64).range(60..=31_536_000))]
     list_models_after: u64,
     /// error, warn, info, debug, trace or off, also per module.
     #[arg(long, value_name = "LEVEL", default_value = "info")]

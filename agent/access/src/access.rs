@@ -1,11 +1,11 @@
 //! The handle of this room.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::try_join_all};
 use tokio::time::{Instant, sleep, timeout};
 use weightd_source::{Credential, Opener, Resolution, ResolveError, Source, SourceError, resolve};
-use weightd_types::{ByteRange, Scheme, Selection, SnapshotId, SnapshotKey, SourceUri};
+use weightd_types::{ByteRange, Object, Scheme, Selection, SnapshotId, SnapshotKey, SourceUri};
 
 use crate::{
     AccessError, Config, Lease, Pod, WhoReads,
@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes that are read of an object to see whether it may be.
 const PROBE_BYTES: u64 = 16;
+/// Objects that are looked at at once.
+const PROBES: usize = 16;
 
 /// Who may read what. Clones share everything.
 #[derive(Debug, Clone)]
@@ -248,7 +250,7 @@ impl Access {
         }
     }
 
-    /// Lists a source, and reads a little of it unless that was done before.
+    /// Lists a source and reads a little of it; an origin that is away is asked but once where an earlier answer counts.
     async fn ask(
         &self,
         claim: &Claim,
@@ -259,7 +261,7 @@ impl Access {
     ) -> Result<Resolution, AccessError> {
         let mut attempt = 1;
         loop {
-            let asking = self.ask_once(credential, uri, selection, is_known);
+            let asking = self.ask_once(credential, uri, selection);
             let asked = match is_known {
                 true => timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(silent(uri))),
                 false => asking.await,
@@ -283,23 +285,34 @@ impl Access {
         credential: &Credential,
         uri: &SourceUri,
         selection: &Selection,
-        is_known: bool,
     ) -> Result<Resolution, ResolveError> {
         let source = self.inner.origins.open_as(uri, credential).await?;
         let resolution = resolve(source.as_ref(), uri, selection).await?;
-        if !is_known {
-            probe(source.as_ref(), &resolution).await?;
-        }
+        probe(source.as_ref(), &resolution).await?;
         Ok(resolution)
     }
 }
 
-/// Reads a little of one object: who may list need not be one who may read.
+/// Reads a little of the smallest object of each directory: who may list need not be one who may read, and who may read
+/// one directory not one who may read the next.
 async fn probe(source: &dyn Source, resolution: &Resolution) -> Result<(), SourceError> {
-    let objects = resolution.snapshot.objects().iter();
-    let Some(object) = objects.filter(|object| object.size > 0).min_by_key(|object| object.size) else {
-        return Ok(());
-    };
+    let mut smallest = BTreeMap::new();
+    for object in resolution.snapshot.objects().iter().filter(|object| object.size > 0) {
+        let path = object.path.to_string();
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
+        let known = smallest.entry(directory).or_insert(object);
+        if object.size < known.size {
+            *known = object;
+        }
+    }
+    let smallest: Vec<&Object> = smallest.into_values().collect();
+    for some in smallest.chunks(PROBES) {
+        try_join_all(some.iter().map(|object| read_a_little(source, object).boxed())).await?;
+    }
+    Ok(())
+}
+
+async fn read_a_little(source: &dyn Source, object: &Object) -> Result<(), SourceError> {
     let mut stream = source.read(object, ByteRange::new(0, object.size.min(PROBE_BYTES))).await?;
     stream.next().await.transpose().map(drop)
 }

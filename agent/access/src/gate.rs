@@ -59,13 +59,13 @@ impl Gated {
         url: &str,
         request: impl Fn(Arc<dyn Source>) -> BoxFuture<'a, Result<T, SourceError>> + Send + Sync,
     ) -> Result<T, SourceError> {
-        let holders = self.holders.of(url);
+        let holders = self.holders.of(url, &self.uri.root());
         let has_node = holders.iter().any(|holder| holder.credential == Credential::Node);
         let mut refused = None;
         for holder in &holders {
             let source = self.origins.open_as(&self.uri, &holder.credential).await?;
             match request(source).await {
-                Err(error) if is_refusal(&error) => refused = Some(self.note(holder, error)?),
+                Err(error) if is_refusal(&error) => refused = Some(self.note(url, holder, error)?),
                 other => return other,
             }
         }
@@ -76,11 +76,11 @@ impl Gated {
     }
 
     /// Says why someone was refused, and has nobody ask as them again; the node's refusal is its own.
-    fn note(&self, holder: &Holder, error: SourceError) -> Result<String, SourceError> {
+    fn note(&self, url: &str, holder: &Holder, error: SourceError) -> Result<String, SourceError> {
         if holder.credential == Credential::Node {
             return Err(error);
         }
-        self.holders.refuse(&holder.credential);
+        self.holders.refuse(url, &holder.credential);
         Ok(format!("; the origin refused {}: {error}", holder.principal))
     }
 

@@ -119,15 +119,17 @@ impl Holders {
         Lease { holders: self.clone(), number }
     }
 
-    /// Those as whom an object, or all below a source, may be asked for now: each credential once, the newest first, the
+    /// Those as whom an object of a source, or all of it, may be asked for now. `source` is what all names in it begin with: each credential once, the newest first, the
     /// node last.
-    pub(crate) fn of(&self, url: &str) -> Vec<Holder> {
+    pub(crate) fn of(&self, url: &str, source: &str) -> Vec<Holder> {
         let now = Instant::now();
         let mut found: Vec<Holder> = Vec::new();
         for holder in self.lock().by_number.values().rev() {
             let is_live = !holder.is_refused && holder.ends.is_none_or(|ends| ends > now);
             let is_new = || found.iter().all(|known| known.credential != holder.credential);
-            if is_live && holder.covers(url) && is_new() {
+            // Names in a directory are relative to it: it serves its own source only.
+            let serves = !matches!(holder.credential, Credential::Directory(_)) || holder.root == source;
+            if is_live && serves && holder.covers(url) && is_new() {
                 found.push(holder.clone());
             }
         }
@@ -135,19 +137,20 @@ impl Holders {
         found
     }
 
-    /// Remembers that an origin refused a credential: it is not used again before it comes anew.
-    pub(crate) fn refuse(&self, credential: &Credential) {
+    /// Remembers that an origin refused a credential: it is not used for such an object again before it comes anew. What
+    /// else it is for is another matter, above all where it is nobody's in particular.
+    pub(crate) fn refuse(&self, url: &str, credential: &Credential) {
         let mut all = self.lock();
         all.by_number
             .values_mut()
-            .filter(|holder| holder.credential == *credential)
+            .filter(|holder| holder.credential == *credential && holder.covers(url))
             .for_each(|holder| holder.is_refused = true);
     }
 
     /// Waits until there is someone as whom a source may be asked.
     pub(crate) async fn until_there(&self, source: &SourceUri) {
         let mut changed = self.changed.subscribe();
-        while self.of(&source.root()).is_empty() {
+        while self.of(&source.root(), &source.root()).is_empty() {
             // The sender is here.
             let _ = changed.changed().await;
         }

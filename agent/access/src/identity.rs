@@ -97,7 +97,7 @@ impl Claim {
                 Some(exchange) => with_token(exchange, pod, uri),
                 None => Ok(nobody("no tokens of pods are exchanged", None)),
             },
-            Scheme::S3 => Ok(with_keys(pod)),
+            Scheme::S3 => with_keys(pod, uri),
             Scheme::Hf => Ok(match pod.secret("HF_TOKEN") {
                 Some(token) => {
                     let what = format!("the HF_TOKEN that pod {} brought", pod.full_name());
@@ -117,21 +117,47 @@ fn nobody(why: &'static str, audience: Option<&str>) -> Claim {
     Claim::Ready(Principal::Nobody { why, audience }, Credential::Anonymous)
 }
 
-fn with_keys(pod: &Pod) -> Claim {
+fn with_keys(pod: &Pod, uri: &SourceUri) -> Result<Claim, AccessError> {
     let (Some(id), Some(secret_access_key)) =
         (pod.secret("AWS_ACCESS_KEY_ID"), pod.secret("AWS_SECRET_ACCESS_KEY"))
     else {
-        return nobody("the pod brought no AWS_ACCESS_KEY_ID with its AWS_SECRET_ACCESS_KEY", None);
+        return Ok(nobody("the pod brought no AWS_ACCESS_KEY_ID with its AWS_SECRET_ACCESS_KEY", None));
     };
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+        let is_plain = |secret: Secret| secret.reveal().bytes().all(|byte| byte.is_ascii_graphic());
+        if !pod.secret(name).is_none_or(is_plain) {
+            return Err(malformed(pod, uri, name));
+        }
+    }
+    let region = pod.secret("AWS_REGION").map(|region| region.reveal().to_owned());
+    if !region.as_deref().is_none_or(is_region) {
+        return Err(malformed(pod, uri, "AWS_REGION"));
+    }
     let access_key_id = id.reveal().to_owned();
     let what = format!("the key {access_key_id} that pod {} brought", pod.full_name());
-    let keys = S3Keys {
-        access_key_id,
-        secret_access_key,
-        session_token: pod.secret("AWS_SESSION_TOKEN"),
-        region: pod.secret("AWS_REGION").map(|region| region.reveal().to_owned()),
-    };
-    Claim::Ready(Principal::Keys { what }, Credential::S3(keys))
+    let keys =
+        S3Keys { access_key_id, secret_access_key, session_token: pod.secret("AWS_SESSION_TOKEN"), region };
+    Ok(Claim::Ready(Principal::Keys { what }, Credential::S3(keys)))
+}
+
+/// A region becomes part of a host's name, so it is one label. In Amazon's other partitions a bucket's name is another's
+/// bucket: what is read there is not what others know by that name.
+fn is_region(text: &str) -> bool {
+    let is_label =
+        text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let is_elsewhere =
+        ["us-gov-", "us-iso", "cn-", "eu-isoe-", "eusc-"].iter().any(|other| text.starts_with(other));
+    text.len() <= 32 && is_label && !is_elsewhere
+}
+
+fn malformed(pod: &Pod, uri: &SourceUri, name: &'static str) -> AccessError {
+    AccessError::Refused {
+        what: uri.to_string(),
+        verdict: "refused",
+        principal: format!("pod {}", pod.full_name()),
+        detail: format!("its {name} cannot be one"),
+        remedy: format!("write a right {name} into the secret that the volume's nodePublishSecretRef names"),
+    }
 }
 
 fn with_token(exchange: &Exchange, pod: &Pod, uri: &SourceUri) -> Result<Claim, AccessError> {
@@ -206,5 +232,39 @@ mod tests {
              system:serviceaccount:ns:sa"
         );
         assert_eq!(named("identitynamespace:p.svc.id.goog:https://c"), "system:serviceaccount:ns:sa");
+    }
+
+    #[test]
+    fn a_region_never_says_which_host_is_asked() {
+        for good in ["us-east-1", "eu-central-1", "auto"] {
+            assert!(is_region(good), "{good}");
+        }
+        for bad in [
+            "evil.example/",
+            "x@10.0.0.1/",
+            "us-gov-west-1",
+            "cn-north-1",
+            "US-EAST-1",
+            "a b",
+            &"x".repeat(33),
+        ] {
+            assert!(!is_region(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_that_cannot_be_keys_are_refused_by_name_and_not_repeated() {
+        let uri: SourceUri = "s3://b/m".parse().unwrap();
+        let brought = [
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("AWS_SECRET_ACCESS_KEY", "s3cr3t"),
+            ("AWS_SESSION_TOKEN", "to\nken"),
+        ];
+        let secrets = brought.map(|(name, text)| (name.to_owned(), Secret::new(text))).into();
+        let refused = with_keys(&Pod { secrets, ..Pod::default() }, &uri).unwrap_err().to_string();
+        assert!(
+            refused.contains("AWS_SESSION_TOKEN") && !refused.contains("ken\n") && !refused.contains("to\n"),
+            "{refused}"
+        );
     }
 }

@@ -142,17 +142,17 @@ async fn a_lease_covers_what_lies_below_its_source_until_it_ends() {
         ("gs://b2/m/x", false),
         ("s3://b/m", false),
     ] {
-        assert_eq!(!holders.of(url).is_empty(), is_covered, "{url}");
+        assert_eq!(!holders.of(url, url).is_empty(), is_covered, "{url}");
     }
     advance(Duration::from_secs(1)).await;
-    assert!(holders.of("gs://b/m/x").is_empty(), "it has expired");
+    assert!(holders.of("gs://b/m/x", "gs://b/m/x").is_empty(), "it has expired");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_credential_ends_with_its_volume_or_with_what_replaces_it() {
     let (holders, source, target) = (Holders::default(), uri("gs://b/m"), Path::new("/pods/a"));
     let tokens = |holders: &Holders| {
-        holders.of("gs://b/m").into_iter().map(|holder| holder.credential).collect::<Vec<_>>()
+        holders.of("gs://b/m", "gs://b/m").into_iter().map(|holder| holder.credential).collect::<Vec<_>>()
     };
     holders.add(&source, account("a"), token("1"), None).settle(target, key());
     holders.add(&source, account("a"), token("2"), None).settle(target, key());

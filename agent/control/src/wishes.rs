@@ -94,6 +94,10 @@ impl Wishes {
             }
         }
         let mut kept = self.kept.lock().await;
+        // An agent that ends cancels its tasks, which is not to be taken for the end of what they see to.
+        if control.stopping.is_cancelled() {
+            return Err(StoreError::Closed);
+        }
         self.let_go(control.store(), &mut kept, &wanted).await?;
         for (name, priority) in wanted {
             if let Some(known) = kept.get(&name) {
@@ -221,8 +225,10 @@ impl Task {
     async fn watch(&self) {
         // Three quarters to five quarters of the time, so that nodes that began together do not stay together.
         let spread = 768 + RandomState::new().hash_one(()) % 512;
-        let wait =
-            || Duration::from_millis(self.list_again_seconds.load(Ordering::Relaxed) * 1000 / 1024 * spread);
+        let wait = || {
+            let seconds = self.list_again_seconds.load(Ordering::Relaxed);
+            Duration::from_millis(seconds.saturating_mul(1000).saturating_mul(spread) / 1024)
+        };
         let (store, started) = (self.control.store(), Instant::now());
         let is_complete = |key| store.snapshot(&key).is_some_and(|record| record.complete);
         while started.elapsed() < wait() && self.wish.snapshots().all(is_complete) {

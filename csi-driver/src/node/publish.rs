@@ -107,7 +107,9 @@ impl Node {
         let snapshot = volume.snapshot.split('.').next().unwrap_or_default().to_owned();
         let request = v1::PublishRequest { expected_snapshot: snapshot, ..wish.request.clone() };
         self.agent.unpublish(&wish.target).await?;
-        self.agent.publish(request).await.map(drop)
+        let bound = self.agent.publish(request).await?;
+        // It may have lost something in between; kubelet comes again.
+        if bound.serving() == VolumeServing::Bind { Ok(()) } else { Err(self.how_far(wish).await) }
     }
 
     /// Whether the agent knows a volume there.

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use weightd_proto::csi;
 
 use super::{Node, blocking, present};
@@ -15,15 +15,20 @@ impl Node {
     ) -> Result<csi::NodeUnpublishVolumeResponse, CallError> {
         present(&request.volume_id, "the volume's id")?;
         let target = target::check(&request.target_path, &self.kubelet_directory)?;
-        let busy = CallError::Busy { target: target.clone() };
-        let Ok(turn) = timeout(self.ready_within, self.turns.leave(&target)).await else { return Err(busy) };
+        let (busy, until) = (target.clone(), Instant::now() + self.ready_within);
+        let Ok(turn) = timeout_at(until, self.turns.leave(&target)).await else {
+            return Err(CallError::Busy { target: busy });
+        };
         let node = self.clone();
         // As publishing, it is not cut off in the middle.
         let work = self.calls.running.spawn(async move {
             let _turn = turn;
             node.take_away(&target).await
         });
-        work.await.map_err(|error| CallError::Defect(error.to_string()))??;
+        match timeout_at(until + super::ANSWER, work).await {
+            Ok(done) => done.map_err(|error| CallError::Defect(error.to_string()))??,
+            Err(_) => return Err(CallError::Busy { target: busy }),
+        }
         Ok(csi::NodeUnpublishVolumeResponse {})
     }
 
