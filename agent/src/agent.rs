@@ -8,16 +8,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::Channel};
 use weightd_access::Access;
 use weightd_control::{Control, Loads};
+use weightd_daemon::{Socket, SocketFile};
 use weightd_expose::{Demands, Volumes};
 use weightd_fetch::{BadChunk, Fetcher};
 use weightd_proto::v1::{volumes_server::VolumesServer, weights_server::WeightsServer};
 use weightd_source::{Opener, Origins};
 use weightd_store::{Store, StoreError};
 
-use crate::{
-    Config, StartError, http, metrics, serve,
-    socket::{Socket, SocketFile},
-};
+use crate::{Config, StartError, http, metrics, serve};
 
 /// How long calls in flight may take to end once the agent stops. kubelet kills after 30 seconds.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -111,7 +109,9 @@ impl Agent {
     /// # Errors
     /// When either cannot be had.
     pub async fn listen(&mut self) -> Result<(), StartError> {
-        let Socket { listener, file } = Socket::bind(&self.config.socket).await?;
+        let Socket { listener, file } = Socket::bind(&self.config.socket)
+            .await
+            .map_err(|error| StartError::of_socket(&self.config.socket, error))?;
         self.socket_file = Some(file);
         if let Some(address) = self.config.metrics_address {
             let (listener, store) = (http::bind(address).await?, self.fetcher.store().clone());

@@ -1,7 +1,12 @@
 //! Why an agent does not start.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
+use weightd_daemon::SocketError;
 use weightd_proto::v1::FailureKind;
 
 /// Why an agent does not start.
@@ -49,6 +54,16 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Why a socket cannot be had.
+    pub(crate) fn of_socket(socket: &Path, error: SocketError) -> Self {
+        let socket = socket.to_owned();
+        match error {
+            SocketError::InUse => Self::SocketInUse { socket },
+            SocketError::NotASocket => Self::NotASocket { socket },
+            SocketError::Io(cause) => Self::Socket { socket, cause },
+        }
+    }
+
     /// What can be done about it, as clients see it.
     pub fn kind(&self) -> FailureKind {
         match self {

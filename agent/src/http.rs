@@ -5,18 +5,16 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use weightd_store::Store;
 
 use crate::{StartError, serve::LINGER};
-
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone)]
 struct Shared {
@@ -63,11 +61,7 @@ fn router(shared: Shared) -> Router {
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     shared.store.refresh_metrics().await;
-    let mut text = String::new();
-    match encode(&mut text, &shared.registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    weightd_daemon::metrics::page(&shared.registry)
 }
 
 async fn ready(State(shared): State<Shared>) -> Response {

@@ -7,15 +7,10 @@
 mod agent;
 mod config;
 mod error;
-mod exit_codes;
 mod http;
-pub mod logging;
 mod metrics;
 mod serve;
-pub mod signals;
-mod socket;
 
 pub use agent::Agent;
-pub use config::{Config, ConfigError, LogConfig, LogFormat, Mistake, Overrides};
+pub use config::{Config, ConfigError, Mistake, Overrides};
 pub use error::StartError;
-pub use exit_codes::Exit;

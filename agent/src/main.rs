@@ -4,7 +4,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use weightd::{Agent, Config, Exit, Overrides, StartError, signals};
+use weightd::{Agent, Config, Overrides, StartError};
+use weightd_daemon::{Exit, end_at_the_second, logging};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 ended by a signal, 64 usage, 65 corrupt data, 69 port or socket unavailable, 74 disk, 75 try again \
@@ -69,7 +70,7 @@ fn begin() -> Exit {
 }
 
 fn run(config: Config) -> Exit {
-    weightd::logging::init(&config.log);
+    logging::init(&config.log);
     let outcome = tokio::runtime::Runtime::new()
         .map_err(StartError::Process)
         .and_then(|runtime| runtime.block_on(Box::pin(serve(config))));
@@ -85,7 +86,7 @@ fn run(config: Config) -> Exit {
 /// Serves until a signal asks for the end.
 async fn serve(config: Config) -> Result<(), StartError> {
     let (socket, store) = (config.socket.clone(), config.store.directory.clone());
-    signals::end_at_the_second().map_err(StartError::Process)?;
+    end_at_the_second().map_err(StartError::Process)?;
     // From here on, so that an agent that is told to end while it starts ends cleanly too.
     let listen = |kind| signal(kind).map_err(StartError::Process);
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);

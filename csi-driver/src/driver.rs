@@ -29,7 +29,7 @@ use crate::{
     node::Node,
     registration::{self, Registered, Registration},
     serve::serve,
-    socket::Socket,
+    socket::KeptSocket,
     turns::Turns,
 };
 
@@ -134,7 +134,7 @@ impl Driver {
 
     /// Serves on a socket that stays. When the one that kubelet asks is made anew, kubelet has forgotten the driver.
     async fn listen(&mut self, path: &Path, router: Router, is_registration: bool) -> Result<(), StartError> {
-        let socket = Socket::bind(path).await?;
+        let socket = KeptSocket::bind(path).await?;
         let (sender, connections) = mpsc::channel(CONNECTIONS);
         let (registered, count) = (self.registered.clone(), self.calls.metrics.renewed_sockets.clone());
         let renewed = move || {

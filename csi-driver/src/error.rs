@@ -1,9 +1,15 @@
 //! What can go wrong, and what kubelet is told. Its words become the pod's events: one line that names the object, the
 //! cause and the remedy.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tonic::{Code, Status};
+use weightd_daemon::SocketError;
 use weightd_proto::v1::FailureKind;
 
 use crate::{
@@ -185,6 +191,16 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// Why a socket cannot be had.
+    pub(crate) fn of_socket(socket: &Path, error: SocketError) -> Self {
+        let socket = socket.to_owned();
+        match error {
+            SocketError::InUse => Self::SocketInUse { socket },
+            SocketError::NotASocket => Self::NotASocket { socket },
+            SocketError::Io(cause) => Self::Socket { socket, cause },
+        }
+    }
+
     /// What can be done about it.
     pub fn kind(&self) -> FailureKind {
         match self {

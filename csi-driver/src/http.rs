@@ -5,17 +5,15 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{StartError, agent::Agent, metrics::Metrics, registration::Registered};
-
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What is told.
 #[derive(Clone)]
@@ -47,11 +45,7 @@ pub(crate) async fn serve(listener: TcpListener, health: Health) {
 
 async fn metrics(State(health): State<Health>) -> Response {
     health.metrics.agent_reachable.set(health.agent.reach().await.is_ok().into());
-    let mut text = String::new();
-    match encode(&mut text, &health.registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    weightd_daemon::metrics::page(&health.registry)
 }
 
 async fn ready(State(health): State<Health>) -> Response {

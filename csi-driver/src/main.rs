@@ -1,30 +1,22 @@
 //! `weightd-csi` as a process.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use prometheus_client::registry::Registry;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 use weightd_csi::{DRIVER, Driver, InvalidOption, Options};
-use weightd_proto::v1::FailureKind;
+use weightd_daemon::{Exit, LogConfig, LogFormat, end_at_the_second, logging};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 ended by a signal, 64 usage, 69 socket or port unavailable, 75 another driver is at work, 77 not permitted, \
 130 and 143 ended at once by a second SIGINT or SIGTERM.";
-const USAGE: u8 = 64;
-const UNAVAILABLE: u8 = 69;
 
 /// Shows models to the pods of this node, which name them in volumes of the driver csi.weightd.io.
 #[derive(Debug, Parser)]
@@ -68,36 +60,35 @@ struct Flags {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
     /// Form of the log.
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"], default_value = "text")]
+    log_format: String,
 }
 
 fn main() -> ExitCode {
+    begin().into()
+}
+
+fn begin() -> Exit {
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
         Err(error) => {
             // A closed pipe is the reader's choice.
             let _ = error.print();
-            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
         }
     };
     let options = match options(&flags) {
         Ok(options) => options,
-        Err(error) => return failed(USAGE, &error),
+        Err(error) => return failed(Exit::Usage, &error),
     };
-    match EnvFilter::try_new(&flags.log) {
-        Ok(filter) => log(filter, flags.log_format),
-        Err(error) => return failed(USAGE, &format!("--log {:?}: {error}", flags.log)),
+    if let Err(error) = logging::check(&flags.log) {
+        return failed(Exit::Usage, &format!("--log {:?}: {error}", flags.log));
     }
+    let format = if flags.log_format == "json" { LogFormat::Json } else { LogFormat::Text };
+    logging::init(&LogConfig { format, filter: flags.log.clone() });
     match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime.block_on(run(options, cluster(&flags))),
-        Err(error) => failed(UNAVAILABLE, &format!("cannot start: {error}")),
+        Err(error) => failed(Exit::Unavailable, &format!("cannot start: {error}")),
     }
 }
 
@@ -128,25 +119,25 @@ fn cluster(flags: &Flags) -> Option<weightd_cluster::Options> {
 }
 
 /// Serves until a signal asks for the end.
-async fn run(options: Options, cluster: Option<weightd_cluster::Options>) -> ExitCode {
+async fn run(options: Options, cluster: Option<weightd_cluster::Options>) -> Exit {
     let (endpoint, agent) = (options.endpoint.clone(), options.agent.clone());
     let signals = end_at_the_second()
         .and_then(|()| Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = match signals {
         Ok(signals) => signals,
-        Err(error) => return failed(UNAVAILABLE, &format!("cannot listen for signals: {error}")),
+        Err(error) => return failed(Exit::Unavailable, &format!("cannot listen for signals: {error}")),
     };
     let mut registry = Registry::default();
     let cluster = match cluster {
         Some(options) => match Part::new(options, &mut registry).await {
             Ok(part) => Some(part),
-            Err(error) => return failed(UNAVAILABLE, &error),
+            Err(error) => return failed(Exit::Unavailable, &error),
         },
         None => None,
     };
     let driver = match Driver::start(options, registry).await {
         Ok(driver) => driver,
-        Err(error) => return failed(exit_code(error.kind()), &error),
+        Err(error) => return failed(error.kind().into(), &error),
     };
     let stopping = CancellationToken::new();
     let cluster = cluster.map(|part| tokio::spawn(part.run(&driver, stopping.clone())));
@@ -164,7 +155,7 @@ async fn run(options: Options, cluster: Option<weightd_cluster::Options>) -> Exi
     {
         tracing::error!(%error, "the node's part in the cluster ended badly");
     }
-    ExitCode::SUCCESS
+    Exit::Done
 }
 
 /// The node's part in the cluster, before it begins.
@@ -190,44 +181,8 @@ impl Part {
     }
 }
 
-/// Ends the process at the second signal, from within its handler: the runtime may be what hangs.
-fn end_at_the_second() -> io::Result<()> {
-    let asked = Arc::new(AtomicBool::new(false));
-    for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
-        // In this order: what is registered first is called first, and must not see its own signal.
-        flag::register_conditional_shutdown(signal, code, Arc::clone(&asked))?;
-        flag::register(signal, Arc::clone(&asked))?;
-    }
-    Ok(())
-}
-
-/// As `weightd` has them.
-fn exit_code(kind: FailureKind) -> u8 {
-    match kind {
-        FailureKind::Usage => USAGE,
-        FailureKind::TryAgain => 75,
-        FailureKind::NotPermitted => 77,
-        FailureKind::Unspecified
-        | FailureKind::Corrupt
-        | FailureKind::NotFound
-        | FailureKind::Unavailable
-        | FailureKind::Disk => UNAVAILABLE,
-    }
-}
-
-fn log(filter: EnvFilter, format: LogFormat) {
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
-    // As <https://no-color.org> has it.
-    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    match format {
-        LogFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal() && !no_colour)).init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
-    }
-}
-
 /// Words go to stderr; one that is closed changes nothing.
-fn failed(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+fn failed(exit: Exit, error: &dyn std::fmt::Display) -> Exit {
     let _ = writeln!(io::stderr().lock(), "error: {error}");
-    code.into()
+    exit
 }

@@ -8,7 +8,7 @@ use clap::{
 };
 use weightd_proto::v1;
 
-use weightd::Exit;
+use weightd_daemon::Exit;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 64 usage, 65 corrupt data, 66 not found, 69 agent or source unavailable, 74 disk, \

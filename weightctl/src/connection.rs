@@ -47,7 +47,7 @@ async fn embed(embedded: &Embedded) -> Result<Connection, CommandError> {
     };
     let config = weightd::Config::load(embedded.config.as_deref(), &overrides)?;
     if embedded.log.is_some() {
-        weightd::logging::init_through(&config.log, || AboveBars);
+        weightd_daemon::logging::init_through(&config.log, || AboveBars);
     }
     let agent = Box::pin(weightd::Agent::start(config)).await?;
     Ok(Connection { client: Client::from_channel(agent.connect()), embedded: Some(agent) })

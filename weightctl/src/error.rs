@@ -2,7 +2,7 @@
 
 use std::io;
 
-use weightd::Exit;
+use weightd_daemon::Exit;
 
 /// Why a command ends without having done what it was asked to.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ mod view;
 
 use std::process::ExitCode;
 
-use weightd::Exit;
+use weightd_daemon::Exit;
 
 use crate::{cli::Arguments, error::CommandError, output::Output};
 

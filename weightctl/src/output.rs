@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use weightd::Exit;
+use weightd_daemon::Exit;
 
 use crate::{cli::Format, error::CommandError};
 

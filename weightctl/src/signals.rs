@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use weightd::{Exit, signals::end_at_the_second};
+use weightd_daemon::{Exit, end_at_the_second};
 
 /// The signals that end a command. They are listened to from the moment this exists, not from the first wait: a
 /// signal in between would end the process without a word. A second one ends the process whatever it is at.

@@ -8,8 +8,10 @@ use weightd_source::Environment;
 use weightd_store::{Config as StoreConfig, io::EngineChoice};
 use weightd_types::CHUNK_BYTES;
 
+use weightd_daemon::{LogConfig, LogFormat};
+
 use super::{
-    Config, LogConfig, LogFormat, Mistake, access,
+    Config, Mistake, access,
     raw::{Raw, RawAgent, RawFetch, RawStore, RawVolumes, Setting},
     read::{self, Read, Reader},
     source,

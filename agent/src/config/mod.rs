@@ -19,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use weightd_daemon::LogConfig;
 use weightd_source::Environment;
 
 pub use error::{ConfigError, Mistake};
@@ -42,24 +43,6 @@ pub struct Config {
     pub expose: weightd_expose::Config,
     /// The source room's.
     pub source: weightd_source::Settings,
-}
-
-/// What is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    /// How a line looks.
-    pub format: LogFormat,
-    /// `info`, or directives such as `info,weightd_fetch=debug`.
-    pub filter: String,
-}
-
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For a person.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Flags, which go before the file; each as it was typed.

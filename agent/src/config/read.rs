@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use toml::Value;
+use weightd_daemon::LogFormat;
 use weightd_types::parse_bytes;
 
-use super::{LogFormat, Mistake, raw::Setting};
+use super::{Mistake, raw::Setting};
 
 /// What a setting gives, or what to write instead.
 pub(super) type Read<T> = Result<T, String>;
@@ -86,7 +87,7 @@ pub(super) fn log_filter(value: &Value) -> Read<String> {
     let remedy =
         || "write error, warn, info, debug, trace or off, or such as info,weightd_fetch=debug".to_owned();
     let text = text(value).filter(|text| !text.is_empty()).ok_or_else(remedy)?;
-    tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|_| remedy())
+    weightd_daemon::logging::check(text).map(|()| text.to_owned()).map_err(|_| remedy())
 }
 
 /// `text` or `json`.

@@ -1,5 +1,7 @@
 //! What a configuration file may say.
 
+use weightd_daemon::LogFormat;
+
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../../deploy/weightd.example.toml");

@@ -1,4 +1,4 @@
-//! The exit codes of `weightd` and `weightctl`, after `sysexits.h`, so that scripts can tell what to do next without
+//! The exit codes of all programs, after `sysexits.h`, so that scripts can tell what to do next without
 //! reading messages.
 
 use std::process::ExitCode;

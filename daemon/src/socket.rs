@@ -1,4 +1,4 @@
-//! The Unix socket: nobody else may ever use it, and a dead agent's is replaced.
+//! A Unix socket: nobody else may ever use it, what a dead process left is replaced, and a live one's is left alone.
 
 use std::{
     fs, io,
@@ -9,56 +9,79 @@ use std::{
 use rustix::fs::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
-use crate::StartError;
-
-/// Connections that wait for the agent to take them.
+/// Connections that wait to be taken.
 const BACKLOG: u32 = 1024;
 
 /// A socket that is listened on.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    pub(crate) listener: UnixListener,
-    pub(crate) file: SocketFile,
+pub struct Socket {
+    /// Where connections come.
+    pub listener: UnixListener,
+    /// Removes the file when dropped.
+    pub file: SocketFile,
+}
+
+/// Why a socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another process serves it.
+    #[error("another process listens there")]
+    InUse,
+    /// Something else has its name.
+    #[error("it is there and is not a socket")]
+    NotASocket,
+    /// It cannot be made.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 /// The socket's file, to be removed at the end.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode: a file of this name that another agent made meanwhile is not ours to remove.
+    /// Device and inode: a file of this name that another process made meanwhile is not ours to remove.
     identity: Option<(u64, u64)>,
 }
 
 impl Socket {
-    /// Listens on `path`.
-    pub(crate) async fn bind(path: &Path) -> Result<Self, StartError> {
+    /// Listens on `path`, and makes its directory. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
         make_room(path).await?;
-        let listener = listen(path).map_err(|cause| StartError::Socket { socket: path.to_owned(), cause })?;
+        let listener = listen(path)?;
         Ok(Self { listener, file: SocketFile { path: path.to_owned(), identity: identity(path) } })
     }
 }
 
-/// Makes the directory, and takes away what a dead agent left.
-async fn make_room(path: &Path) -> Result<(), StartError> {
-    let failed = |cause| StartError::Socket { socket: path.to_owned(), cause };
+impl SocketFile {
+    /// Whether the file is there and still this socket's.
+    pub fn is_there(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
+    }
+}
+
+/// Makes the directory, and takes away what a dead process left.
+async fn make_room(path: &Path) -> Result<(), SocketError> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(error.into()),
         Ok(there) if !there.file_type().is_socket() => {
-            return Err(StartError::NotASocket { socket: path.to_owned() });
+            return Err(SocketError::NotASocket);
         }
         Ok(_) => {}
     }
     match UnixStream::connect(path).await {
-        Ok(_) => Err(StartError::SocketInUse { socket: path.to_owned() }),
+        Ok(_) => Err(SocketError::InUse),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            tracing::info!(socket = %path.display(), "replacing the socket of an agent that is gone");
-            fs::remove_file(path).map_err(failed)
+            tracing::info!(socket = %path.display(), "replacing the socket of a process that is gone");
+            Ok(fs::remove_file(path)?)
         }
-        Err(error) => Err(failed(error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -77,21 +100,22 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            // If it stays, the next agent takes it away.
+        if self.is_there() {
+            // If it stays, the next process takes it away.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
     #[tokio::test]
-    async fn only_the_owner_may_connect_and_the_file_goes_with_the_agent() {
+    async fn only_the_owner_may_connect_and_the_file_goes_with_the_process() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/weightd.sock");
         let socket = Socket::bind(&path).await.unwrap();
@@ -102,15 +126,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_agent_keeps_its_socket_and_a_dead_one_does_not() {
+    async fn a_live_process_keeps_its_socket_and_a_dead_one_does_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("weightd.sock");
         let live = Socket::bind(&path).await.unwrap();
         let error = Socket::bind(&path).await.unwrap_err();
-        assert!(matches!(&error, StartError::SocketInUse { socket } if *socket == path), "{error:?}");
+        assert!(matches!(error, SocketError::InUse), "{error:?}");
         drop(live);
 
-        // A standard listener leaves its file behind, as a killed agent does.
+        // A standard listener leaves its file behind, as a killed process does.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let replaced = Socket::bind(&path).await.unwrap();
@@ -122,6 +146,6 @@ mod tests {
         drop(replaced);
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         let error = Socket::bind(&path).await.unwrap_err();
-        assert!(matches!(error, StartError::NotASocket { .. }), "{error:?}");
+        assert!(matches!(error, SocketError::NotASocket), "{error:?}");
     }
 }
