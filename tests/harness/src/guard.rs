@@ -18,7 +18,10 @@ use axum::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::serve::{self, Serving};
+use crate::{
+    serve::{self, Serving},
+    upstream::{self, Upstream},
+};
 
 /// Most of a request to the token service.
 const FORM_BYTES: usize = 64 << 10;
@@ -33,8 +36,7 @@ pub struct Guard {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: String,
-    client: reqwest::Client,
+    upstream: Upstream,
     state: Mutex<State>,
 }
 
@@ -77,11 +79,7 @@ impl Guard {
             exchanges: 0,
             asked: Vec::new(),
         };
-        let shared = Arc::new(Shared {
-            upstream: upstream.to_owned(),
-            client: serve::client(),
-            state: Mutex::new(state),
-        });
+        let shared = Arc::new(Shared { upstream: Upstream::new(upstream)?, state: Mutex::new(state) });
         let (tokens, gate) = (Arc::clone(&shared), Arc::clone(&shared));
         let tokens =
             Router::new().fallback(move |request: Request| async move { tokens.exchange(request).await });
@@ -195,24 +193,14 @@ impl Shared {
         answer(StatusCode::OK, &body)
     }
 
-    async fn pass(&self, request: Request) -> Response<Body> {
+    async fn pass(&self, mut request: Request) -> Response<Body> {
         if let Some(refusal) = self.refusal(&request) {
             return refusal;
         }
-        let url = format!("{}{}", self.upstream, request.uri());
-        let mut headers: HeaderMap = request.headers().clone();
-        headers.remove(header::HOST);
-        headers.remove(header::AUTHORIZATION);
-        match self.client.request(request.method().clone(), url).headers(headers).send().await {
+        request.headers_mut().remove(header::AUTHORIZATION);
+        match self.upstream.ask(request).await {
             Err(error) => serve::plain(StatusCode::BAD_GATEWAY, &error.to_string()),
-            Ok(found) => {
-                let mut passed = Response::new(());
-                *passed.status_mut() = found.status();
-                *passed.headers_mut() = found.headers().clone();
-                passed.headers_mut().remove(header::TRANSFER_ENCODING);
-                passed.headers_mut().remove(header::CONNECTION);
-                passed.map(|()| Body::from_stream(found.bytes_stream()))
-            }
+            Ok(found) => upstream::head(&found).map(|()| Body::from_stream(found.bytes_stream())),
         }
     }
 

@@ -28,6 +28,7 @@ mod small_disk;
 mod static_server;
 mod tls;
 mod tools;
+mod upstream;
 mod webdav;
 
 pub use azure::AzureServer;

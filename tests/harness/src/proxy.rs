@@ -17,7 +17,10 @@ use axum::{
 };
 use tokio::time::sleep;
 
-use crate::serve::{self, RequestLog, Serving, plain};
+use crate::{
+    serve::{self, RequestLog, Serving, plain},
+    upstream::{self, Upstream},
+};
 use body::Pace;
 
 /// What goes wrong with an answer.
@@ -63,8 +66,7 @@ pub struct FaultProxy {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: String,
-    client: reqwest::Client,
+    upstream: Upstream,
     planned: Mutex<Vec<Planned>>,
     pace: Arc<Pace>,
     log: RequestLog,
@@ -84,11 +86,8 @@ impl FaultProxy {
     /// # Errors
     /// When no port can be bound there.
     pub async fn start_at(address: IpAddr, upstream: &str) -> Result<Self> {
-        let client =
-            reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
         let shared = Arc::new(Shared {
-            upstream: upstream.trim_end_matches('/').to_owned(),
-            client,
+            upstream: Upstream::new(upstream)?,
             planned: Mutex::default(),
             pace: Arc::default(),
             log: RequestLog::default(),
@@ -144,16 +143,14 @@ impl Shared {
             Some(Fault::Delay(delay)) => sleep(delay).await,
             _ => {}
         }
-        let answer = match self.forward(request).await {
+        let answer = match self.upstream.ask(request).await {
             Ok(answer) => answer,
             Err(error) => return plain(StatusCode::BAD_GATEWAY, &error.to_string()),
         };
-        let mut passed = Response::new(());
-        *passed.status_mut() = answer.status();
-        *passed.headers_mut() = end_to_end(answer.headers());
+        let head = upstream::head(&answer);
         let first = first_byte(answer.headers());
         let body = body::spoiled(answer, first, fault, self.pace.clone());
-        passed.map(|()| body)
+        head.map(|()| body)
     }
 
     /// The fault for this request, counted.
@@ -164,30 +161,6 @@ impl Shared {
         fits.times -= 1;
         Some(fits.fault)
     }
-
-    async fn forward(&self, request: Request) -> reqwest::Result<reqwest::Response> {
-        let (parts, body) = request.into_parts();
-        let url = format!("{}{}", self.upstream, parts.uri);
-        let mut headers = end_to_end(&parts.headers);
-        headers.remove(header::HOST);
-        let body = reqwest::Body::wrap_stream(body.into_data_stream());
-        let mut forwarded = self.client.request(parts.method.clone(), url).headers(headers);
-        if parts.headers.contains_key(header::CONTENT_LENGTH)
-            || parts.headers.contains_key(header::TRANSFER_ENCODING)
-        {
-            forwarded = forwarded.body(body);
-        }
-        forwarded.send().await
-    }
-}
-
-/// Headers without those that speak of one connection only.
-fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
-        kept.remove(name);
-    }
-    kept
 }
 
 /// Where in the object the body begins.

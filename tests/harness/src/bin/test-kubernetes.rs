@@ -3,7 +3,6 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
     os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
 };
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use weightd_harness::cluster::{
     Cluster,
     kubernetes::Kubernetes,
-    runner::{self, READY, Wanted},
+    runner::{self, Wanted},
 };
 
 const USAGE: &str = "\
@@ -86,9 +85,7 @@ fn up(arguments: &[String]) -> Result<()> {
     let mut command = Command::new("setsid");
     command.arg(env::current_exe()?).arg("run").args(arguments);
     let mut runner = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(words).spawn()?;
-    let mut said = String::new();
-    BufReader::new(runner.stdout.take().context("its stdout is piped")?).read_line(&mut said)?;
-    if said.trim() != READY {
+    if !runner::is_up(&mut runner)? {
         bail!("{}", std::fs::read_to_string(&log)?.trim_end());
     }
     let cluster = Cluster::running()?;

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsStr,
-    io::{BufRead, BufReader},
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,7 +16,7 @@ use super::{
     kubernetes::Kubernetes,
     node,
     place::{HOST, Place},
-    runner::{READY, Wanted},
+    runner::{self, Wanted},
 };
 use crate::{Unready, binary};
 
@@ -207,9 +206,7 @@ fn started(wanted: &Wanted) -> Result<Child> {
         });
     }
     let mut runner = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let mut said = String::new();
-    BufReader::new(runner.stdout.take().context("its stdout is piped")?).read_line(&mut said)?;
-    if said.trim() == READY {
+    if runner::is_up(&mut runner)? {
         return Ok(runner);
     }
     anyhow::bail!("its runner ended ({}); what it said stands above", runner.wait()?)

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::{fs::DirBuilderExt, net::UnixStream},
     path::PathBuf,
     process::Child,
@@ -21,7 +21,17 @@ use super::{
 use crate::mounts;
 
 /// What a runner says once the cluster is up.
-pub const READY: &str = "ready";
+const READY: &str = "ready";
+
+/// Waits until a runner that was started says that its cluster is up; whether it did, or ended before.
+///
+/// # Errors
+/// When its stdout is not piped, or cannot be read.
+pub fn is_up(runner: &mut Child) -> Result<bool> {
+    let mut said = String::new();
+    BufReader::new(runner.stdout.take().context("its stdout is piped")?).read_line(&mut said)?;
+    Ok(said.trim() == READY)
+}
 
 /// What cluster is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
