@@ -218,9 +218,8 @@ impl Access {
     async fn verify(&self, claim: &Claim, source: &SourceUri) -> Result<Verified, AccessError> {
         match claim {
             Claim::Ready(_, credential) => Ok((credential.clone(), None)),
-            Claim::Token { principal, provider, token, ends } => {
-                let exchanged =
-                    self.inner.exchanger.exchange(token, *ends, provider, principal, source).await?;
+            Claim::Token(token) => {
+                let exchanged = self.inner.exchanger.exchange(token, source).await?;
                 Ok((exchanged.credential, Some(exchanged.ends)))
             }
         }

@@ -10,10 +10,10 @@ use std::{
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 use url::{Url, form_urlencoded};
-use weightd_source::{Credential, Secret, http_client};
+use weightd_source::{Credential, Secret, chain, http_client};
 use weightd_types::SourceUri;
 
-use crate::{AccessError, error::line, identity::Principal};
+use crate::{AccessError, error::line, identity::PodToken};
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -60,22 +60,14 @@ impl Exchanger {
         Self { endpoint, connect_timeout, client: Mutex::default(), known: Mutex::default() }
     }
 
-    /// An access token for a pod's token, which ends at `ends` itself. One that will end soon is renewed where that is
-    /// possible.
-    pub(crate) async fn exchange(
-        &self,
-        token: &Secret,
-        ends: Option<Instant>,
-        provider: &str,
-        principal: &Principal,
-        uri: &SourceUri,
-    ) -> Result<Exchanged, AccessError> {
-        let now = Instant::now();
+    /// An access token for a pod's token, to read `uri` with. One that will end soon is renewed where that is possible.
+    pub(crate) async fn exchange(&self, pods: &PodToken, uri: &SourceUri) -> Result<Exchanged, AccessError> {
+        let (token, now) = (&pods.token, Instant::now());
         let known = self.known().get(token).filter(|known| known.ends > now).cloned();
         if let Some(known) = known.as_ref().filter(|known| known.renew > now) {
             return Ok(known.clone());
         }
-        match self.ask(token, ends, provider, principal, uri).await {
+        match self.ask(pods, uri).await {
             Ok(exchanged) => {
                 let mut all = self.known();
                 all.retain(|_, known| known.ends > now);
@@ -93,51 +85,39 @@ impl Exchanger {
         }
     }
 
-    async fn ask(
-        &self,
-        token: &Secret,
-        ends: Option<Instant>,
-        provider: &str,
-        principal: &Principal,
-        uri: &SourceUri,
-    ) -> Result<Exchanged, AccessError> {
+    async fn ask(&self, pods: &PodToken, uri: &SourceUri) -> Result<Exchanged, AccessError> {
         let away = |why: String| AccessError::Unverified {
             what: uri.to_string(),
-            principal: principal.to_string(),
+            principal: pods.principal.to_string(),
             why: format!("{} {why}", self.endpoint),
         };
-        let asked = timeout(PATIENCE, self.send(token, provider, uri)).await;
+        let asked = timeout(PATIENCE, self.send(pods, uri)).await;
         let asked = asked.map_err(|_| away(format!("gave no answer in {} s", PATIENCE.as_secs())))?;
         let (status, body) = asked.map_err(away)?;
         if status.is_server_error() || status == reqwest::StatusCode::TOO_MANY_REQUESTS {
             return Err(away(format!("answers {status}")));
         }
         if !status.is_success() {
-            return Err(self.refusal(status, &body, token, principal, uri));
+            return Err(self.refusal(status, &body, pods, uri));
         }
         // What it sent is not repeated: it may hold a token.
         let answer: Answer =
             serde_json::from_slice(&body).map_err(|_| away("gave an answer without a token".to_owned()))?;
         let (now, life) = (Instant::now(), Duration::from_secs(answer.expires_in));
         let lasts = now + life;
-        let ends = ends.map_or(lasts, |ends| ends.min(lasts));
+        let ends = pods.ends.map_or(lasts, |ends| ends.min(lasts));
         let credential = Credential::Google(Secret::new(&answer.access_token));
         Ok(Exchanged { credential, ends, renew: now + ends.saturating_duration_since(now).mul_f64(0.75) })
     }
 
-    async fn send(
-        &self,
-        token: &Secret,
-        provider: &str,
-        uri: &SourceUri,
-    ) -> Result<(reqwest::StatusCode, Vec<u8>), String> {
+    async fn send(&self, pods: &PodToken, uri: &SourceUri) -> Result<(reqwest::StatusCode, Vec<u8>), String> {
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
-            .append_pair("audience", provider)
+            .append_pair("audience", &pods.provider)
             .append_pair("scope", SCOPE)
             .append_pair("requested_token_type", "urn:ietf:params:oauth:token-type:access_token")
             .append_pair("subject_token_type", "urn:ietf:params:oauth:token-type:jwt")
-            .append_pair("subject_token", token.reveal())
+            .append_pair("subject_token", pods.token.reveal())
             .finish();
         let request = self
             .client(uri)?
@@ -170,8 +150,7 @@ impl Exchanger {
         &self,
         status: reqwest::StatusCode,
         body: &[u8],
-        token: &Secret,
-        principal: &Principal,
+        pods: &PodToken,
         uri: &SourceUri,
     ) -> AccessError {
         let Refusal { error, error_description } = serde_json::from_slice(body).unwrap_or_default();
@@ -179,8 +158,8 @@ impl Exchanger {
         AccessError::Refused {
             what: uri.to_string(),
             verdict: "refused",
-            principal: principal.to_string(),
-            detail: line(&detail.replace(token.reveal(), "…")),
+            principal: pods.principal.to_string(),
+            detail: line(&detail.replace(pods.token.reveal(), "…")),
             remedy: "check access.audience and access.provider in the agent's configuration, and that the pool trusts \
                      this cluster"
                 .to_owned(),
@@ -194,15 +173,4 @@ impl Exchanger {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

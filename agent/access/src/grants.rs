@@ -45,7 +45,7 @@ impl Asked {
     pub(crate) fn new(claim: &Claim, source: &SourceUri, selection: &Selection) -> Self {
         let who = match claim {
             Claim::Ready(_, credential) => Who::Credential(credential.clone()),
-            Claim::Token { principal, .. } => Who::Principal(principal.clone()),
+            Claim::Token(token) => Who::Principal(token.principal.clone()),
         };
         Self { who, source: source.clone(), selection: selection.clone() }
     }

@@ -63,13 +63,9 @@ impl Lease {
     pub fn settle(self, target: &Path, snapshot: SnapshotKey) {
         let holders = self.holders.clone();
         let mut all = holders.lock();
-        let is_earlier = |(number, holder): (&u64, &Holder)| {
-            *number != self.number
-                && matches!(&holder.place, Place::Volume { target: known, .. } if known == target)
-        };
-        let earlier: Vec<u64> =
-            all.by_number.iter().filter(|entry| is_earlier(*entry)).map(|(number, _)| *number).collect();
-        earlier.iter().for_each(|number| drop(all.by_number.remove(number)));
+        let is_earlier =
+            |holder: &Holder| matches!(&holder.place, Place::Volume { target: known, .. } if known == target);
+        all.by_number.retain(|number, holder| *number == self.number || !is_earlier(holder));
         if let Some(holder) = all.by_number.get_mut(&self.number) {
             holder.place = Place::Volume { target: target.to_owned(), snapshot, since: Instant::now() };
         }
@@ -119,8 +115,8 @@ impl Holders {
         Lease { holders: self.clone(), number }
     }
 
-    /// Those as whom an object of a source, or all of it, may be asked for now. `source` is what all names in it begin with: each credential once, the newest first, the
-    /// node last.
+    /// Those as whom an object of a source, or all of it, may be asked for now: each credential once, the newest first, the
+    /// node last. All names in the source begin with `source`.
     pub(crate) fn of(&self, url: &str, source: &str) -> Vec<Holder> {
         let now = Instant::now();
         let mut found: Vec<Holder> = Vec::new();

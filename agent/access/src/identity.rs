@@ -77,13 +77,23 @@ pub(crate) enum Claim {
     /// A credential that the origin itself knows.
     Ready(Principal, Credential),
     /// A token that is to be exchanged first.
-    Token { principal: Principal, provider: String, token: Secret, ends: Option<Instant> },
+    Token(PodToken),
+}
+
+/// A token of a pod's service account.
+#[derive(Debug, Clone)]
+pub(crate) struct PodToken {
+    pub(crate) principal: Principal,
+    /// For whom it is exchanged.
+    pub(crate) provider: String,
+    pub(crate) token: Secret,
+    pub(crate) ends: Option<Instant>,
 }
 
 impl Claim {
     pub(crate) fn principal(&self) -> &Principal {
         match self {
-            Self::Ready(principal, _) | Self::Token { principal, .. } => principal,
+            Self::Ready(principal, _) | Self::Token(PodToken { principal, .. }) => principal,
         }
     }
 
@@ -188,7 +198,7 @@ fn with_token(exchange: &Exchange, pod: &Pod, uri: &SourceUri) -> Result<Claim, 
         Some(Err(_)) => return Err(refused("the token has expired".to_owned())),
     };
     let provider = exchange.provider.clone();
-    Ok(Claim::Token { principal, provider, token: found.token.clone(), ends })
+    Ok(Claim::Token(PodToken { principal, provider, token: found.token.clone(), ends }))
 }
 
 /// Whose a token says it is. Whether that is so is for those to say who exchange it.

@@ -29,6 +29,7 @@ mod source;
 mod web;
 mod web_server;
 
+pub use answer::chain;
 pub use cloud::ObjectStoreSource;
 pub use config::{AzureConfig, Config, Environment, GcsConfig, HubConfig, S3Config, Settings};
 pub use credential::{Credential, S3Keys, Secret};
