@@ -25,7 +25,6 @@ impl Control {
     async fn publish_one(&self, mut request: v1::PublishRequest) -> Result<v1::VolumeInfo, Status> {
         let target = self.target(&request.target_path).await?;
         let pod = request.pod.take();
-        let is_pods = pod.is_some();
         let checked = self.access.check_target(&target, pod.is_some()).await;
         checked.map_err(|error| failure::access_status(&error))?;
         let wish = Wish { target, mode: request.mode(), wait: request.wait };
@@ -36,23 +35,23 @@ impl Control {
         let (volume, is_new) = match (self.published(&request, &wish.target).await?, pod) {
             (Some(known), Some(pod)) => {
                 self.renew(pod, &request, &known).await?;
+                // kubelet comes again every minute or so, and wants no more of the volume than the first time: an operator
+                // may have unpinned it since.
+                (request.pin, request.warm_up) = (false, false);
                 (known, false)
             }
             (Some(known), None) => (known, false),
             (None, Some(pod)) => (self.publish_for(pod, &request, &wish).await?, true),
             (None, None) => (self.publish_new(&request, &wish).await?, true),
         };
-        // kubelet publishes a pod's volume again every minute or so, which wants nothing more of it than the first time: an
-        // operator may have unpinned it since.
-        let wants_more = is_new || !is_pods;
-        if request.warm_up && wants_more || is_new && self.volumes.warms_up_all() {
+        if request.warm_up || is_new && self.volumes.warms_up_all() {
             self.volumes.warm_up(&volume);
         }
         if wish.wait {
             let completed = self.wait_until_complete(volume.snapshot).await;
             completed.map_err(|error| failure::fetch_status(&error))?;
         }
-        if request.pin && wants_more {
+        if request.pin {
             self.store()
                 .set_pinned(volume.snapshot, true)
                 .await
