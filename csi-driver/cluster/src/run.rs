@@ -129,32 +129,37 @@ struct Part {
 
 impl Part {
     fn hear_node(&mut self, event: Result<watcher::Event<Node>, watcher::Error>) {
-        match event {
-            Ok(event) => {
-                self.complained.remove(NODE);
-                self.node.hear(event);
-            }
-            Err(error) => self.complain(NODE, &watch_words(&error)),
+        if let Some(event) = self.heard(NODE, event) {
+            self.node.hear(event);
         }
     }
 
     fn hear_map(&mut self, event: Result<watcher::Event<ConfigMap>, watcher::Error>) {
-        match event {
-            Ok(event) => {
-                self.complained.remove(MAPS);
-                self.maps.hear(event);
-            }
-            Err(error) => self.complain(MAPS, &watch_words(&error)),
+        if let Some(event) = self.heard(MAPS, event) {
+            self.maps.hear(event);
         }
         if let Some(maps) = self.maps.known() {
             self.lists.renew(maps);
         }
     }
 
+    fn heard<E>(&mut self, what: &'static str, event: Result<E, watcher::Error>) -> Option<E> {
+        match &event {
+            Ok(_) => drop(self.complained.remove(what)),
+            Err(error) => self.complain(what, &watch_words(error)),
+        }
+        event.ok()
+    }
+
     async fn turn(&mut self) {
-        let node = self.node.known().and_then(|known| known.get(&self.options.node)).cloned();
-        // Before both are known, nobody can say what is wanted, and an empty list would let go of everything.
-        let (Some(node), true) = (node, self.maps.known().is_some()) else { return self.turn_alone().await };
+        let Some(node) = self.node.known().and_then(|known| known.get(&self.options.node)).cloned() else {
+            return;
+        };
+        // Before the lists are known, nobody can say what is wanted, and an empty one would let go of everything. The taint
+        // can go all the same, if it does not depend on them.
+        if self.maps.known().is_none() {
+            return self.untaint(&node, false).await;
+        }
         let wanted = wanted(self.lists.models(), node.labels());
         let condition = match self.tell_agent(&wanted).await {
             Ok(states) => {
@@ -175,13 +180,6 @@ impl Part {
         }
         let has_models = condition.is_some_and(|condition| condition.status == "True");
         self.untaint(&node, has_models).await;
-    }
-
-    /// Without the ConfigMaps the taint can go all the same, if it does not depend on them.
-    async fn turn_alone(&mut self) {
-        if let Some(node) = self.node.known().and_then(|known| known.get(&self.options.node)).cloned() {
-            self.untaint(&node, false).await;
-        }
     }
 
     async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, String> {
