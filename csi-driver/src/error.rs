@@ -10,7 +10,7 @@ use std::{
 
 use tonic::{Code, Status};
 use weightd_daemon::SocketError;
-use weightd_proto::v1::FailureKind;
+use weightd_proto::{shortened, v1::FailureKind};
 
 use crate::{
     attributes::InvalidAttribute, capability::InvalidCapability, pod::InvalidPod, target::InvalidTarget,
@@ -140,17 +140,10 @@ impl From<CallError> for Status {
     }
 }
 
-/// Without line breaks and control characters. A long text loses its middle: it begins with what is concerned and ends
-/// with what to do.
+/// Without line breaks and control characters, and no longer than an event may be.
 fn one_line(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.len() <= MAX_MESSAGE_BYTES {
-        return text;
-    }
-    let head = (0..=MAX_MESSAGE_BYTES * 2 / 3).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    let tail = text.len() - MAX_MESSAGE_BYTES / 4;
-    let tail = (tail..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    format!("{} … {}", &text[..head], &text[tail..])
+    shortened(&text, MAX_MESSAGE_BYTES)
 }
 
 /// Why the driver does not start.

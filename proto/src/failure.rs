@@ -51,11 +51,10 @@ impl Failure {
         Self { kind: kind.into(), remedy: remedy.into() }
     }
 
-    /// The status to answer a call with. A long message loses its middle: it begins with what is concerned and
-    /// ends with what to do.
+    /// The status to answer a call with. A long message is [`shortened`].
     pub fn into_status(self, message: &str) -> Status {
         let code = self.kind().code();
-        let message = shortened(message);
+        let message = shortened(message, MAX_STATUS_TEXT_BYTES);
         let failure = Any { type_url: FAILURE_TYPE.to_owned(), value: self.encode_to_vec() };
         let details = RpcStatus { code: code.into(), message: message.clone(), details: vec![failure] };
         Status::with_details(code, message, details.encode_to_vec().into())
@@ -69,14 +68,16 @@ impl Failure {
     }
 }
 
-fn shortened(message: &str) -> String {
-    if message.len() <= MAX_STATUS_TEXT_BYTES {
-        return message.to_owned();
+/// A text of no more than `most` bytes (12 at least). A longer one loses its middle: it begins with what is concerned and
+/// ends with what to do.
+pub fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
     }
-    let boundary = |at: &usize| message.is_char_boundary(*at);
-    let head = (0..=MAX_STATUS_TEXT_BYTES / 2).rev().find(boundary).unwrap_or(0);
-    let tail = (message.len() - MAX_STATUS_TEXT_BYTES / 3..).find(boundary).unwrap_or(message.len());
-    format!("{} … {}", &message[..head], &message[tail..])
+    let boundary = |at: &usize| text.is_char_boundary(*at);
+    let head = (0..=most / 2).rev().find(boundary).unwrap_or(0);
+    let tail = (text.len() - most / 3..).find(boundary).unwrap_or(text.len());
+    format!("{} … {}", &text[..head], &text[tail..])
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 mod failure;
 mod secrets;
 
-pub use failure::{MAX_MESSAGE_BYTES, MAX_STATUS_TEXT_BYTES};
+pub use failure::{MAX_MESSAGE_BYTES, MAX_STATUS_TEXT_BYTES, shortened};
 
 /// `weightd.v1`: the agent's control interface.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; documented in the .proto")]
