@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{fs::XattrFlags, io::Errno};
 use weightd_harness::{FakeGcs, Model, ModelShape, mounts, require};
 
 use super::{Node, SLOW, SOURCE, fuse};
@@ -43,6 +44,43 @@ async fn mounting_shows_the_files_before_any_tensor_is_here() {
     assert_eq!(nobody.unwrap().stdout, fs::read(node.model.directory.join("config.json")).unwrap());
     let none = Command::new("setfattr").args(["-n", "user.x", "-v", "1"]).arg(&small).output();
     assert!(none.is_err() || !none.unwrap().status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_reading_is_refused_with_the_errno_that_says_why() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let node = Node::new(&gcs, &gcs.endpoint(), &ModelShape::tiny(), "").await;
+    let _agent = node.place.agent().await;
+    for mode in ["fuse", "bind"] {
+        let target = node.place.at(mode);
+        node.place.ask(&format!("mount {SOURCE} {} --mode {mode}", target.display())).done();
+        let (file, new) = (target.join("config.json"), target.join("new"));
+        let refused = [
+            ("create", fs::write(&new, "x")),
+            ("open for writing", fs::OpenOptions::new().write(true).open(&file).map(drop)),
+            ("truncate", fs::OpenOptions::new().write(true).truncate(true).open(&file).map(drop)),
+            ("rename", fs::rename(&file, &new)),
+            ("remove", fs::remove_file(&file)),
+            ("make a directory", fs::create_dir(&new)),
+            ("link", fs::hard_link(&file, &new)),
+            ("symlink", std::os::unix::fs::symlink("x", &new)),
+            ("chmod", fs::set_permissions(&file, fs::Permissions::from_mode(0o777))),
+            ("chown", std::os::unix::fs::chown(&file, Some(1), None)),
+            (
+                "setxattr",
+                rustix::fs::setxattr(&file, "user.x", b"1", XattrFlags::empty()).map_err(Into::into),
+            ),
+        ];
+        for (what, outcome) in refused {
+            let errno = outcome.unwrap_err().raw_os_error();
+            assert_eq!(errno, Some(Errno::ROFS.raw_os_error()), "{mode}: {what}");
+        }
+        let found = rustix::fs::getxattr(&file, "user.x", &mut [0_u8; 8]).unwrap_err();
+        assert!([Errno::NODATA, Errno::OPNOTSUPP].contains(&found), "{mode}: {found}");
+    }
+    let file = fs::File::open(node.place.at("fuse").join("config.json")).unwrap();
+    assert_eq!(rustix::fs::ioctl_getflags(&file).unwrap_err(), Errno::NOTTY);
 }
 
 #[tokio::test(flavor = "multi_thread")]
