@@ -15,7 +15,7 @@ use crate::{command, skips, summary::Summary, tools};
 const WORKSPACE: [&str; 3] = ["--workspace", "--features", "xtask/generate"];
 
 /// Installs what tests need, runs them all and counts. Whether all is well. The programs that tests start are built by
-/// the same `cargo test`, because their packages have tests of their own; building them first would compile their
+/// the same `cargo test`, because their packages have integration tests of their own; building them first would compile their
 /// dependencies twice, with other features.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<bool> {
     if let Err(error) = tools::install(root) {

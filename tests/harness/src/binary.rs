@@ -5,10 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The built program `name`, `weightctl` or `weightd`, of the profile in which the caller runs.
+/// The built program `name`, such as `weightctl`, of the profile in which the caller runs.
 ///
 /// Cargo tells a test only about programs of its own package, so this looks where Cargo puts them all: beside the
-/// test's directory `deps`. `cargo xtask test` builds them first.
+/// test's directory `deps`. `cargo test` builds those
+/// whose packages have integration tests, which is why each package with a program has some.
 ///
 /// # Panics
 /// When it is not built.
@@ -20,7 +21,7 @@ pub fn binary(name: &str) -> PathBuf {
         let profile =
             if here.components().any(|part| part.as_os_str() == "release") { " --release" } else { "" };
         panic!(
-            "{name} is not built beside {}: run `cargo build{profile} -p weightctl -p weightd`",
+            "{name} is not built beside {}: run `cargo build{profile} --workspace --bins`",
             here.parent().unwrap_or(Path::new("/")).display()
         )
     })
