@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use weightd_harness::{ModelShape, require};
+use weightd_harness::{ModelShape, cluster::install::until_installed, require};
 
 use crate::{
     faults::Fault,
-    install::until_installed,
     models::Stored,
     world::{Scene, until, until_equal, world},
     yaml::{FOREVER, ONCE, Pod, inline},
@@ -69,7 +68,7 @@ fn pods_of_many_models_come_and_go_while_everything_fails() {
     eprintln!("{made} pods, {struck} faults");
     assert!(made > 5 && struck > 5, "that is no chaos");
 
-    until_installed(&world);
+    until_installed(&world.cluster).unwrap();
     for pod in &living {
         scene.until_phase(&pod.name, if pod.forever { "Running" } else { "Succeeded" });
     }

@@ -1,9 +1,12 @@
 //! Agent, driver and kubelet fail and are rolled out while pods read: these notice nothing, and new ones start.
 
-use weightd_harness::{ModelShape, cluster::Node, require};
+use weightd_harness::{
+    ModelShape,
+    cluster::{Node, install::until_installed},
+    require,
+};
 
 use crate::{
-    install::until_installed,
     models::Stored,
     world::{Scene, World, until, world},
     yaml::{FOREVER, ONCE, Pod, inline},
@@ -64,7 +67,7 @@ fn pods_read_on_and_new_ones_start_whatever_fails() {
         let before = rounds();
         until("it reads on", || (rounds() > before + 1).then_some(()));
         assert_eq!(scene.phase(&reader), "Running", "{fault:?}");
-        until_installed(&world);
+        until_installed(&world.cluster).unwrap();
         scene.kubectl(&format!("delete pod {reader} {new}"));
         eprintln!("{fault:?}: nobody noticed");
     }
@@ -102,7 +105,7 @@ fn an_agent_that_hits_its_memory_limit_is_no_matter_to_its_readers() {
         "-n weightd set resources daemonset/weightd -c agent --limits=memory=1Gi --requests=memory=512Mi",
     );
     world.proxy.limit(0);
-    until_installed(&world);
+    until_installed(&world.cluster).unwrap();
     let rounds = || scene.kubectl("logs reader").matches("round").count();
     let before = rounds();
     until("it reads on", || (rounds() > before + 1).then_some(()));

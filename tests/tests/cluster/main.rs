@@ -11,7 +11,6 @@
 mod chaos;
 mod faults;
 mod identity;
-mod install;
 mod manifests;
 mod models;
 mod origin;

@@ -2,12 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
-use weightd_harness::require;
+use weightd_harness::{cluster::install::manifests, require};
 
-use crate::{
-    install::manifests,
-    world::{done, world},
-};
+use crate::world::{done, world};
 
 /// Overlays that can be applied; the component for newer versions is not one of them.
 const OVERLAYS: [&str; 3] = ["plain", "gke-local-ssd", "gke-hyperdisk-ml"];

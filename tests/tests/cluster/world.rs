@@ -12,10 +12,12 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use weightd_harness::{
     FakeGcs, FaultProxy, GcsOptions, Guard, Unready,
-    cluster::{Cluster, Node, runner::Wanted},
+    cluster::{
+        Cluster, Node,
+        install::{self, Settings},
+        runner::Wanted,
+    },
 };
-
-use crate::install;
 
 /// More than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
@@ -68,10 +70,9 @@ impl World {
         }
         guard.open("models");
         let nodes = cluster.nodes().unwrap();
-        let world = Self { cluster, nodes, gcs, guard, proxy };
-        install::images(&world);
-        install::apply(&world);
-        Ok(world)
+        let settings = Settings { bucket: proxy.url(), token_url: Some(guard.token_url()) };
+        install::install(&cluster, &settings).unwrap();
+        Ok(Self { cluster, nodes, gcs, guard, proxy })
     }
 
     /// Runs kubectl; its words in an error are the test's.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 /// More than anything of a cluster takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Starts a program that ends with the thread that started it, its words in a file.
 pub(super) fn start(log: &Path, program: &Path, arguments: &[String]) -> Result<Child> {

@@ -15,6 +15,7 @@ mod control_plane;
 mod given;
 mod handle;
 pub mod image;
+pub mod install;
 mod keys;
 pub mod kubernetes;
 mod network;

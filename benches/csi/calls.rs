@@ -1,9 +1,4 @@
-//! How soon does a pod get its volume? The driver, the agent and the keeper of a node, called as kubelet calls.
-//!
-//! Models of the benchmarks' size that the node has never heard of, one after the other: how long until their files are
-//! there. Then one that is here, for many pods at once. `cargo xtask bench csi --report docs/benchmarks/csi.md` runs it and
-//! rewrites that page. Needs root, to mount.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports to its terminal")]
+//! The driver, the agent and the keeper of a node, called as kubelet calls.
 
 use std::{
     collections::HashMap,
@@ -14,13 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
 use futures::future::try_join_all;
 use tonic::transport::{Channel, Endpoint};
-use weightd_benches::{
-    BUCKET, Bucket, Common, Node, Process, SOURCE, Table, binary, machine, median, percentile, wait_until,
-};
-use weightd_harness::ModelShape;
+use weightd_benches::{BUCKET, Bucket, Node, Process, SOURCE, binary, wait_until};
 use weightd_proto::csi::{
     NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
     node_client::NodeClient,
@@ -30,14 +21,16 @@ use weightd_proto::csi::{
 /// Models that the node has never heard of: enough for a 99th percentile.
 const UNKNOWN: usize = 100;
 /// Pods that come at once.
-const PODS: usize = 100;
+pub(crate) const PODS: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Measures the driver.
-#[derive(Parser)]
-struct Options {
-    #[command(flatten)]
-    common: Common,
+/// How long calls took, in seconds.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    /// Of each model that the node had never heard of.
+    pub(crate) unknown: Vec<f64>,
+    /// Of all [`PODS`] together, each round.
+    pub(crate) at_once: Vec<f64>,
 }
 
 /// A node's driver, and where its kubelet's files would be.
@@ -47,51 +40,21 @@ struct Driver {
     _process: Process,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let options = Options::parse().common;
-    eprintln!("making the model and its bucket");
-    let bucket = Bucket::make(&options.directory, &ModelShape::default(), false).await?;
-    let place = options.directory.join("csi");
+/// Measures calls.
+pub(crate) async fn measure(directory: &Path, bucket: &Bucket, rounds: usize) -> Result<Times> {
+    let place = directory.join("csi");
     if place.exists() {
         fs::remove_dir_all(&place)?;
     }
     let node = Node::start(&place, &bucket.gcs.endpoint(), "")?;
     let driver = Driver::start(&node)?;
-    let unknown = unknown(&driver, &bucket).await?;
+    let mut times = Times { unknown: unknown(&driver, bucket).await?, at_once: Vec::new() };
     node.mount("complete", &["--wait"])?;
-    let mut together = Vec::new();
-    for round in 1..=options.rounds {
+    for round in 1..=rounds {
         eprintln!("{PODS} pods at once, round {round}");
-        together.push(at_once(&driver).await?);
+        times.at_once.push(at_once(&driver).await?);
     }
-    drop(driver);
-    let text = format!("{}\n\n{}", machine(), report(&unknown, &together));
-    println!("{text}");
-    if let Some(path) = &options.report {
-        fs::write(path, format!("{HEAD}{text}"))?;
-    }
-    Ok(())
-}
-
-const HEAD: &str = "# Volumes of pods\n\nThe last run of `cargo xtask bench csi --report docs/benchmarks/csi.md`. Calls go \
-                    to the driver's socket, as kubelet's do; the\nbucket is a fake-gcs-server on loopback.\n\n";
-
-fn report(unknown: &[f64], together: &[f64]) -> String {
-    let seconds = |value: f64| format!("{value:.3}");
-    let mut table = Table::new(&["what", "median s", "99th percentile s", "slowest s"]);
-    let mut row = |what: &str, times: &[f64]| {
-        let all = || times.iter().copied();
-        table.push(vec![
-            what.to_owned(),
-            seconds(median(all())),
-            seconds(percentile(all(), 0.99)),
-            seconds(percentile(all(), 1.0)),
-        ]);
-    };
-    row("a model that the node has never heard of", unknown);
-    row(&format!("{PODS} pods at once, of a complete model"), together);
-    format!("{}\n", table.markdown())
+    Ok(times)
 }
 
 /// How long a pod waits for the files of a model that the node hears of for the first time. The ones before are let go at
