@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::time::sleep;
 use weightd_benches::{BUCKET, Bucket};
 use weightd_harness::{
@@ -21,7 +21,7 @@ use weightd_harness::{
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a pod has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +100,10 @@ async fn pod(cluster: &Cluster, bucket: &Bucket, kind: Kind, source: &str) -> Re
         if said.lines().count() >= lines {
             break said;
         }
-        ensure!(begun.elapsed() < PATIENCE, "the pod says {said:?} after {PATIENCE:?}");
+        if begun.elapsed() > PATIENCE {
+            let events = cluster.kubectl().args(["get", "events", "-o", "wide"]).output()?.stdout;
+            bail!("the pod says {said:?} after {PATIENCE:?}: {}", String::from_utf8_lossy(&events));
+        }
         sleep(Duration::from_millis(200)).await;
     };
     let after = |line: usize| {

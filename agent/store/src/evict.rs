@@ -110,8 +110,9 @@ impl Store {
         let free_after = usage.free.saturating_sub(usage.reserved);
         let below_floor = (needed + usage.floor).saturating_sub(free_after);
         let (mut required, mut wished) = (below_floor, below_floor);
+        // In words: kubelet takes a percent sign in an error for one of a format.
         let mut limit = format!(
-            "{:.0}% of the file system stays free: `store.floor`, lower it for more",
+            "{:.0} percent of the file system stays free: `store.floor`, lower it for more",
             self.config().floor * 100.0
         );
         if let Some(quota) = self.config().quota_bytes {
