@@ -17,7 +17,7 @@ pub struct PrefetchRequest {
     /// Unspecified means aligned.
     #[prost(enumeration = "Layout", tag = "3")]
     pub layout: i32,
-    /// Pins the snapshot once it is complete.
+    /// Pins the snapshot once it is complete. Of several detached requests for a snapshot that is on its way, one is enough.
     #[prost(bool, tag = "4")]
     pub pin: bool,
     /// Higher goes first; 0 is ordinary.
