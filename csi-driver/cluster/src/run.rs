@@ -187,6 +187,7 @@ impl Part {
         let request = SetWantedRequest {
             models: wanted.iter().map(Wanted::message).collect(),
             list_again_after: Some(prost_types::Duration { seconds: after, nanos: 0 }),
+            keep_others: false,
         };
         let answer = match timeout(AGENT_PATIENCE, self.agent.set_wanted(request)).await {
             Ok(Ok(answer)) if answer.models.len() == wanted.len() => Ok(answer.models),
