@@ -17,7 +17,7 @@ use weightd_proto::v1::{SetWantedRequest, WantedState};
 
 use crate::{
     ClusterError, LABEL, Metrics,
-    condition::Condition,
+    condition::{Condition, Trouble},
     error::watch_words,
     events::Events,
     lists::Lists,
@@ -31,7 +31,7 @@ use crate::{
 const TURN: Duration = Duration::from_secs(3);
 /// How long the agent may take to answer.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may be away before the condition says so: a rollout takes a few seconds.
+/// How long it may not say how the models stand before the condition says so: a rollout takes a few seconds.
 const AWAY: Duration = Duration::from_secs(20);
 
 /// Names of what may fail, for the log.
@@ -82,7 +82,7 @@ pub async fn run(
         node: Mirror::default(),
         maps: Mirror::default(),
         lists: Lists::default(),
-        away_since: None,
+        trouble_since: None,
         complained: BTreeMap::new(),
     };
     loop {
@@ -122,7 +122,8 @@ struct Part {
     node: Mirror<Node>,
     maps: Mirror<ConfigMap>,
     lists: Lists,
-    away_since: Option<Instant>,
+    /// Since when the agent has not said how the models stand.
+    trouble_since: Option<Instant>,
     /// What was logged of each thing that fails, so that the log has it once.
     complained: BTreeMap<&'static str, String>,
 }
@@ -161,18 +162,12 @@ impl Part {
             return self.untaint(&node, false).await;
         }
         let wanted = wanted(self.lists.models(), node.labels());
-        let condition = match self.tell_agent(&wanted).await {
-            Ok(states) => {
-                self.metrics.show(&wanted, &states);
-                self.tell_failures(&node, &states).await;
-                Some(Condition::of(&wanted, &states))
-            }
-            Err(why) => {
-                let since = *self.away_since.get_or_insert_with(Instant::now);
-                (since.elapsed() >= AWAY).then(|| Condition::unknown(&why))
-            }
-        };
+        let told = self.tell_agent(&wanted).await;
+        if let Ok(states) = &told {
+            self.tell_failures(&node, states).await;
+        }
         self.tell_complaints().await;
+        let condition = self.condition(&wanted, &told);
         if let Some(condition) = &condition {
             self.metrics.weights_ready.set(i64::from(condition.status == "True"));
             let outcome = self.own.say(&node, condition).await;
@@ -182,27 +177,51 @@ impl Part {
         self.untaint(&node, has_models).await;
     }
 
-    async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, String> {
+    async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, Trouble> {
         let after = i64::try_from(self.options.list_again_after.as_secs()).unwrap_or(i64::MAX);
         let request = SetWantedRequest {
             models: wanted.iter().map(Wanted::message).collect(),
             list_again_after: Some(prost_types::Duration { seconds: after, nanos: 0 }),
-            keep_others: false,
+            // What a list wants that cannot be read is most likely what it wanted before this process began.
+            keep_others: self.lists.unread().next().is_some(),
         };
         let answer = match timeout(AGENT_PATIENCE, self.agent.set_wanted(request)).await {
             Ok(Ok(answer)) if answer.models.len() == wanted.len() => Ok(answer.models),
-            Ok(Ok(_)) => Err("it answered for other models than it was asked about".to_owned()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer in {} s", AGENT_PATIENCE.as_secs())),
+            Ok(Ok(_)) => {
+                Err(Trouble::Refused("it answered for other models than it was asked about".to_owned()))
+            }
+            Ok(Err(error)) if error.is_absence() => Err(Trouble::Away(error.to_string())),
+            Ok(Err(error)) => Err(Trouble::Refused(error.to_string())),
+            Err(_) => Err(Trouble::Away(format!("no answer in {} s", AGENT_PATIENCE.as_secs()))),
         };
         match &answer {
-            Ok(_) => {
-                self.away_since = None;
+            Ok(states) => {
+                self.trouble_since = None;
                 self.complained.remove(AGENT);
+                self.metrics.show(wanted, states);
             }
-            Err(why) => self.complain(AGENT, why),
+            Err(trouble) => self.complain(AGENT, trouble.why()),
         }
         answer
+    }
+
+    /// What is to be said, once it is known.
+    fn condition(
+        &mut self,
+        wanted: &[Wanted],
+        told: &Result<Vec<WantedState>, Trouble>,
+    ) -> Option<Condition> {
+        let unread: Vec<_> = self.lists.unread().collect();
+        if !unread.is_empty() {
+            return Some(Condition::unread(&unread));
+        }
+        match told {
+            Ok(states) => Some(Condition::of(wanted, states)),
+            Err(trouble) => {
+                let since = *self.trouble_since.get_or_insert_with(Instant::now);
+                (since.elapsed() >= AWAY).then(|| Condition::of_trouble(trouble))
+            }
+        }
     }
 
     async fn tell_failures(&mut self, node: &Node, states: &[WantedState]) {

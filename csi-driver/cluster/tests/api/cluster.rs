@@ -117,6 +117,13 @@ impl Cluster {
         self.has_roles = true;
     }
 
+    /// Ends the part as if the driver were restarted.
+    pub(crate) async fn stop(&mut self) {
+        self.stopping.cancel();
+        self.part.take().unwrap().await.unwrap();
+        self.stopping = CancellationToken::new();
+    }
+
     /// Starts what is tested.
     pub(crate) fn run(&mut self, ready_needs_models: bool) {
         let options = Options {
