@@ -23,9 +23,13 @@ use crate::{
     lists::Lists,
     mirror::Mirror,
     node::OwnNode,
+    pauses::Pauses,
     taint,
     wanted::{Wanted, wanted},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// How often everything is looked at although nobody said that it changed.
 const TURN: Duration = Duration::from_secs(3);
@@ -34,10 +38,14 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long it may not say how the models stand before the condition says so: a rollout takes a few seconds.
 const AWAY: Duration = Duration::from_secs(20);
 
-/// Names of what may fail, for the log.
+/// Names of what may fail, for the log, and to keep the pauses of each apart.
 const AGENT: &str = "tell the agent what is wanted";
 const NODE: &str = "watch the node";
 const MAPS: &str = "watch the ConfigMaps that list models";
+const UNTAINT: &str = "remove the startup taint";
+const SAY: &str = "say how its models stand";
+const NODE_EVENTS: &str = "write events about the node";
+const MAP_EVENTS: &str = "write events about ConfigMaps";
 
 /// What the operator decided.
 #[derive(Debug, Clone)]
@@ -64,27 +72,13 @@ pub async fn run(
 ) {
     let nodes: Api<Node> = Api::all(client.clone());
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
-    let mut node_events =
-        watched(nodes.clone(), watcher::Config::default().fields(&format!("metadata.name={}", options.node)));
+    let own = watcher::Config::default().fields(&format!("metadata.name={}", options.node));
+    let mut node_events = watched(nodes, own);
     let mut map_events = watched(maps, watcher::Config::default().labels(LABEL));
     let mut registrations = registered.clone();
     let mut turns = interval(TURN);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events = Events::new(client, options.namespace.clone(), options.node.clone());
-    let own = OwnNode::new(nodes, options.node.clone());
-    let mut part = Part {
-        options,
-        own,
-        agent,
-        registered,
-        metrics,
-        events,
-        node: Mirror::default(),
-        maps: Mirror::default(),
-        lists: Lists::default(),
-        trouble_since: None,
-        complained: BTreeMap::new(),
-    };
+    let mut part = Part::new(options, client, agent, registered, metrics);
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -122,6 +116,7 @@ struct Part {
     node: Mirror<Node>,
     maps: Mirror<ConfigMap>,
     lists: Lists,
+    pauses: Pauses,
     /// Since when the agent has not said how the models stand.
     trouble_since: Option<Instant>,
     /// What was logged of each thing that fails, so that the log has it once.
@@ -129,6 +124,31 @@ struct Part {
 }
 
 impl Part {
+    fn new(
+        options: Options,
+        client: Client,
+        agent: weightd_client::Client,
+        registered: watch::Receiver<bool>,
+        metrics: Metrics,
+    ) -> Self {
+        let own = OwnNode::new(Api::all(client.clone()), options.node.clone());
+        let events = Events::new(client, options.namespace.clone(), options.node.clone());
+        Self {
+            options,
+            own,
+            agent,
+            registered,
+            metrics,
+            events,
+            node: Mirror::default(),
+            maps: Mirror::default(),
+            lists: Lists::default(),
+            pauses: Pauses::default(),
+            trouble_since: None,
+            complained: BTreeMap::new(),
+        }
+    }
+
     fn hear_node(&mut self, event: Result<watcher::Event<Node>, watcher::Error>) {
         if let Some(event) = self.heard(NODE, event) {
             self.node.hear(event);
@@ -147,34 +167,40 @@ impl Part {
     fn heard<E>(&mut self, what: &'static str, event: Result<E, watcher::Error>) -> Option<E> {
         match &event {
             Ok(_) => drop(self.complained.remove(what)),
-            Err(error) => self.complain(what, &watch_words(error)),
+            Err(error) => {
+                self.metrics.api_errors.inc();
+                self.complain(what, &watch_words(error));
+            }
         }
         event.ok()
     }
 
+    /// What matters most comes first: an API that takes no events holds up neither the taint nor the condition.
     async fn turn(&mut self) {
         let Some(node) = self.node.known().and_then(|known| known.get(&self.options.node)).cloned() else {
             return;
         };
-        // Before the lists are known, nobody can say what is wanted, and an empty one would let go of everything. The taint
-        // can go all the same, if it does not depend on them.
+        if !self.options.ready_needs_models {
+            self.untaint(&node).await;
+        }
+        // Before the lists are known, nobody can say what is wanted, and an empty one would let go of everything.
         if self.maps.known().is_none() {
-            return self.untaint(&node, false).await;
+            return;
         }
         let wanted = wanted(self.lists.models(), node.labels());
         let told = self.tell_agent(&wanted).await;
+        if let Some(condition) = self.condition(&wanted, &told) {
+            let is_ready = condition.status == "True";
+            self.metrics.weights_ready.set(is_ready.into());
+            if is_ready && self.options.ready_needs_models {
+                self.untaint(&node).await;
+            }
+            self.say(&node, &condition).await;
+        }
         if let Ok(states) = &told {
             self.tell_failures(&node, states).await;
         }
         self.tell_complaints().await;
-        let condition = self.condition(&wanted, &told);
-        if let Some(condition) = &condition {
-            self.metrics.weights_ready.set(i64::from(condition.status == "True"));
-            let outcome = self.own.say(&node, condition).await;
-            self.note("say how its models stand", outcome);
-        }
-        let has_models = condition.is_some_and(|condition| condition.status == "True");
-        self.untaint(&node, has_models).await;
     }
 
     async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, Trouble> {
@@ -224,51 +250,78 @@ impl Part {
         }
     }
 
+    async fn say(&mut self, node: &Node, condition: &Condition) {
+        if self.pauses.is_due(SAY) {
+            let outcome = self.own.say(node, condition).await;
+            self.note(SAY, outcome.err().as_slice());
+        }
+    }
+
     async fn tell_failures(&mut self, node: &Node, states: &[WantedState]) {
+        if !self.pauses.is_due(NODE_EVENTS) {
+            return;
+        }
+        let mut errors = Vec::new();
         for state in states.iter().filter(|state| state.failure.is_some()) {
             let message = match state.failure_message.contains(state.source.as_str()) {
                 true => state.failure_message.clone(),
                 false => format!("{}: {}", state.source, state.failure_message),
             };
             let uid = node.metadata.uid.as_deref();
-            let outcome = self.events.of_node(uid, &state.source, "WeightsNotBrought", &message).await;
-            self.note("write an event about the node", outcome);
+            errors.extend(self.events.of_node(uid, &state.source, "WeightsNotBrought", &message).await.err());
+            if errors.last().is_some_and(ClusterError::is_silence) {
+                break;
+            }
         }
+        self.note(NODE_EVENTS, &errors);
     }
 
     async fn tell_complaints(&mut self) {
-        let complaints: Vec<_> =
-            self.lists.complaints().map(|(name, words)| (name.to_owned(), words.to_owned())).collect();
-        for (name, words) in complaints {
-            let uid = self.maps.known().and_then(|known| known.get(&name)).and_then(ResourceExt::uid);
-            let outcome = self.events.of_config_map((&name, uid.as_deref()), "ModelsNotRead", &words).await;
-            self.note("write an event about a ConfigMap", outcome);
+        if !self.pauses.is_due(MAP_EVENTS) {
+            return;
         }
-    }
-
-    async fn untaint(&mut self, node: &Node, has_models: bool) {
-        let is_ready = *self.registered.borrow() && (has_models || !self.options.ready_needs_models);
-        if is_ready && taint::is_on(node) {
-            let outcome = self.own.remove_taint(node).await;
-            if let Ok(true) = outcome {
-                self.metrics.taints_removed.inc();
-                tracing::info!(node = self.options.node, "removed the startup taint");
+        let mut errors = Vec::new();
+        for (name, words) in self.lists.complaints() {
+            let uid = self.maps.known().and_then(|known| known.get(name)).and_then(ResourceExt::uid);
+            errors.extend(
+                self.events.of_config_map((name, uid.as_deref()), "ModelsNotRead", words).await.err(),
+            );
+            if errors.last().is_some_and(ClusterError::is_silence) {
+                break;
             }
-            self.note("remove the startup taint", outcome.map(drop));
         }
+        self.note(MAP_EVENTS, &errors);
     }
 
-    fn note(&mut self, what: &'static str, outcome: Result<(), ClusterError>) {
-        match outcome {
-            Ok(()) => drop(self.complained.remove(what)),
-            Err(error) => self.complain(what, &error.to_string()),
+    async fn untaint(&mut self, node: &Node) {
+        let is_registered = *self.registered.borrow();
+        if !is_registered || !taint::is_on(node) || !self.pauses.is_due(UNTAINT) {
+            return;
+        }
+        let outcome = self.own.remove_taint(node).await;
+        if let Ok(true) = outcome {
+            self.metrics.taints_removed.inc();
+            tracing::info!(node = self.options.node, "removed the startup taint");
+        }
+        self.note(UNTAINT, outcome.err().as_slice());
+    }
+
+    /// What came of a write, or of several of a kind.
+    fn note(&mut self, what: &'static str, errors: &[ClusterError]) {
+        self.metrics.api_errors.inc_by(errors.len() as u64);
+        match errors.first() {
+            None => {
+                self.complained.remove(what);
+                self.pauses.succeeded(what);
+            }
+            Some(error) => {
+                self.complain(what, &error.to_string());
+                self.pauses.failed(what);
+            }
         }
     }
 
     fn complain(&mut self, what: &'static str, why: &str) {
-        if what != AGENT {
-            self.metrics.api_errors.inc();
-        }
         if self.complained.insert(what, why.to_owned()).as_deref() != Some(why) {
             tracing::warn!(why, "cannot {what} yet");
         }
