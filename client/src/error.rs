@@ -82,6 +82,15 @@ impl Error {
         }
     }
 
+    /// Whether nobody answered, or someone who is about to leave: whoever waits finds the next agent. Anything else was
+    /// said by an agent that is there and stays.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Lost(_) => true,
+            Self::Failed { kind, .. } => *kind == FailureKind::TryAgain,
+        }
+    }
+
     /// What the user can do, when the message does not say so.
     pub fn remedy(&self) -> Option<&str> {
         match self {

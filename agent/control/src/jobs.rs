@@ -1,15 +1,12 @@
 //! Detached prefetches: the agent itself waits for them, across restarts.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use tokio::sync::{Mutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weightd_fetch::{FetchError, Transfer};
 use weightd_store::{Job, Store, StoreError};
-use weightd_types::{Layout, SnapshotKey};
+use weightd_types::SnapshotKey;
 
 use crate::Control;
 
@@ -21,60 +18,78 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(300);
 /// The detached prefetches under way.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs {
+    /// Held while what is written down of a job changes too, so that it and the task that does it never differ: a job
+    /// that is asked for while an earlier one ends must not be crossed off with it.
     running: Mutex<HashMap<SnapshotKey, Running>>,
 }
 
-/// How to end one.
+/// One that a task carries.
 #[derive(Debug)]
 struct Running {
+    /// What is written down. Whoever asks for the same snapshot again changes it.
+    asked: watch::Sender<Job>,
     cancelled: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Jobs {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotKey, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes the job down, and goes on with its transfer. Durable when it returns.
+    /// Writes the job down, and goes on with its transfer. A job of the same snapshot that is under way becomes this one:
+    /// its transfer goes on, and what is different holds from its next attempt or for its end. Durable when it returns.
     pub(crate) async fn begin(
         &self,
         control: &Control,
-        job: Job,
+        mut job: Job,
         transfer: Arc<Transfer>,
     ) -> Result<(), StoreError> {
         let key = transfer.key();
+        let mut running = self.running.lock().await;
+        if let Some(known) = running.get(&key) {
+            // Who asks without a pin does not take back what someone else was promised.
+            job.pin |= known.asked.borrow().pin;
+        }
         control.store().set_job(key, Some(job.clone())).await?;
-        self.run(control, key, job, Some(transfer));
+        match running.get(&key) {
+            Some(known) => drop(known.asked.send_replace(job)),
+            None => drop(running.insert(key, run(control, key, job, Some(transfer)))),
+        }
+        Ok(())
+    }
+
+    /// Goes on with what an earlier run wrote down.
+    async fn resume(&self, control: &Control) -> Result<(), StoreError> {
+        let mut running = self.running.lock().await;
+        for (key, job) in control.store().jobs().await? {
+            tracing::info!(snapshot = %key, source = %job.source, "going on with a detached prefetch");
+            running.entry(key).or_insert_with(|| run(control, key, job, None));
+        }
         Ok(())
     }
 
     /// Ends a job, and waits until it has let go of its snapshot.
     pub(crate) async fn give_up(&self, store: &Store, key: SnapshotKey) -> Result<(), StoreError> {
-        let running = self.lock().remove(&key);
-        let Some(Running { cancelled, tasks }) = running else { return Ok(()) };
+        let mut running = self.running.lock().await;
+        let Some(Running { cancelled, tasks, .. }) = running.remove(&key) else { return Ok(()) };
+        // The task never waits for the lock without listening for this.
         cancelled.cancel();
         tasks.wait().await;
         store.set_job(key, None).await
     }
+}
 
-    fn run(&self, control: &Control, key: SnapshotKey, job: Job, transfer: Option<Arc<Transfer>>) {
-        let mut running = self.lock();
-        if running.contains_key(&key) {
-            return;
-        }
-        let (cancelled, tasks) = (control.stopping.child_token(), TaskTracker::new());
-        // What an operator asked for is fetched as the node.
-        let lease = control.access.operator(&job.source);
-        let carried = carry(control.clone(), cancelled.clone(), key, job, transfer);
-        let carried = async move {
-            carried.await;
-            drop(lease);
-        };
-        control.tasks.spawn(tasks.track_future(carried));
-        tasks.close();
-        running.insert(key, Running { cancelled, tasks });
-    }
+/// Starts the task of a job.
+fn run(control: &Control, key: SnapshotKey, job: Job, transfer: Option<Arc<Transfer>>) -> Running {
+    let (cancelled, tasks) = (control.stopping.child_token(), TaskTracker::new());
+    // What an operator asked for is fetched as the node.
+    let lease = control.access.operator(&job.source);
+    let (asked, heard) = watch::channel(job);
+    let carrier = Carrier { control: control.clone(), key, asked: heard, cancelled: cancelled.clone() };
+    let carried = async move {
+        carrier.carry(transfer).await;
+        drop(lease);
+    };
+    control.tasks.spawn(tasks.track_future(carried));
+    tasks.close();
+    Running { asked, cancelled, tasks }
 }
 
 impl Control {
@@ -83,67 +98,77 @@ impl Control {
     /// # Errors
     /// When the store cannot tell what they are.
     pub async fn resume(&self) -> Result<(), StoreError> {
-        for (key, job) in self.store().jobs().await? {
-            tracing::info!(snapshot = %key, source = %job.source, "going on with a detached prefetch");
-            self.jobs.run(self, key, job, None);
-        }
+        self.jobs.resume(self).await?;
         self.wishes.resume(self).await
     }
 }
 
-/// Brings a job to its end, however often its origin fails meanwhile.
-async fn carry(
+/// Does one job.
+struct Carrier {
     control: Control,
-    cancelled: CancellationToken,
     key: SnapshotKey,
-    job: Job,
-    mut transfer: Option<Arc<Transfer>>,
-) {
-    let mut pause = PAUSE;
-    loop {
-        let attempt = attempt(&control, key.layout, &job, transfer.take());
-        let outcome = tokio::select! {
-            () = cancelled.cancelled() => return,
-            outcome = attempt => outcome,
-        };
-        match outcome {
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(source = %job.source, %error, "a detached prefetch failed and is tried again");
-            }
-            Err(error) => {
-                tracing::error!(source = %job.source, %error, "a detached prefetch failed for good");
-                break;
-            }
-            Ok(()) => break,
-        }
-        tokio::select! {
-            () = cancelled.cancelled() => return,
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_LIMIT),
-        }
-    }
-    control.jobs.lock().remove(&key);
-    if let Err(error) = control.store().set_job(key, None).await {
-        tracing::warn!(%error, "a detached prefetch ended and could not be crossed off; it is looked at again after a restart");
-    }
+    asked: watch::Receiver<Job>,
+    cancelled: CancellationToken,
 }
 
-/// One try. After a restart or a failure the source is resolved anew: it may have another snapshot by now.
-async fn attempt(
-    control: &Control,
-    layout: Layout,
-    job: &Job,
-    transfer: Option<Arc<Transfer>>,
-) -> Result<(), FetchError> {
-    let transfer = match transfer {
-        Some(transfer) => transfer,
-        None => {
-            let resolution = control.fetcher.resolve(&job.source, &job.selection).await?;
-            control.fetcher.prefetch(resolution, layout, job.priority)
+impl Carrier {
+    /// Brings the job to its end, however often its origin fails meanwhile.
+    async fn carry(mut self, mut transfer: Option<Arc<Transfer>>) {
+        let mut pause = PAUSE;
+        loop {
+            let job = self.asked.borrow_and_update().clone();
+            let attempt = self.attempt(&job, transfer.take());
+            let Some(outcome) = self.cancelled.run_until_cancelled(attempt).await else { return };
+            if self.is_over(&job, outcome).await {
+                return;
+            }
+            tokio::select! {
+                () = self.cancelled.cancelled() => return,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_LIMIT),
+                // Someone asks again, and need not wait for what failed before.
+                Ok(()) = self.asked.changed() => pause = PAUSE,
+            }
         }
-    };
-    let completed = transfer.wait().await?;
-    if job.pin {
-        control.store().set_pinned(completed.snapshot.key(), true).await?;
     }
-    Ok(())
+
+    /// One try; gives what it brought. After a restart or a failure the source is resolved anew: it may have another
+    /// snapshot by now.
+    async fn attempt(&self, job: &Job, transfer: Option<Arc<Transfer>>) -> Result<SnapshotKey, FetchError> {
+        let transfer = match transfer {
+            Some(transfer) => transfer,
+            None => {
+                let fetcher = &self.control.fetcher;
+                let resolution = fetcher.resolve(&job.source, &job.selection).await?;
+                fetcher.prefetch(resolution, self.key.layout, job.priority)
+            }
+        };
+        Ok(transfer.wait().await?.snapshot.key())
+    }
+
+    /// Ends the job if an attempt at `tried` was the last. What is asked for by now counts, not what was when it began.
+    async fn is_over(&self, tried: &Job, outcome: Result<SnapshotKey, FetchError>) -> bool {
+        let (jobs, store) = (&self.control.jobs, self.control.store());
+        let locked = self.cancelled.run_until_cancelled(jobs.running.lock()).await;
+        // One that was given up has no say: what is written down may be a later job's by now.
+        let Some(mut running) = locked.filter(|_| !self.cancelled.is_cancelled()) else { return true };
+        let Some(job) = running.get(&self.key).map(|known| known.asked.borrow().clone()) else { return true };
+        let outcome = match outcome {
+            Ok(brought) if job.pin => store.set_pinned(brought, true).await.map_err(FetchError::from),
+            other => other.map(drop),
+        };
+        let source = &job.source;
+        match outcome {
+            Err(error) if error.is_retryable() || job != *tried => {
+                tracing::warn!(%source, %error, "a detached prefetch failed and is tried again");
+                return false;
+            }
+            Err(error) => tracing::error!(%source, %error, "a detached prefetch failed for good"),
+            Ok(()) => {}
+        }
+        if let Err(error) = store.set_job(self.key, None).await {
+            tracing::warn!(%error, "a detached prefetch ended and could not be crossed off; it is looked at again after a restart");
+        }
+        running.remove(&self.key);
+        true
+    }
 }

@@ -17,10 +17,13 @@ use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weightd_fetch::FetchError;
 use weightd_proto::v1::{self, Failure, FailureKind};
-use weightd_store::{Store, StoreError, Wish};
+use weightd_store::{SnapshotRecord, Store, StoreError, Wish};
 use weightd_types::{Layout, Selection, SnapshotKey, SourceUri};
 
 use crate::{Control, failure, info};
+
+#[cfg(test)]
+mod tests;
 
 /// How often a source is listed again unless the caller says otherwise.
 const LIST_AGAIN: Duration = Duration::from_secs(3600);
@@ -47,16 +50,28 @@ pub(crate) struct Wishes {
 struct Kept {
     priority: Arc<AtomicI32>,
     state: Arc<Mutex<State>>,
+    /// It is being let go of, and a call that broke off, or the disk, left that half done. Its token does not say so: it is
+    /// cancelled with the agent too.
+    is_ending: bool,
     cancelled: CancellationToken,
     tasks: TaskTracker,
 }
 
 /// How one stands.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     /// What is kept for it: what serves first, what is on its way last.
     snapshots: Vec<SnapshotKey>,
-    failure: Option<(FailureKind, String)>,
+    failure: Option<Failed>,
+}
+
+/// Why something failed, for programs and for people.
+type Failed = (FailureKind, String);
+
+impl Kept {
+    fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Default for Wishes {
@@ -76,7 +91,8 @@ impl Wishes {
         Ok(())
     }
 
-    /// Makes the list what the caller says it is, and says how each model stands.
+    /// Makes the list what the caller says it is, and says how each model stands. What fails for one model is said of that
+    /// one and stops no other.
     pub(crate) async fn set(
         &self,
         control: &Control,
@@ -98,44 +114,43 @@ impl Wishes {
         if control.stopping.is_cancelled() {
             return Err(StoreError::Closed);
         }
-        self.let_go(control.store(), &mut kept, &wanted).await?;
+        if !request.keep_others {
+            let_go(control.store(), &mut kept, &wanted).await?;
+        }
+        let mut failed = BTreeMap::<Name, Failed>::new();
         for (name, priority) in wanted {
-            if let Some(known) = kept.get(&name) {
-                known.priority.store(priority, Ordering::Relaxed);
-                continue;
+            if let Err(error) = self.want(control, &mut kept, &name, priority).await {
+                failed.insert(name, of_one(error)?);
             }
-            let wish = Wish::new(name.0.clone(), name.1, priority);
-            control.store().set_wish(wish.clone()).await?;
-            tracing::info!(source = %name.0, layout = %name.1, "wanted on this node");
-            kept.insert(name, self.see_to(control, wish));
         }
         let mut answer = v1::SetWantedResponse::default();
         for (name, model) in models {
-            answer.models.push(state_of(control, &kept, name, model).await?);
+            answer.models.push(state_of(control, &kept, &failed, name, model).await?);
         }
         Ok(answer)
     }
 
-    /// Ends what is no longer wanted. Each step can be repeated, because the caller may go away between any two.
-    async fn let_go(
+    /// Has one model seen to, if it is not yet.
+    async fn want(
         &self,
-        store: &Store,
+        control: &Control,
         kept: &mut BTreeMap<Name, Kept>,
-        wanted: &BTreeMap<Name, i32>,
+        name: &Name,
+        priority: i32,
     ) -> Result<(), StoreError> {
-        let over = |(name, kept): (&Name, &Kept)| {
-            (!wanted.contains_key(name) || kept.cancelled.is_cancelled()).then(|| name.clone())
-        };
-        let over: Vec<Name> = kept.iter().filter_map(over).collect();
-        for name in over {
-            if let Some(known) = kept.get(&name) {
-                known.cancelled.cancel();
-                known.tasks.wait().await;
-                store.forget_wish(&Wish::new(name.0.clone(), name.1, 0)).await?;
-                tracing::info!(source = %name.0, layout = %name.1, "no longer wanted on this node");
+        let mut wish = Wish::new(name.0.clone(), name.1, priority);
+        if let Some(known) = kept.get(name) {
+            if !known.is_ending {
+                known.priority.store(priority, Ordering::Relaxed);
+                return Ok(());
             }
-            kept.remove(&name);
+            // Half let go of, and wanted again: what was kept for it is kept on.
+            known.tasks.wait().await;
+            wish = wish.keeping(&known.state().snapshots);
         }
+        control.store().set_wish(wish.clone()).await?;
+        tracing::info!(source = %name.0, layout = %name.1, "wanted on this node");
+        kept.insert(name.clone(), self.see_to(control, wish));
         Ok(())
     }
 
@@ -153,8 +168,36 @@ impl Wishes {
         };
         control.tasks.spawn(tasks.track_future(task.run()));
         tasks.close();
-        Kept { priority, state, cancelled, tasks }
+        Kept { priority, state, is_ending: false, cancelled, tasks }
     }
+}
+
+/// Ends what is no longer wanted. Each step can be repeated, because the caller may go away between any two. What the disk
+/// does not let go of is tried again with the next call.
+async fn let_go(
+    store: &Store,
+    kept: &mut BTreeMap<Name, Kept>,
+    wanted: &BTreeMap<Name, i32>,
+) -> Result<(), StoreError> {
+    let over: Vec<Name> = kept.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+    for name in over {
+        let Some(known) = kept.get_mut(&name) else { continue };
+        let is_first = !std::mem::replace(&mut known.is_ending, true);
+        known.cancelled.cancel();
+        known.tasks.wait().await;
+        match store.forget_wish(&Wish::new(name.0.clone(), name.1, 0)).await {
+            Ok(()) => {
+                tracing::info!(source = %name.0, layout = %name.1, "no longer wanted on this node");
+                kept.remove(&name);
+            }
+            Err(StoreError::Closed) => return Err(StoreError::Closed),
+            Err(error) if is_first => {
+                tracing::warn!(source = %name.0, %error, "no longer wanted, and cannot be let go of yet");
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Sees to one model until it is no longer wanted.
@@ -246,35 +289,49 @@ fn name_of(model: &v1::WantedModel) -> Result<Name, String> {
     source.map(|source| (source, info::wanted_layout(model.layout()))).map_err(|error| error.to_string())
 }
 
+/// What an error of the store says of the one model it came with. A store that is closed says nothing of any.
+fn of_one(error: StoreError) -> Result<Failed, StoreError> {
+    match error {
+        StoreError::Closed => Err(error),
+        _ => Ok((failure::of_store(&error), error.to_string())),
+    }
+}
+
 async fn state_of(
     control: &Control,
     kept: &BTreeMap<Name, Kept>,
+    failed: &BTreeMap<Name, Failed>,
     name: Result<Name, String>,
     model: v1::WantedModel,
 ) -> Result<v1::WantedState, StoreError> {
+    let mut state = match &name {
+        Err(invalid) => State { failure: Some((FailureKind::Usage, invalid.clone())), ..State::default() },
+        Ok(name) => kept.get(name).map(Kept::state).unwrap_or_default(),
+    };
+    if let Some(failed) = name.ok().and_then(|name| failed.get(&name)) {
+        state.failure = Some(failed.clone());
+    }
     let mut answer =
         v1::WantedState { source: model.source, layout: model.layout, ..v1::WantedState::default() };
-    let (snapshots, failed) = match name.map(|name| kept.get(&name)) {
-        Err(invalid) => (Vec::new(), Some((FailureKind::Usage, invalid))),
-        Ok(None) => (Vec::new(), None),
-        Ok(Some(kept)) => {
-            let state = kept.state.lock().unwrap_or_else(PoisonError::into_inner);
-            (state.snapshots.clone(), state.failure.clone())
+    let records: Vec<_> = state.snapshots.iter().filter_map(|key| control.store().snapshot(key)).collect();
+    if let Some(record) = records.iter().find(|record| record.complete).or(records.last()) {
+        answer.snapshot_id = record.manifest.id.to_string();
+        answer.complete = record.complete;
+        answer.total_bytes = record.manifest.size();
+        match present_bytes(control, record).await {
+            Ok(bytes) => answer.present_bytes = bytes,
+            Err(error) => state.failure = Some(of_one(error)?),
         }
-    };
-    if let Some((kind, message)) = failed {
+    }
+    if let Some((kind, message)) = state.failure {
         (answer.failure_message, answer.failure) = (message, Some(Failure::new(kind, "")));
     }
-    let records: Vec<_> = snapshots.iter().filter_map(|key| control.store().snapshot(key)).collect();
-    let Some(record) = records.iter().find(|record| record.complete).or(records.last()) else {
-        return Ok(answer);
-    };
-    answer.snapshot_id = record.manifest.id.to_string();
-    answer.complete = record.complete;
-    answer.total_bytes = record.manifest.size();
-    answer.present_bytes = match control.transfer_of(record.key()) {
-        Some(transfer) if !record.complete => transfer.done_bytes(),
-        _ => control.describe(record).await?.present_bytes,
-    };
     Ok(answer)
+}
+
+async fn present_bytes(control: &Control, record: &SnapshotRecord) -> Result<u64, StoreError> {
+    match control.transfer_of(record.key()) {
+        Some(transfer) if !record.complete => Ok(transfer.done_bytes()),
+        _ => Ok(control.describe(record).await?.present_bytes),
+    }
 }

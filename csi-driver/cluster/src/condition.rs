@@ -31,6 +31,23 @@ pub(crate) struct Condition {
     pub(crate) message: String,
 }
 
+/// Why the agent did not say how the models stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is not there, or silent.
+    Away(String),
+    /// It is there and will not, or cannot.
+    Refused(String),
+}
+
+impl Trouble {
+    pub(crate) fn why(&self) -> &str {
+        match self {
+            Self::Away(why) | Self::Refused(why) => why,
+        }
+    }
+}
+
 impl Condition {
     /// What the agent's answer comes to. The states are in the order of what is wanted.
     pub(crate) fn of(wanted: &[Wanted], states: &[WantedState]) -> Self {
@@ -54,10 +71,27 @@ impl Condition {
         Self { status: "False", reason, message: parts.join("; ") }
     }
 
-    /// When nobody knows.
-    pub(crate) fn unknown(why: &str) -> Self {
-        let message = format!("the agent on this node does not answer: {}", cut(why, LONGEST));
-        Self { status: "Unknown", reason: "AgentAway", message }
+    /// When nobody says how the models stand.
+    pub(crate) fn of_trouble(trouble: &Trouble) -> Self {
+        let (reason, what, why) = match trouble {
+            Trouble::Away(why) => ("AgentAway", "does not answer", why),
+            Trouble::Refused(why) => ("AgentRefused", "does not take the list of models", why),
+        };
+        let message = format!("the agent on this node {what}: {}", cut(why, LONGEST));
+        Self { status: "Unknown", reason, message }
+    }
+
+    /// When nobody knows what is required: ConfigMaps, each with what is wrong with it.
+    pub(crate) fn unread(lists: &[(&str, &str)]) -> Self {
+        let mut parts: Vec<_> = lists
+            .iter()
+            .take(NAMED)
+            .map(|(name, why)| format!("ConfigMap {name} cannot be read: {}", cut(why, LONGEST)))
+            .collect();
+        if lists.len() > NAMED {
+            parts.push(format!("and {} more", lists.len() - NAMED));
+        }
+        Self { status: "Unknown", reason: "ModelsNotRead", message: parts.join("; ") }
     }
 
     /// Whether to say it, when `said` is what was said last, and when.
@@ -159,6 +193,20 @@ mod tests {
         };
         assert!(!after(&loading, 299) && after(&loading, 300));
         assert!(!after(&told(2 << 20), 29) && after(&told(2 << 20), 30));
-        assert!(after(&told(10 << 20), 0) && after(&Condition::unknown("gone"), 0));
+        assert!(after(&told(10 << 20), 0) && after(&Condition::of_trouble(&Trouble::Away("gone".into())), 0));
+    }
+
+    #[test]
+    fn what_is_not_known_names_its_cause_and_each_cause_has_its_reason() {
+        let why = "the disk is full".to_owned();
+        let told = Condition::of_trouble(&Trouble::Away(why.clone()));
+        assert_eq!((told.status, told.reason), ("Unknown", "AgentAway"));
+        let told = Condition::of_trouble(&Trouble::Refused(why));
+        assert_eq!((told.status, told.reason), ("Unknown", "AgentRefused"));
+        assert!(told.message.ends_with("does not take the list of models: the disk is full"), "{told:?}");
+        let told = Condition::unread(&[("models", "no YAML"); 7]);
+        assert_eq!((told.status, told.reason), ("Unknown", "ModelsNotRead"));
+        assert!(told.message.starts_with("ConfigMap models cannot be read: no YAML; "), "{told:?}");
+        assert!(told.message.ends_with("; and 2 more"), "{told:?}");
     }
 }

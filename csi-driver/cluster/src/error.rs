@@ -32,6 +32,14 @@ impl ClusterError {
         Self::Api { what: what.into(), source: Box::new(source) }
     }
 
+    /// Whether the next call will most likely fail the same way, and take as long.
+    pub(crate) fn is_silence(&self) -> bool {
+        match self {
+            Self::Silent { .. } => true,
+            Self::Api { .. } | Self::NoConfiguration(_) => false,
+        }
+    }
+
     /// What the API refused with, if it did.
     pub(crate) fn refusal(&self) -> Option<&kube::core::Status> {
         match self {

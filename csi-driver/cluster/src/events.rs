@@ -37,6 +37,14 @@ pub(crate) struct Events {
     said: HashMap<String, Said>,
 }
 
+/// Which event.
+struct Place {
+    namespace: String,
+    name: String,
+    /// All nodes say it: one of them is enough.
+    is_shared: bool,
+}
+
 struct Said {
     message: String,
     at: Instant,
@@ -64,7 +72,8 @@ impl Events {
             ..ObjectReference::default()
         };
         let name = name(&self.node, uid, &[topic, reason]);
-        self.say(OF_NODES.to_owned(), name, about, reason, message).await
+        let place = Place { namespace: OF_NODES.to_owned(), name, is_shared: false };
+        self.say(place, about, reason, message).await
     }
 
     /// Something about a ConfigMap of the driver's namespace. All nodes read it and find the same: they say it in one
@@ -84,19 +93,19 @@ impl Events {
             ..ObjectReference::default()
         };
         let name = name(map.0, map.1, &[reason, message]);
-        self.say(self.namespace.clone(), name, about, reason, message).await
+        let place = Place { namespace: self.namespace.clone(), name, is_shared: true };
+        self.say(place, about, reason, message).await
     }
 
     async fn say(
         &mut self,
-        namespace: String,
-        name: String,
+        place: Place,
         about: ObjectReference,
         reason: &str,
         message: &str,
     ) -> Result<(), ClusterError> {
         let message = cut(message, LONGEST);
-        let before = self.said.get(&name);
+        let before = self.said.get(&place.name);
         if before.is_some_and(|said| said.message == message && said.at.elapsed() < REPEAT) {
             return Ok(());
         }
@@ -104,7 +113,7 @@ impl Events {
         let event = json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": {"name": place.name, "namespace": place.namespace},
             "involvedObject": about,
             "type": "Warning",
             "reason": reason,
@@ -116,19 +125,14 @@ impl Events {
             "lastTimestamp": now(),
             "count": count,
         });
-        self.write(&namespace, &name, event, count).await?;
+        self.write(&place, event, count).await?;
         self.said.retain(|_, said| said.at.elapsed() < REPEAT * 8);
-        self.said.insert(name, Said { message, at: Instant::now(), count });
+        self.said.insert(place.name, Said { message, at: Instant::now(), count });
         Ok(())
     }
 
-    async fn write(
-        &self,
-        namespace: &str,
-        name: &str,
-        event: serde_json::Value,
-        count: i32,
-    ) -> Result<(), ClusterError> {
+    async fn write(&self, place: &Place, event: serde_json::Value, count: i32) -> Result<(), ClusterError> {
+        let Place { namespace, name, is_shared } = place;
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let change = json!({"message": event["message"], "lastTimestamp": now(), "count": count});
         let event: Event = serde_json::from_value(event).map_err(|error| {
@@ -136,12 +140,19 @@ impl Events {
         })?;
         let what = format!("create the event {namespace}/{name}");
         match api::within(&what, events.create(&PostParams::default(), &event)).await {
-            Err(error) if error.refusal().is_some_and(kube::core::Status::is_already_exists) => {}
+            Err(error) if error.refusal().is_some_and(is_there) => {}
             other => return other.map(drop),
+        }
+        if *is_shared {
+            return Ok(());
         }
         let what = format!("patch the event {namespace}/{name}");
         api::within(&what, events.patch(name, &PatchParams::default(), &Patch::Merge(change))).await.map(drop)
     }
+}
+
+fn is_there(refusal: &kube::core::Status) -> bool {
+    refusal.is_already_exists() || refusal.is_conflict()
 }
 
 /// Now, as the API writes times.

@@ -4,8 +4,7 @@
 //! the node's condition `WeightsReady`, and a startup taint goes once the driver is registered. All of it converges: each
 //! turn looks at what the API and the agent say now, so that nothing depends on having seen every change, and either may
 //! be away. Reading order: `models`, `lists` and `wanted` (what is to be here), `condition` and `taint` (what is said),
-//! all without IO; `mirror`, `api`, `events`, `node`; `run` joins
-//! them.
+//! all without IO; `mirror`, `api`, `events`, `node`, `pauses`; `run` joins them.
 
 mod api;
 mod condition;
@@ -16,6 +15,7 @@ mod metrics;
 mod mirror;
 mod models;
 mod node;
+mod pauses;
 mod run;
 mod taint;
 mod wanted;

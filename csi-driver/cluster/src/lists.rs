@@ -19,7 +19,9 @@ pub(crate) struct Lists {
 #[derive(Debug)]
 struct List {
     version: Option<String>,
-    read: Read,
+    /// `None` where it could never be read since this process began: what it lists is not known, and may be anything.
+    models: Option<Vec<Model>>,
+    complaints: Vec<String>,
 }
 
 impl Lists {
@@ -32,37 +34,44 @@ impl Lists {
             let before = self.by_name.remove(name);
             let list = match before {
                 Some(list) if list.version == version => list,
-                before => List {
-                    version,
-                    read: renewed(before, read(map.data.as_ref().unwrap_or(&BTreeMap::new()))),
-                },
+                before => renewed(before, version, read(map.data.as_ref().unwrap_or(&BTreeMap::new()))),
             };
             self.by_name.insert(name.clone(), list);
         }
     }
 
+    /// What is listed, as far as that is known.
     pub(crate) fn models(&self) -> impl Iterator<Item = &Model> {
-        self.by_name.values().flat_map(|list| &list.read.models)
+        self.by_name.values().filter_map(|list| list.models.as_ref()).flatten()
+    }
+
+    /// The ConfigMaps of which nobody knows what they list, each with what is wrong with it.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.by_name.iter().filter(|(_, list)| list.models.is_none()).map(|(name, list)| {
+            (name.as_str(), list.complaints.first().map(String::as_str).unwrap_or_default())
+        })
     }
 
     /// What is wrong, by the name of the ConfigMap.
     pub(crate) fn complaints(&self) -> impl Iterator<Item = (&str, &str)> {
         self.by_name.iter().flat_map(|(name, list)| {
-            list.read.complaints.iter().map(move |complaint| (name.as_str(), complaint.as_str()))
+            list.complaints.iter().map(move |complaint| (name.as_str(), complaint.as_str()))
         })
     }
 }
 
-fn renewed(before: Option<List>, mut read: Read) -> Read {
-    if let Some(before) = before.filter(|_| read.is_broken) {
-        read.models = before.read.models;
-        if !read.models.is_empty() {
-            read.complaints
-                .iter_mut()
-                .for_each(|complaint| complaint.push_str("; what it listed before still holds"));
-        }
+fn renewed(before: Option<List>, version: Option<String>, read: Read) -> List {
+    let Read { models, mut complaints, is_broken } = read;
+    let models = if is_broken { before.and_then(|before| before.models) } else { Some(models) };
+    if is_broken {
+        let holds = match &models {
+            None => "; until it can be read, no model is let go of",
+            Some(models) if models.is_empty() => "",
+            Some(_) => "; what it listed before still holds",
+        };
+        complaints.iter_mut().for_each(|complaint| complaint.push_str(holds));
     }
-    read
+    List { version, models, complaints }
 }
 
 #[cfg(test)]
@@ -99,5 +108,31 @@ mod tests {
         lists.renew(&map(6, "models:\n- source: gs://m/b\n"));
         lists.renew(&BTreeMap::new());
         assert!(sources(&lists).is_empty());
+    }
+
+    #[test]
+    fn a_list_that_could_never_be_read_is_not_known_and_others_are() {
+        let mut lists = Lists::default();
+        let mut maps = map(1, "models: [");
+        maps.extend([("good".to_owned(), map(1, "models:\n- source: gs://m/a\n").remove("m").unwrap())]);
+        lists.renew(&maps);
+        assert_eq!(lists.models().count(), 1);
+        let unread: Vec<_> = lists.unread().collect();
+        assert!(unread.len() == 1 && unread[0].0 == "m", "{unread:?}");
+        assert!(unread[0].1.ends_with("until it can be read, no model is let go of"), "{unread:?}");
+        maps.extend(map(2, "still: broken"));
+        lists.renew(&maps);
+        assert_eq!(lists.unread().count(), 1, "another mistake does not make it known");
+        maps.extend(map(3, "models: []"));
+        lists.renew(&maps);
+        assert_eq!((lists.unread().count(), lists.models().count()), (0, 1));
+        maps.extend(map(4, "models: ["));
+        lists.renew(&maps);
+        assert_eq!(lists.unread().count(), 0, "it was known to list nothing");
+        maps.remove("m");
+        lists.renew(&maps);
+        maps.extend(map(5, "models: ["));
+        lists.renew(&maps);
+        assert_eq!(lists.unread().count(), 1, "one of the same name is another");
     }
 }

@@ -17,27 +17,35 @@ use weightd_proto::v1::{SetWantedRequest, WantedState};
 
 use crate::{
     ClusterError, LABEL, Metrics,
-    condition::Condition,
+    condition::{Condition, Trouble},
     error::watch_words,
     events::Events,
     lists::Lists,
     mirror::Mirror,
     node::OwnNode,
+    pauses::Pauses,
     taint,
     wanted::{Wanted, wanted},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// How often everything is looked at although nobody said that it changed.
 const TURN: Duration = Duration::from_secs(3);
 /// How long the agent may take to answer.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long it may be away before the condition says so: a rollout takes a few seconds.
+/// How long it may not say how the models stand before the condition says so: a rollout takes a few seconds.
 const AWAY: Duration = Duration::from_secs(20);
 
-/// Names of what may fail, for the log.
+/// Names of what may fail, for the log, and to keep the pauses of each apart.
 const AGENT: &str = "tell the agent what is wanted";
 const NODE: &str = "watch the node";
 const MAPS: &str = "watch the ConfigMaps that list models";
+const UNTAINT: &str = "remove the startup taint";
+const SAY: &str = "say how its models stand";
+const NODE_EVENTS: &str = "write events about the node";
+const MAP_EVENTS: &str = "write events about ConfigMaps";
 
 /// What the operator decided.
 #[derive(Debug, Clone)]
@@ -64,27 +72,13 @@ pub async fn run(
 ) {
     let nodes: Api<Node> = Api::all(client.clone());
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
-    let mut node_events =
-        watched(nodes.clone(), watcher::Config::default().fields(&format!("metadata.name={}", options.node)));
+    let own = watcher::Config::default().fields(&format!("metadata.name={}", options.node));
+    let mut node_events = watched(nodes, own);
     let mut map_events = watched(maps, watcher::Config::default().labels(LABEL));
     let mut registrations = registered.clone();
     let mut turns = interval(TURN);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events = Events::new(client, options.namespace.clone(), options.node.clone());
-    let own = OwnNode::new(nodes, options.node.clone());
-    let mut part = Part {
-        options,
-        own,
-        agent,
-        registered,
-        metrics,
-        events,
-        node: Mirror::default(),
-        maps: Mirror::default(),
-        lists: Lists::default(),
-        away_since: None,
-        complained: BTreeMap::new(),
-    };
+    let mut part = Part::new(options, client, agent, registered, metrics);
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -122,12 +116,39 @@ struct Part {
     node: Mirror<Node>,
     maps: Mirror<ConfigMap>,
     lists: Lists,
-    away_since: Option<Instant>,
+    pauses: Pauses,
+    /// Since when the agent has not said how the models stand.
+    trouble_since: Option<Instant>,
     /// What was logged of each thing that fails, so that the log has it once.
     complained: BTreeMap<&'static str, String>,
 }
 
 impl Part {
+    fn new(
+        options: Options,
+        client: Client,
+        agent: weightd_client::Client,
+        registered: watch::Receiver<bool>,
+        metrics: Metrics,
+    ) -> Self {
+        let own = OwnNode::new(Api::all(client.clone()), options.node.clone());
+        let events = Events::new(client, options.namespace.clone(), options.node.clone());
+        Self {
+            options,
+            own,
+            agent,
+            registered,
+            metrics,
+            events,
+            node: Mirror::default(),
+            maps: Mirror::default(),
+            lists: Lists::default(),
+            pauses: Pauses::default(),
+            trouble_since: None,
+            complained: BTreeMap::new(),
+        }
+    }
+
     fn hear_node(&mut self, event: Result<watcher::Event<Node>, watcher::Error>) {
         if let Some(event) = self.heard(NODE, event) {
             self.node.hear(event);
@@ -146,109 +167,161 @@ impl Part {
     fn heard<E>(&mut self, what: &'static str, event: Result<E, watcher::Error>) -> Option<E> {
         match &event {
             Ok(_) => drop(self.complained.remove(what)),
-            Err(error) => self.complain(what, &watch_words(error)),
+            Err(error) => {
+                self.metrics.api_errors.inc();
+                self.complain(what, &watch_words(error));
+            }
         }
         event.ok()
     }
 
+    /// What matters most comes first: an API that takes no events holds up neither the taint nor the condition.
     async fn turn(&mut self) {
         let Some(node) = self.node.known().and_then(|known| known.get(&self.options.node)).cloned() else {
             return;
         };
-        // Before the lists are known, nobody can say what is wanted, and an empty one would let go of everything. The taint
-        // can go all the same, if it does not depend on them.
+        if !self.options.ready_needs_models {
+            self.untaint(&node).await;
+        }
+        // Before the lists are known, nobody can say what is wanted, and an empty one would let go of everything.
         if self.maps.known().is_none() {
-            return self.untaint(&node, false).await;
+            return;
         }
         let wanted = wanted(self.lists.models(), node.labels());
-        let condition = match self.tell_agent(&wanted).await {
-            Ok(states) => {
-                self.metrics.show(&wanted, &states);
-                self.tell_failures(&node, &states).await;
-                Some(Condition::of(&wanted, &states))
+        let told = self.tell_agent(&wanted).await;
+        if let Some(condition) = self.condition(&wanted, &told) {
+            let is_ready = condition.status == "True";
+            self.metrics.weights_ready.set(is_ready.into());
+            if is_ready && self.options.ready_needs_models {
+                self.untaint(&node).await;
             }
-            Err(why) => {
-                let since = *self.away_since.get_or_insert_with(Instant::now);
-                (since.elapsed() >= AWAY).then(|| Condition::unknown(&why))
-            }
-        };
-        self.tell_complaints().await;
-        if let Some(condition) = &condition {
-            self.metrics.weights_ready.set(i64::from(condition.status == "True"));
-            let outcome = self.own.say(&node, condition).await;
-            self.note("say how its models stand", outcome);
+            self.say(&node, &condition).await;
         }
-        let has_models = condition.is_some_and(|condition| condition.status == "True");
-        self.untaint(&node, has_models).await;
+        if let Ok(states) = &told {
+            self.tell_failures(&node, states).await;
+        }
+        self.tell_complaints().await;
     }
 
-    async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, String> {
+    async fn tell_agent(&mut self, wanted: &[Wanted]) -> Result<Vec<WantedState>, Trouble> {
         let after = i64::try_from(self.options.list_again_after.as_secs()).unwrap_or(i64::MAX);
         let request = SetWantedRequest {
             models: wanted.iter().map(Wanted::message).collect(),
             list_again_after: Some(prost_types::Duration { seconds: after, nanos: 0 }),
+            // What a list wants that cannot be read is most likely what it wanted before this process began.
+            keep_others: self.lists.unread().next().is_some(),
         };
         let answer = match timeout(AGENT_PATIENCE, self.agent.set_wanted(request)).await {
             Ok(Ok(answer)) if answer.models.len() == wanted.len() => Ok(answer.models),
-            Ok(Ok(_)) => Err("it answered for other models than it was asked about".to_owned()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer in {} s", AGENT_PATIENCE.as_secs())),
+            Ok(Ok(_)) => {
+                Err(Trouble::Refused("it answered for other models than it was asked about".to_owned()))
+            }
+            Ok(Err(error)) if error.is_absence() => Err(Trouble::Away(error.to_string())),
+            Ok(Err(error)) => Err(Trouble::Refused(error.to_string())),
+            Err(_) => Err(Trouble::Away(format!("no answer in {} s", AGENT_PATIENCE.as_secs()))),
         };
         match &answer {
-            Ok(_) => {
-                self.away_since = None;
+            Ok(states) => {
+                self.trouble_since = None;
                 self.complained.remove(AGENT);
+                self.metrics.show(wanted, states);
             }
-            Err(why) => self.complain(AGENT, why),
+            Err(trouble) => self.complain(AGENT, trouble.why()),
         }
         answer
     }
 
+    /// What is to be said, once it is known.
+    fn condition(
+        &mut self,
+        wanted: &[Wanted],
+        told: &Result<Vec<WantedState>, Trouble>,
+    ) -> Option<Condition> {
+        let unread: Vec<_> = self.lists.unread().collect();
+        if !unread.is_empty() {
+            return Some(Condition::unread(&unread));
+        }
+        match told {
+            Ok(states) => Some(Condition::of(wanted, states)),
+            Err(trouble) => {
+                let since = *self.trouble_since.get_or_insert_with(Instant::now);
+                (since.elapsed() >= AWAY).then(|| Condition::of_trouble(trouble))
+            }
+        }
+    }
+
+    async fn say(&mut self, node: &Node, condition: &Condition) {
+        if self.pauses.is_due(SAY) {
+            let outcome = self.own.say(node, condition).await;
+            self.note(SAY, outcome.err().as_slice());
+        }
+    }
+
     async fn tell_failures(&mut self, node: &Node, states: &[WantedState]) {
+        if !self.pauses.is_due(NODE_EVENTS) {
+            return;
+        }
+        let mut errors = Vec::new();
         for state in states.iter().filter(|state| state.failure.is_some()) {
             let message = match state.failure_message.contains(state.source.as_str()) {
                 true => state.failure_message.clone(),
                 false => format!("{}: {}", state.source, state.failure_message),
             };
             let uid = node.metadata.uid.as_deref();
-            let outcome = self.events.of_node(uid, &state.source, "WeightsNotBrought", &message).await;
-            self.note("write an event about the node", outcome);
+            errors.extend(self.events.of_node(uid, &state.source, "WeightsNotBrought", &message).await.err());
+            if errors.last().is_some_and(ClusterError::is_silence) {
+                break;
+            }
         }
+        self.note(NODE_EVENTS, &errors);
     }
 
     async fn tell_complaints(&mut self) {
-        let complaints: Vec<_> =
-            self.lists.complaints().map(|(name, words)| (name.to_owned(), words.to_owned())).collect();
-        for (name, words) in complaints {
-            let uid = self.maps.known().and_then(|known| known.get(&name)).and_then(ResourceExt::uid);
-            let outcome = self.events.of_config_map((&name, uid.as_deref()), "ModelsNotRead", &words).await;
-            self.note("write an event about a ConfigMap", outcome);
+        if !self.pauses.is_due(MAP_EVENTS) {
+            return;
         }
-    }
-
-    async fn untaint(&mut self, node: &Node, has_models: bool) {
-        let is_ready = *self.registered.borrow() && (has_models || !self.options.ready_needs_models);
-        if is_ready && taint::is_on(node) {
-            let outcome = self.own.remove_taint(node).await;
-            if let Ok(true) = outcome {
-                self.metrics.taints_removed.inc();
-                tracing::info!(node = self.options.node, "removed the startup taint");
+        let mut errors = Vec::new();
+        for (name, words) in self.lists.complaints() {
+            let uid = self.maps.known().and_then(|known| known.get(name)).and_then(ResourceExt::uid);
+            errors.extend(
+                self.events.of_config_map((name, uid.as_deref()), "ModelsNotRead", words).await.err(),
+            );
+            if errors.last().is_some_and(ClusterError::is_silence) {
+                break;
             }
-            self.note("remove the startup taint", outcome.map(drop));
         }
+        self.note(MAP_EVENTS, &errors);
     }
 
-    fn note(&mut self, what: &'static str, outcome: Result<(), ClusterError>) {
-        match outcome {
-            Ok(()) => drop(self.complained.remove(what)),
-            Err(error) => self.complain(what, &error.to_string()),
+    async fn untaint(&mut self, node: &Node) {
+        let is_registered = *self.registered.borrow();
+        if !is_registered || !taint::is_on(node) || !self.pauses.is_due(UNTAINT) {
+            return;
+        }
+        let outcome = self.own.remove_taint(node).await;
+        if let Ok(true) = outcome {
+            self.metrics.taints_removed.inc();
+            tracing::info!(node = self.options.node, "removed the startup taint");
+        }
+        self.note(UNTAINT, outcome.err().as_slice());
+    }
+
+    /// What came of a write, or of several of a kind.
+    fn note(&mut self, what: &'static str, errors: &[ClusterError]) {
+        self.metrics.api_errors.inc_by(errors.len() as u64);
+        match errors.first() {
+            None => {
+                self.complained.remove(what);
+                self.pauses.succeeded(what);
+            }
+            Some(error) => {
+                self.complain(what, &error.to_string());
+                self.pauses.failed(what);
+            }
         }
     }
 
     fn complain(&mut self, what: &'static str, why: &str) {
-        if what != AGENT {
-            self.metrics.api_errors.inc();
-        }
         if self.complained.insert(what, why.to_owned()).as_deref() != Some(why) {
             tracing::warn!(why, "cannot {what} yet");
         }

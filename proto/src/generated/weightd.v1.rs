@@ -17,7 +17,7 @@ pub struct PrefetchRequest {
     /// Unspecified means aligned.
     #[prost(enumeration = "Layout", tag = "3")]
     pub layout: i32,
-    /// Pins the snapshot once it is complete.
+    /// Pins the snapshot once it is complete. Of several detached requests for a snapshot that is on its way, one is enough.
     #[prost(bool, tag = "4")]
     pub pin: bool,
     /// Higher goes first; 0 is ordinary.
@@ -407,6 +407,9 @@ pub struct SetWantedRequest {
     /// that nodes do not ask all at once.
     #[prost(message, optional, tag = "2")]
     pub list_again_after: ::core::option::Option<::prost_types::Duration>,
+    /// Others may be wanted that the caller cannot name now: those said before stay wanted too.
+    #[prost(bool, tag = "3")]
+    pub keep_others: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WantedModel {
@@ -889,7 +892,8 @@ pub mod weights_client {
         }
         /// Says which models this node is to have: all of them, in place of those said before, and says how each stands. The
         /// agent brings them with the node's own identity, keeps them from being evicted, also after a restart, and lets go of
-        /// those that are no longer wanted. Answers at once; whoever wants to know how it goes on asks again.
+        /// those that are no longer wanted, unless the request says that it does not name all. What fails for one model is said
+        /// of that one. Answers at once; whoever wants to know how it goes on asks again.
         pub async fn set_wanted(
             &mut self,
             request: impl tonic::IntoRequest<super::SetWantedRequest>,
@@ -997,7 +1001,8 @@ pub mod weights_server {
         ) -> std::result::Result<tonic::Response<Self::VerifyStream>, tonic::Status>;
         /// Says which models this node is to have: all of them, in place of those said before, and says how each stands. The
         /// agent brings them with the node's own identity, keeps them from being evicted, also after a restart, and lets go of
-        /// those that are no longer wanted. Answers at once; whoever wants to know how it goes on asks again.
+        /// those that are no longer wanted, unless the request says that it does not name all. What fails for one model is said
+        /// of that one. Answers at once; whoever wants to know how it goes on asks again.
         async fn set_wanted(
             &self,
             request: tonic::Request<super::SetWantedRequest>,

@@ -32,6 +32,7 @@ async fn set_with(place: &Place, sources: &[&str], list_again_seconds: i64) -> V
     let request = SetWantedRequest {
         models: sources.iter().map(model).collect(),
         list_again_after: Some(prost_types::Duration { seconds: list_again_seconds, nanos: 0 }),
+        keep_others: false,
     };
     let client = Client::connect(&place.socket()).await.unwrap();
     let answer = client.set_wanted(request).await.unwrap().models;

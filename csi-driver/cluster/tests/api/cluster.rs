@@ -7,12 +7,16 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, NodeCondition};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Event, Namespace, Node, NodeCondition},
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(100);
 /// What a test works with.
 pub(crate) struct Cluster {
     client: Client,
+    /// As whom the part asks.
+    config: Config,
+    has_roles: bool,
     name: String,
+    pub(crate) metrics: Metrics,
     pub(crate) origin: MemoryOrigin,
     directory: tempfile::TempDir,
     agent: Option<Agent>,
@@ -39,7 +47,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A node with the startup taint and another, and an agent; nothing runs yet that looks after it.
     pub(crate) async fn start() -> Result<Self, Unready> {
-        let client = api().await?;
+        let config = api().await?;
+        let client = Client::try_from(config.clone()).unwrap();
         let name = format!("weightd-test-{:08x}", rand::random::<u32>());
         let namespace = json!({"metadata": {"name": name}});
         let namespaces: Api<Namespace> = Api::all(client.clone());
@@ -56,7 +65,10 @@ impl Cluster {
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
         let mut cluster = Self {
             client,
+            config,
+            has_roles: false,
             name,
+            metrics: Metrics::default(),
             origin: MemoryOrigin::new("m"),
             directory: tempfile::tempdir().unwrap(),
             agent: None,
@@ -89,6 +101,29 @@ impl Cluster {
         self.agent.take().unwrap().shutdown().await;
     }
 
+    /// Has the part ask as someone who may do this with these of the whole cluster, and nothing else.
+    pub(crate) async fn allow(&mut self, verbs: &[&str], resources: &[&str]) {
+        let role = json!({"metadata": {"name": self.name},
+            "rules": [{"apiGroups": [""], "resources": resources, "verbs": verbs}]});
+        let roles: Api<ClusterRole> = Api::all(self.client.clone());
+        roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+        let group = "rbac.authorization.k8s.io";
+        let binding = json!({"metadata": {"name": self.name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": self.name},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": self.name}]});
+        let bindings: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+        bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+        self.config.auth_info.impersonate = Some(self.name.clone());
+        self.has_roles = true;
+    }
+
+    /// Ends the part as if the driver were restarted.
+    pub(crate) async fn stop(&mut self) {
+        self.stopping.cancel();
+        self.part.take().unwrap().await.unwrap();
+        self.stopping = CancellationToken::new();
+    }
+
     /// Starts what is tested.
     pub(crate) fn run(&mut self, ready_needs_models: bool) {
         let options = Options {
@@ -100,10 +135,10 @@ impl Cluster {
         let agent = weightd_client::Client::lazy(&self.directory.path().join("weightd.sock"));
         self.part = Some(tokio::spawn(weightd_cluster::run(
             options,
-            self.client.clone(),
+            Client::try_from(self.config.clone()).unwrap(),
             agent,
             self.registered.subscribe(),
-            Metrics::default(),
+            self.metrics.clone(),
             self.stopping.clone(),
         )));
     }
@@ -150,15 +185,20 @@ impl Cluster {
 
     /// Makes the ConfigMap say this.
     pub(crate) async fn list(&self, models: &str) {
+        self.list_as("models", models).await;
+    }
+
+    /// Makes a ConfigMap say this.
+    pub(crate) async fn list_as(&self, name: &str, models: &str) {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.name);
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": "models", "labels": {"weightd.io/models": "true"}},
+            "metadata": {"name": name, "labels": {"weightd.io/models": "true"}},
             "data": {KEY: models},
         });
         let by = PatchParams::apply("test").force();
-        maps.patch("models", &by, &Patch::Apply(map)).await.unwrap();
+        maps.patch(name, &by, &Patch::Apply(map)).await.unwrap();
     }
 
     /// Messages of events about an object, with their reasons.
@@ -187,11 +227,27 @@ impl Cluster {
             .collect()
     }
 
+    /// Metrics by name.
+    pub(crate) fn measured(&self) -> BTreeMap<String, f64> {
+        let (mut registry, mut text) = (Registry::default(), String::new());
+        self.metrics.register(&mut registry);
+        encode(&mut text, &registry).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let parts = lines.filter_map(|line| line.split_once(' '));
+        parts.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+    }
+
     /// Ends it all.
     pub(crate) async fn end(mut self) {
         self.stopping.cancel();
         if let Some(part) = self.part.take() {
             part.await.unwrap();
+        }
+        if self.has_roles {
+            let roles: Api<ClusterRole> = Api::all(self.client.clone());
+            let bindings: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+            bindings.delete(&self.name, &DeleteParams::default()).await.unwrap();
+            roles.delete(&self.name, &DeleteParams::default()).await.unwrap();
         }
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         self.nodes().delete(&self.name, &DeleteParams::default()).await.unwrap();
@@ -202,14 +258,12 @@ impl Cluster {
     }
 }
 
-async fn api() -> Result<Client, Unready> {
+async fn api() -> Result<Config, Unready> {
     let failed = |why: String| Unready::Failed { what: "a Kubernetes API server".to_owned(), why };
     let path = tokio::task::spawn_blocking(kubeconfig).await.map_err(|error| failed(error.to_string()))??;
     let read = Kubeconfig::read_from(&path).map_err(|error| failed(error.to_string()))?;
     let options = KubeConfigOptions::default();
-    let config =
-        Config::from_custom_kubeconfig(read, &options).await.map_err(|error| failed(error.to_string()))?;
-    Client::try_from(config).map_err(|error| failed(error.to_string()))
+    Config::from_custom_kubeconfig(read, &options).await.map_err(|error| failed(error.to_string()))
 }
 
 /// Of the cluster that the environment names, or else of one for all tests here, which ends with this process.

@@ -10,5 +10,6 @@
 )]
 
 mod cluster;
+mod metrics;
 mod models;
 mod taint;

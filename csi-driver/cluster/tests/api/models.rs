@@ -69,6 +69,45 @@ async fn mistakes_and_failures_are_events_that_name_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_config_map_that_a_new_driver_cannot_read_frees_nothing_and_others_are_heeded() {
+    let mut cluster = require!(Cluster::start().await);
+    for name in ["before", "more"] {
+        cluster.origin.put(&format!("{name}/tokenizer.bin"), vec![1; 3 << 20]);
+    }
+    let before = "models:\n- source: memory://m/before\n  required: true\n";
+    cluster.list(before).await;
+    cluster.run(true);
+    cluster.until_condition("True", "Complete").await;
+    cluster.stop().await;
+
+    cluster.list("models: [").await;
+    cluster.list_as("more", "models:\n- source: memory://m/more\n").await;
+    cluster.registered.send_replace(true);
+    cluster.run(true);
+    let unknown = cluster.until_condition("Unknown", "ModelsNotRead").await;
+    assert!(unknown.message.unwrap().contains("ConfigMap models cannot be read"));
+    until("the list that can be read is brought", async || {
+        (cluster.held().await.get("memory://m/more") == Some(&(true, true))).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.held().await.get("memory://m/before"), Some(&(true, true)), "nothing is let go of");
+    assert!(cluster.taints().await.contains(&weightd_cluster::TAINT.to_owned()));
+
+    cluster.list(before).await;
+    cluster.until_condition("True", "Complete").await;
+    until("the taint is gone", async || {
+        (!cluster.taints().await.contains(&weightd_cluster::TAINT.to_owned())).then_some(())
+    })
+    .await;
+    cluster.list("models: []").await;
+    until("what is known not to be wanted is let go of", async || {
+        (cluster.held().await.get("memory://m/before") == Some(&(false, true))).then_some(())
+    })
+    .await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_away_is_told_of_and_its_return_too() {
     let mut cluster = require!(Cluster::start().await);
     cluster.origin.put("a/tokenizer.bin", vec![1; 3 << 20]);
