@@ -121,7 +121,9 @@ pub fn of_resolve(error: &ResolveError) -> FailureKind {
 pub fn of_source(error: &SourceError) -> FailureKind {
     match error {
         SourceError::NotFound { .. } => FailureKind::NotFound,
-        SourceError::Denied { .. } | SourceError::Unauthenticated { .. } => FailureKind::NotPermitted,
+        SourceError::Denied { .. } | SourceError::Unauthenticated { .. } | SourceError::Redirected { .. } => {
+            FailureKind::NotPermitted
+        }
         SourceError::Changed { .. } | SourceError::Throttled { .. } => FailureKind::TryAgain,
         SourceError::Refused { .. } | SourceError::InvalidName { .. } | SourceError::Configuration { .. } => {
             FailureKind::Usage
