@@ -39,7 +39,7 @@ struct Inner {
     origins: Arc<dyn Opener>,
     config: Config,
     holders: Holders,
-    grants: Grants,
+    grants: Arc<Grants>,
     exchanger: Exchanger,
 }
 
@@ -71,14 +71,14 @@ impl Access {
     /// Access to what an opener reaches.
     pub fn new(origins: Arc<dyn Opener>, config: Config) -> Self {
         let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout);
-        let (holders, grants) = (Holders::default(), Grants::default());
+        let (holders, grants) = (Holders::default(), Arc::default());
         Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger }) }
     }
 
     /// What asks as those who are there.
     pub fn opener(&self) -> Arc<dyn Opener> {
-        let (origins, holders) = (Arc::clone(&self.inner.origins), self.inner.holders.clone());
-        Arc::new(Gate { origins, holders })
+        let Inner { origins, holders, grants, .. } = self.inner.as_ref();
+        Arc::new(Gate { origins: Arc::clone(origins), holders: holders.clone(), grants: Arc::clone(grants) })
     }
 
     /// Checks that a volume is a pod's exactly when it is where pods' volumes are.
@@ -237,7 +237,7 @@ impl Access {
         grant: Option<Grant>,
         lease: Option<Lease>,
     ) -> Result<Admission, AccessError> {
-        if error.is_refusal() {
+        if error.is_refusal(asked.scheme()) {
             self.inner.grants.remove(asked);
         }
         match grant {

@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 use weightd_source::Credential;
 use weightd_types::{SnapshotKey, SourceUri};
 
-use crate::identity::Principal;
+use crate::{error::Refusal, identity::Principal};
 
 /// Someone as whom a source may be asked.
 #[derive(Debug, Clone)]
@@ -20,8 +20,8 @@ pub(crate) struct Holder {
     pub(crate) principal: Principal,
     pub(crate) credential: Credential,
     ends: Option<Instant>,
-    /// The origin refused it since it came.
-    is_refused: bool,
+    /// How the origin refused it since it came.
+    refused: Option<Refusal>,
     place: Place,
 }
 
@@ -96,14 +96,8 @@ impl Holders {
         credential: Credential,
         ends: Option<Instant>,
     ) -> Lease {
-        let holder = Holder {
-            root: source.root(),
-            principal,
-            credential,
-            ends,
-            is_refused: false,
-            place: Place::Call,
-        };
+        let holder =
+            Holder { root: source.root(), principal, credential, ends, refused: None, place: Place::Call };
         let number = {
             let mut all = self.lock();
             let number = all.next;
@@ -121,11 +115,10 @@ impl Holders {
         let now = Instant::now();
         let mut found: Vec<Holder> = Vec::new();
         for holder in self.lock().by_number.values().rev() {
-            let is_live = !holder.is_refused && holder.ends.is_none_or(|ends| ends > now);
             let is_new = || found.iter().all(|known| known.credential != holder.credential);
             // Names in a directory are relative to it: it serves its own source only.
             let serves = !matches!(holder.credential, Credential::Directory(_)) || holder.root == source;
-            if is_live && serves && holder.covers(url) && is_new() {
+            if holder.is_live(now) && serves && covers(&holder.root, url) && is_new() {
                 found.push(holder.clone());
             }
         }
@@ -135,12 +128,22 @@ impl Holders {
 
     /// Remembers that an origin refused a credential: it is not used for such an object again before it comes anew. What
     /// else it is for is another matter, above all where it is nobody's in particular.
-    pub(crate) fn refuse(&self, url: &str, credential: &Credential) {
+    pub(crate) fn refuse(&self, url: &str, credential: &Credential, refusal: Refusal) {
         let mut all = self.lock();
         all.by_number
             .values_mut()
-            .filter(|holder| holder.credential == *credential && holder.covers(url))
-            .for_each(|holder| holder.is_refused = true);
+            .filter(|holder| holder.credential == *credential && covers(&holder.root, url))
+            .for_each(|holder| holder.refused = Some(refusal));
+    }
+
+    /// Whether someone was refused an object, and all who were are told that it is not there.
+    pub(crate) fn is_hidden(&self, url: &str) -> bool {
+        let all = self.lock();
+        let mut refused =
+            all.by_number.values().filter(|holder| covers(&holder.root, url)).filter_map(|h| h.refused);
+        refused.next().is_some_and(|first| {
+            first == Refusal::Hidden && refused.all(|refusal| refusal == Refusal::Hidden)
+        })
     }
 
     /// Waits until there is someone as whom a source may be asked.
@@ -189,7 +192,12 @@ impl Holders {
 }
 
 impl Holder {
-    fn covers(&self, url: &str) -> bool {
-        url.strip_prefix(&self.root).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    fn is_live(&self, now: Instant) -> bool {
+        self.refused.is_none() && self.ends.is_none_or(|ends| ends > now)
     }
+}
+
+/// Whether a name is that of a source's root, or of something below it.
+pub(crate) fn covers(root: &str, url: &str) -> bool {
+    url.strip_prefix(root).is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }

@@ -1,0 +1,67 @@
+//! How long a credential may be used.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::{Instant, advance, timeout};
+use weightd_source::Credential;
+
+use super::{account, key, token, uri};
+use crate::{holders::Holders, identity::Principal};
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_covers_what_lies_below_its_source_until_it_ends() {
+    let holders = Holders::default();
+    let second = Instant::now() + Duration::from_secs(1);
+    let _lease = holders.add(&uri("gs://b/m"), account("a"), token("a"), Some(second));
+    for (url, is_covered) in [
+        ("gs://b/m", true),
+        ("gs://b/m/x", true),
+        ("gs://b/m2", false),
+        ("gs://b", false),
+        ("gs://b2/m/x", false),
+        ("s3://b/m", false),
+    ] {
+        assert_eq!(!holders.of(url, url).is_empty(), is_covered, "{url}");
+    }
+    advance(Duration::from_secs(1)).await;
+    assert!(holders.of("gs://b/m/x", "gs://b/m/x").is_empty(), "it has expired");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_ends_with_its_volume_or_with_what_replaces_it() {
+    let (holders, source, target) = (Holders::default(), uri("gs://b/m"), Path::new("/pods/a"));
+    let tokens = |holders: &Holders| {
+        holders.of("gs://b/m", "gs://b/m").into_iter().map(|holder| holder.credential).collect::<Vec<_>>()
+    };
+    holders.add(&source, account("a"), token("1"), None).settle(target, key());
+    holders.add(&source, account("a"), token("2"), None).settle(target, key());
+    assert_eq!(tokens(&holders), [token("2")]);
+    let before = Instant::now();
+    advance(Duration::from_secs(1)).await;
+    let later = Path::new("/pods/b");
+    holders.add(&source, account("b"), token("3"), None).settle(later, key());
+    holders.keep_only(before + Duration::from_millis(1), |_| false, |_| false);
+    assert_eq!(tokens(&holders), [token("3")], "one that came since is not missed in an older table");
+    holders.end(later);
+    assert_eq!(holders.count(), 0);
+    // Who has a file of the operator's open reads on.
+    holders.add(&source, Principal::Node, Credential::Node, None).settle(target, key());
+    holders.end(target);
+    assert_eq!(tokens(&holders), [Credential::Node]);
+    holders.keep_only(Instant::now(), |_| false, |_| true);
+    assert_eq!(holders.count(), 1);
+    holders.keep_only(Instant::now(), |_| false, |_| false);
+    assert_eq!(holders.count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_told_when_someone_comes() {
+    let (holders, source) = (Holders::default(), uri("gs://b/m/x"));
+    assert!(timeout(Duration::from_secs(9), holders.until_there(&source)).await.is_err());
+    let coming = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        holders.add(&uri("gs://b/m"), account("a"), token("a"), None)
+    };
+    let (_, _lease) = tokio::join!(timeout(Duration::from_secs(9), holders.until_there(&source)), coming);
+    holders.until_there(&source).await;
+}
