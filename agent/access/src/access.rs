@@ -107,12 +107,22 @@ impl Access {
         self.inner.holders.add(source, Principal::Node, Credential::Node, None)
     }
 
+    /// Stands for a pod whose credential is not there: nobody asks as it, and a volume that it settles for is a pod's.
+    pub fn absent(&self, source: &SourceUri) -> Lease {
+        let principal = Principal::Nobody { why: "the pod's credential is not there yet", audience: None };
+        self.inner.holders.add(source, principal, Credential::Anonymous, Some(Instant::now()))
+    }
+
     /// Takes over a volume of an earlier agent. The operator's are read as the node again; what pods brought is gone, and
     /// kubelet brings it again.
     pub async fn adopt(&self, target: &Path, snapshot: SnapshotKey, source: &SourceUri) {
-        if self.inner.config.identity == WhoReads::Node || !self.is_pods(target).await {
-            self.operator(source).settle(target, snapshot);
-        }
+        let is_nodes = self.inner.config.identity == WhoReads::Node;
+        let lease = match is_nodes || !self.is_pods(target).await {
+            true => self.operator(source),
+            false => self.absent(source),
+        };
+        // It may have come here since.
+        lease.settle_first(target, snapshot);
     }
 
     /// Asks the origin whether a pod may read a source, and what it is now. While it cannot be asked, an earlier answer

@@ -1,7 +1,7 @@
 //! As whom an origin may be asked right now: credentials of volumes that are mounted, and of calls under way.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -32,7 +32,8 @@ enum Place {
     Call,
     /// A volume that is mounted.
     Volume { target: PathBuf, snapshot: SnapshotKey, since: Instant },
-    /// A volume of the operator's that was unmounted: who has one of its files open reads on.
+    /// A volume of the operator's that was unmounted: who has one of its files open reads on, as long as no pod is shown
+    /// the snapshot. A pod would be given what the node fetches.
     Left { snapshot: SnapshotKey },
 }
 
@@ -63,14 +64,47 @@ impl Lease {
     pub fn settle(self, target: &Path, snapshot: SnapshotKey) {
         let holders = self.holders.clone();
         let mut all = holders.lock();
-        let is_earlier =
-            |holder: &Holder| matches!(&holder.place, Place::Volume { target: known, .. } if known == target);
-        all.by_number.retain(|number, holder| *number == self.number || !is_earlier(holder));
-        if let Some(holder) = all.by_number.get_mut(&self.number) {
-            holder.place = Place::Volume { target: target.to_owned(), snapshot, since: Instant::now() };
-        }
+        all.by_number.retain(|number, holder| *number == self.number || !holder.is_of(target));
+        all.settle(self.number, target, snapshot);
         // Dropping the lease leaves it, now that it is a volume's.
         drop(all);
+    }
+
+    /// The same for a volume that has no credential yet; one that it has goes before this.
+    pub(crate) fn settle_first(self, target: &Path, snapshot: SnapshotKey) {
+        let holders = self.holders.clone();
+        let mut all = holders.lock();
+        if !all.by_number.values().any(|holder| holder.is_of(target)) {
+            all.settle(self.number, target, snapshot);
+        }
+        drop(all);
+    }
+}
+
+impl All {
+    fn settle(&mut self, number: u64, target: &Path, snapshot: SnapshotKey) {
+        if let Some(holder) = self.by_number.get_mut(&number) {
+            holder.place = Place::Volume { target: target.to_owned(), snapshot, since: Instant::now() };
+        }
+        self.drop_left();
+    }
+
+    /// Of volumes that were unmounted, only the operator's are kept, each snapshot once, and none that a pod is shown.
+    fn drop_left(&mut self) {
+        let is_shown_to_pod = |holder: &Holder| match holder.place {
+            Place::Volume { snapshot, .. } if holder.credential != Credential::Node => Some(snapshot),
+            Place::Volume { .. } | Place::Call | Place::Left { .. } => None,
+        };
+        let shown: HashSet<SnapshotKey> = self.by_number.values().filter_map(is_shown_to_pod).collect();
+        let mut kept = HashSet::new();
+        self.by_number.retain(|_, holder| match holder.place {
+            Place::Left { snapshot } => {
+                holder.credential == Credential::Node
+                    && !shown.contains(&snapshot)
+                    && kept.insert((holder.root.clone(), snapshot))
+            }
+            Place::Volume { .. } | Place::Call => true,
+        });
     }
 }
 
@@ -174,15 +208,14 @@ impl Holders {
     }
 
     fn end_where(&self, is_gone: impl Fn(&Path, Instant) -> bool) {
-        self.lock().by_number.retain(|_, holder| {
-            let Place::Volume { target, snapshot, since } = &holder.place else { return true };
-            if !is_gone(target, *since) {
-                return true;
+        let mut all = self.lock();
+        for holder in all.by_number.values_mut() {
+            let Place::Volume { target, snapshot, since } = &holder.place else { continue };
+            if is_gone(target, *since) {
+                holder.place = Place::Left { snapshot: *snapshot };
             }
-            let is_operators = holder.credential == Credential::Node;
-            holder.place = Place::Left { snapshot: *snapshot };
-            is_operators
-        });
+        }
+        all.drop_left();
     }
 
     #[cfg(test)]
@@ -194,6 +227,10 @@ impl Holders {
 impl Holder {
     fn is_live(&self, now: Instant) -> bool {
         self.refused.is_none() && self.ends.is_none_or(|ends| ends > now)
+    }
+
+    fn is_of(&self, target: &Path) -> bool {
+        matches!(&self.place, Place::Volume { target: known, .. } if known == target)
     }
 }
 

@@ -32,8 +32,9 @@ impl Control {
         let (uri, selection) = wanted(&request.source, request.selection.clone())?;
         let admitted = self.access.admit(&described(pod), &uri, &selection).await;
         let (lease, found) = match admitted.map_err(|error| failure::access_status(&error))? {
-            Admission::Now { lease, resolution } => (Some(lease), Found::Now(resolution)),
+            Admission::Now { lease, resolution } => (lease, Found::Now(resolution)),
             Admission::Earlier { lease, snapshot, why } => {
+                let lease = lease.unwrap_or_else(|| self.access.absent(&uri));
                 (lease, Found::Earlier(snapshot, failure::access_status(&why)))
             }
         };
@@ -62,7 +63,7 @@ impl Control {
         wish: &Wish,
         uri: &SourceUri,
         found: Found,
-        lease: Option<Lease>,
+        lease: Lease,
     ) -> Result<Volume, Status> {
         let layout = info::wanted_layout(request.layout());
         let expected = expected(request)?;
@@ -82,9 +83,7 @@ impl Control {
                 self.publish_stored(&record, wish).await?
             }
         };
-        if let Some(lease) = lease {
-            lease.settle(&volume.target, volume.snapshot);
-        }
+        lease.settle(&volume.target, volume.snapshot);
         Ok(volume)
     }
 

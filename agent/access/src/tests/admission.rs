@@ -1,9 +1,12 @@
 //! What a pod is let in by, and what ends that.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use super::{Manner, Notes, Origin, admit, hub, uri, with_hub_token};
-use crate::{Access, AccessError, Admission, Config, Pod};
+use weightd_source::Credential;
+use weightd_types::SourceUri;
+
+use super::{Manner, Notes, Origin, admit, hub, key, uri, with_hub_token};
+use crate::{Access, AccessError, Admission, Config, Pod, WhoReads};
 
 fn access(notes: &Arc<Notes>, config: Config) -> Access {
     Access::new(Arc::new(Origin(Arc::clone(notes))), config)
@@ -47,4 +50,48 @@ async fn who_is_refused_while_fetching_is_not_shown_what_is_here_either() {
         assert!(!counts(&access, &notes, &mine).await, "{manner:?}");
         assert!(counts(&access, &notes, &other).await, "{manner:?}");
     }
+}
+
+/// Whether a source is fetched as anyone, by those who are there.
+async fn is_fetched(access: &Access, source: &SourceUri) -> bool {
+    access.opener().open(source).await.unwrap().list().await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_volume_of_an_earlier_agent_waits_for_its_pod() {
+    let pods = Path::new("/var/lib/kubelet/pods/a");
+    for (identity, source, is_nodes) in
+        [(WhoReads::Pod, "gs://b/m", false), (WhoReads::Node, "gs://b/m", true)]
+    {
+        let access = access(&Notes::new(&[Credential::Node]), Config { identity, ..Config::default() });
+        access.adopt(pods, key(), &uri(source)).await;
+        assert_eq!(is_fetched(&access, &uri(source)).await, is_nodes, "{identity:?} {source}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_operator_left_open_is_not_fetched_for_a_pod_that_an_earlier_agent_had_either() {
+    let (source, pods, operators) =
+        (uri("gs://b/m"), Path::new("/var/lib/kubelet/pods/a"), Path::new("/mnt/a"));
+    for has_pod in [false, true] {
+        let access = access(&Notes::new(&[Credential::Node]), Config::default());
+        if has_pod {
+            access.adopt(pods, key(), &source).await;
+        }
+        access.adopt(operators, key(), &source).await;
+        assert!(is_fetched(&access, &source).await);
+        access.end(operators);
+        assert_eq!(is_fetched(&access, &source).await, !has_pod);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_pod_has_brought_is_not_taken_for_what_an_earlier_agent_left() {
+    let (notes, target) = (Notes::new(&[hub("mine")]), Path::new("/var/lib/kubelet/pods/a"));
+    let access = access(&notes, Config::default());
+    let admitted = admit(&access, &with_hub_token("mine"), "hf://o/n").await.unwrap();
+    let Admission::Now { lease, .. } = admitted else { panic!("{admitted:?}") };
+    lease.settle(target, key());
+    access.adopt(target, key(), &uri("hf://o/n")).await;
+    assert!(is_fetched(&access, &uri("hf://o/n")).await);
 }

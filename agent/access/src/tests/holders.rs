@@ -65,3 +65,51 @@ async fn who_waits_is_told_when_someone_comes() {
     let (_, _lease) = tokio::join!(timeout(Duration::from_secs(9), holders.until_there(&source)), coming);
     holders.until_there(&source).await;
 }
+
+/// Whether the node may be asked as for what a volume of the operator's showed.
+fn has_node(holders: &Holders) -> bool {
+    holders.of("gs://b/m", "gs://b/m").iter().any(|holder| holder.credential == Credential::Node)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_operator_left_open_is_not_fetched_as_the_node_for_a_pod() {
+    let (source, pods, operators) = (uri("gs://b/m"), Path::new("/pods/a"), Path::new("/mnt/a"));
+    let operator = |holders: &Holders| {
+        holders.add(&source, Principal::Node, Credential::Node, None).settle(operators, key());
+    };
+    let pod = |holders: &Holders| holders.add(&source, account("a"), token("1"), None).settle(pods, key());
+
+    let holders = Holders::default();
+    operator(&holders);
+    holders.end(operators);
+    assert!(has_node(&holders));
+    pod(&holders);
+    assert!(!has_node(&holders), "a pod came later");
+
+    let holders = Holders::default();
+    pod(&holders);
+    operator(&holders);
+    assert!(has_node(&holders), "it is the operator's as long as it is mounted");
+    holders.end(operators);
+    assert!(!has_node(&holders), "a pod was there");
+
+    // One of another snapshot is no matter.
+    let holders = Holders::default();
+    let other = weightd_types::SnapshotKey { layout: weightd_types::Layout::Aligned, ..key() };
+    holders.add(&source, account("a"), token("1"), None).settle(pods, other);
+    operator(&holders);
+    holders.keep_only(Instant::now() + Duration::from_secs(1), |target| target == pods, |_| true);
+    assert!(has_node(&holders));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_operator_left_open_is_remembered_once() {
+    let (holders, source) = (Holders::default(), uri("gs://b/m"));
+    for n in 0..5 {
+        let target = format!("/mnt/{n}");
+        let lease = holders.add(&source, Principal::Node, Credential::Node, None);
+        lease.settle(Path::new(&target), key());
+        holders.end(Path::new(&target));
+    }
+    assert_eq!(holders.count(), 1);
+}
