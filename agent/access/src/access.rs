@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::try_join_all};
 use tokio::time::{Instant, sleep, timeout};
+use url::Url;
 use weightd_source::{Credential, Opener, Resolution, ResolveError, Source, SourceError, resolve};
 use weightd_types::{ByteRange, Object, Scheme, Selection, SnapshotId, SnapshotKey, SourceUri};
 
@@ -15,7 +16,7 @@ use crate::{
     grants::{Asked, Grant, Grants},
     holders::Holders,
     identity::{Claim, Principal},
-    web::is_below_any,
+    web::confined,
 };
 
 /// Times an origin is asked that fails on its side, when no earlier answer counts.
@@ -41,6 +42,8 @@ struct Inner {
     holders: Holders,
     grants: Arc<Grants>,
     exchanger: Exchanger,
+    /// Addresses that pods may name.
+    web: Arc<[Url]>,
 }
 
 /// That a pod may read a source.
@@ -72,13 +75,19 @@ impl Access {
     pub fn new(origins: Arc<dyn Opener>, config: Config) -> Self {
         let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout);
         let (holders, grants) = (Holders::default(), Arc::default());
-        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger }) }
+        let web = config.web.clone().into();
+        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger, web }) }
     }
 
     /// What asks as those who are there.
     pub fn opener(&self) -> Arc<dyn Opener> {
-        let Inner { origins, holders, grants, .. } = self.inner.as_ref();
-        Arc::new(Gate { origins: Arc::clone(origins), holders: holders.clone(), grants: Arc::clone(grants) })
+        let Inner { origins, holders, grants, web, .. } = self.inner.as_ref();
+        Arc::new(Gate {
+            origins: Arc::clone(origins),
+            holders: holders.clone(),
+            grants: Arc::clone(grants),
+            web: Arc::clone(web),
+        })
     }
 
     /// Checks that a volume is a pod's exactly when it is where pods' volumes are.
@@ -114,9 +123,10 @@ impl Access {
     }
 
     /// Takes over a volume of an earlier agent. The operator's are read as the node again; what pods brought is gone, and
-    /// kubelet brings it again.
+    /// kubelet brings it again. So it is of what confines a pod that reads as the node.
     pub async fn adopt(&self, target: &Path, snapshot: SnapshotKey, source: &SourceUri) {
-        let is_nodes = self.inner.config.identity == WhoReads::Node;
+        let is_confined = matches!(source.scheme(), Scheme::File | Scheme::Http | Scheme::Https);
+        let is_nodes = self.inner.config.identity == WhoReads::Node && !is_confined;
         let lease = match is_nodes || !self.is_pods(target).await {
             true => self.operator(source),
             false => self.absent(source),
@@ -213,8 +223,11 @@ impl Access {
     async fn claim(&self, pod: &Pod, source: &SourceUri) -> Result<Claim, AccessError> {
         match source.scheme() {
             Scheme::File => {}
-            Scheme::Http | Scheme::Https if !is_below_any(&self.inner.config.web, source) => {
-                return Err(AccessError::NotAllowed { what: source.to_string(), setting: "access.web" });
+            Scheme::Http | Scheme::Https => {
+                let not_allowed =
+                    || AccessError::NotAllowed { what: source.to_string(), setting: "access.web" };
+                let credential = confined(&self.inner.web, source).ok_or_else(not_allowed)?;
+                return Ok(Claim::Ready(Principal::without_credentials(), credential));
             }
             _ => return Claim::of(&self.inner.config, pod, source),
         }

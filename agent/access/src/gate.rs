@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
+use url::Url;
 use weightd_source::{ByteStream, Credential, Listed, Opener, Source, SourceError};
 use weightd_types::{ByteRange, Object, SourceUri};
 
@@ -11,6 +12,7 @@ use crate::{
     error::Refusal,
     grants::Grants,
     holders::{Holder, Holders},
+    web::confined,
 };
 
 /// An opener whose sources are asked as those who are there.
@@ -20,6 +22,8 @@ pub(crate) struct Gate {
     pub(crate) holders: Holders,
     /// What origins granted: whom they refuse is granted nothing any more.
     pub(crate) grants: Arc<Grants>,
+    /// Addresses that pods may name.
+    pub(crate) web: Arc<[Url]>,
 }
 
 /// A source, asked as those who are there.
@@ -79,9 +83,15 @@ impl Gated {
             }
         }
         if self.is_upkeep && !has_node {
-            return request(origins.open_as(&self.uri, &Credential::Node).await?).await;
+            return request(origins.open_as(&self.uri, &self.upkeeper()).await?).await;
         }
         Err(self.paused(url, refused))
+    }
+
+    /// As whom the node mends what it has. A server that pods may name leads it nowhere else then either: it may be a pod
+    /// that named it.
+    fn upkeeper(&self) -> Credential {
+        confined(&self.gate.web, &self.uri).unwrap_or(Credential::Node)
     }
 
     /// Says why someone was refused, and has nobody ask as them again, nor see what is here because they once might; the

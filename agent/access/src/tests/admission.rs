@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use url::Url;
 use weightd_source::Credential;
 use weightd_types::SourceUri;
 
@@ -52,6 +53,21 @@ async fn who_is_refused_while_fetching_is_not_shown_what_is_here_either() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_web_server_is_asked_as_what_confines_a_pod_also_where_pods_read_as_the_node() {
+    let web = vec![Url::parse("https://models.example/llm").unwrap()];
+    let confined = Credential::Web(web.clone().into());
+    let notes = Notes::new(&[confined.clone(), Credential::Node]);
+    for identity in [WhoReads::Pod, WhoReads::Node] {
+        let access = access(&notes, Config { identity, web: web.clone(), ..Config::default() });
+        admit(&access, &Pod::default(), "https://models.example/llm/m").await.unwrap();
+        assert!(notes.asked().iter().all(|who| *who == confined), "{identity:?}");
+        let error = admit(&access, &Pod::default(), "https://models.example/other").await.unwrap_err();
+        assert!(error.to_string().contains("access.web"), "{error}");
+        assert!(notes.asked().is_empty());
+    }
+}
+
 /// Whether a source is fetched as anyone, by those who are there.
 async fn is_fetched(access: &Access, source: &SourceUri) -> bool {
     access.opener().open(source).await.unwrap().list().await.is_ok()
@@ -60,9 +76,12 @@ async fn is_fetched(access: &Access, source: &SourceUri) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_pods_volume_of_an_earlier_agent_waits_for_its_pod() {
     let pods = Path::new("/var/lib/kubelet/pods/a");
-    for (identity, source, is_nodes) in
-        [(WhoReads::Pod, "gs://b/m", false), (WhoReads::Node, "gs://b/m", true)]
-    {
+    for (identity, source, is_nodes) in [
+        (WhoReads::Pod, "gs://b/m", false),
+        (WhoReads::Node, "gs://b/m", true),
+        (WhoReads::Node, "https://models.example/m", false),
+        (WhoReads::Node, "file:///m", false),
+    ] {
         let access = access(&Notes::new(&[Credential::Node]), Config { identity, ..Config::default() });
         access.adopt(pods, key(), &uri(source)).await;
         assert_eq!(is_fetched(&access, &uri(source)).await, is_nodes, "{identity:?} {source}");

@@ -84,3 +84,17 @@ async fn only_a_hub_means_by_nothing_that_someone_may_not_see() {
     }
     assert_eq!(notes.asked(), [token("other"), token("other")]);
 }
+
+#[tokio::test]
+async fn a_server_that_pods_may_name_leads_to_no_other_when_the_node_mends_either() {
+    let allowed = [url::Url::parse("https://models.example/llm").unwrap()];
+    let confined = Credential::Web(allowed.clone().into());
+    let (mut gate, notes) = gate(&[confined.clone(), Credential::Node]);
+    gate.web = allowed.into();
+    for (source, expected) in
+        [("https://models.example/llm/x", confined), ("https://models.example/other", Credential::Node)]
+    {
+        gate.open_to_mend(&uri(source)).await.unwrap().list().await.unwrap();
+        assert_eq!(notes.asked(), [expected]);
+    }
+}

@@ -1,5 +1,6 @@
 //! The pod's own identity decides: a real agent, a bucket that looks at tokens, and what kubelet would ask.
 
+mod bounds;
 mod identities;
 mod loading;
 mod other_origins;
