@@ -104,6 +104,17 @@ impl Access {
         }
     }
 
+    /// Checks that a pod may have a source's snapshot pinned.
+    ///
+    /// # Errors
+    /// [`AccessError::NoPinning`].
+    pub fn check_pin(&self, source: &SourceUri) -> Result<(), AccessError> {
+        match self.inner.config.pods_may_pin {
+            true => Ok(()),
+            false => Err(AccessError::NoPinning { what: source.to_string() }),
+        }
+    }
+
     /// Whether a target, whose links are followed, is where pods' volumes are.
     async fn is_pods(&self, target: &Path) -> bool {
         let directory = &self.inner.config.kubelet_directory;

@@ -57,6 +57,15 @@ pub enum AccessError {
         /// The list that it is not on.
         setting: &'static str,
     },
+    /// A pod that wants its model kept for ever.
+    #[error(
+        "{what}: pods may not pin: ask the operator to set access.pods_may_pin = true in the agent's configuration, or leave \
+         pin out"
+    )]
+    NoPinning {
+        /// The source.
+        what: String,
+    },
     /// What vouches for the pod cannot be asked, and no earlier answer counts.
     #[error("{what}: {principal} cannot be verified: {why}; kubelet tries again")]
     Unverified {
@@ -98,7 +107,7 @@ impl AccessError {
     /// Whether it says no, so that no earlier answer counts any more.
     pub(crate) fn is_refusal(&self, scheme: Scheme) -> bool {
         match self {
-            Self::Refused { .. } | Self::NotAllowed { .. } => true,
+            Self::Refused { .. } | Self::NotAllowed { .. } | Self::NoPinning { .. } => true,
             Self::Resolve(ResolveError::Source(error)) => Refusal::of(error, scheme).is_some(),
             Self::Resolve(_) | Self::NoPod { .. } | Self::Elsewhere { .. } | Self::Unverified { .. } => false,
         }
@@ -109,9 +118,11 @@ impl AccessError {
         match self {
             Self::Unverified { .. } => true,
             Self::Resolve(error) => error.is_retryable(),
-            Self::NoPod { .. } | Self::Elsewhere { .. } | Self::Refused { .. } | Self::NotAllowed { .. } => {
-                false
-            }
+            Self::NoPod { .. }
+            | Self::Elsewhere { .. }
+            | Self::Refused { .. }
+            | Self::NotAllowed { .. }
+            | Self::NoPinning { .. } => false,
         }
     }
 

@@ -5,7 +5,8 @@
 //! that credential ends. Fetching asks as someone who is there: a pod whose volume is mounted, or the operator
 //! ([`Access::opener`]). When nobody is there, it pauses; it never falls back to the node's identity.
 //!
-//! What pods may have the node do is bounded: a web server that they may name leads them to no other address.
+//! What pods may have the node do is bounded: a web server that they may name leads them to no other address, and they pin
+//! only where the operator says so.
 //!
 //! Nothing here is written to a disk, and secrets are never shown.
 

@@ -71,7 +71,9 @@ impl From<InvalidGlob> for Invalid {
 pub fn of_access(error: &AccessError) -> FailureKind {
     match error {
         AccessError::NoPod { .. } | AccessError::Elsewhere { .. } => FailureKind::Usage,
-        AccessError::Refused { .. } | AccessError::NotAllowed { .. } => FailureKind::NotPermitted,
+        AccessError::Refused { .. } | AccessError::NotAllowed { .. } | AccessError::NoPinning { .. } => {
+            FailureKind::NotPermitted
+        }
         AccessError::Unverified { .. } => FailureKind::Unavailable,
         AccessError::Resolve(error) => of_resolve(error),
     }

@@ -30,6 +30,9 @@ impl Control {
     ) -> Result<Volume, Status> {
         // A pod names sources only: an origin says who may read them, and nobody who may have a snapshot's id.
         let (uri, selection) = wanted(&request.source, request.selection.clone())?;
+        if request.pin {
+            self.access.check_pin(&uri).map_err(|error| failure::access_status(&error))?;
+        }
         let admitted = self.access.admit(&described(pod), &uri, &selection).await;
         let (lease, found) = match admitted.map_err(|error| failure::access_status(&error))? {
             Admission::Now { lease, resolution } => (lease, Found::Now(resolution)),

@@ -114,3 +114,14 @@ async fn what_a_pod_has_brought_is_not_taken_for_what_an_earlier_agent_left() {
     access.adopt(target, key(), &uri("hf://o/n")).await;
     assert!(is_fetched(&access, &uri("hf://o/n")).await);
 }
+
+#[tokio::test]
+async fn pods_pin_only_where_the_operator_says_so() {
+    let notes = Notes::new(&[]);
+    let error = access(&notes, Config::default()).check_pin(&uri("gs://b/m")).unwrap_err().to_string();
+    for words in ["gs://b/m: pods may not pin", "access.pods_may_pin = true", "leave pin out"] {
+        assert!(error.contains(words), "{error}");
+    }
+    let config = Config { pods_may_pin: true, ..Config::default() };
+    access(&notes, config).check_pin(&uri("gs://b/m")).unwrap();
+}

@@ -3,10 +3,43 @@
 use std::fs;
 
 use weightd_harness::{FakeGcs, ModelShape, StaticFile, StaticServer, require};
-use weightd_proto::v1::FailureKind;
+use weightd_proto::v1::{self, FailureKind};
 
-use super::{Cluster, refused};
-use crate::volumes::fuse;
+use super::{BUCKET, Cluster, READER, refused};
+use crate::volumes::{SOURCE, fuse};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_pins_only_where_the_operator_lets_pods() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let cluster = Cluster::new(&gcs, &ModelShape::tiny(), "").await;
+    cluster.guard.grant(READER, BUCKET);
+    let is_pinned =
+        async || cluster.client().await.list().await.unwrap().iter().any(|snapshot| snapshot.pinned);
+    let pinning = |pod: &str| v1::PublishRequest { pin: true, ..cluster.request(pod, "reader") };
+    let mut agent = cluster.place.agent().await;
+    let (kind, message) = refused(cluster.ask(pinning("first")).await);
+    assert_eq!(kind, FailureKind::NotPermitted);
+    for words in [SOURCE, "access.pods_may_pin = true", "leave pin out"] {
+        assert!(message.contains(words), "{message}");
+    }
+    assert!(!cluster.target("first").exists(), "nothing is left of a volume that was refused");
+    cluster.publish("first", "reader").await.unwrap();
+    // A volume from before the operator said no keeps its credential: kubelet asks for the same again and again.
+    cluster.ask(pinning("first")).await.unwrap();
+    cluster.until_complete().await;
+    assert!(!is_pinned().await);
+    cluster.place.ask(&format!("pin {SOURCE}")).done();
+    assert!(is_pinned().await, "the operator may");
+    cluster.place.ask(&format!("unpin {SOURCE}")).done();
+    agent.signal("TERM");
+    agent.ended().await;
+
+    cluster.configure("pods_may_pin = true");
+    let _agent = cluster.place.agent().await;
+    cluster.ask(pinning("second")).await.unwrap();
+    assert!(is_pinned().await);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_pods_may_name_leads_the_node_to_no_other_address_for_them() {
