@@ -9,7 +9,7 @@ use weightd_source::{Credential, Opener, Resolution, ResolveError, Source, Sourc
 use weightd_types::{ByteRange, Object, Scheme, Selection, SnapshotId, SnapshotKey, SourceUri};
 
 use crate::{
-    AccessError, Config, Lease, Pod, WhoReads,
+    AccessError, Config, Lease, Metrics, Pod, WhoReads,
     exchange::Exchanger,
     files::allowed,
     gate::Gate,
@@ -44,6 +44,7 @@ struct Inner {
     exchanger: Exchanger,
     /// Addresses that pods may name.
     web: Arc<[Url]>,
+    metrics: Metrics,
 }
 
 /// That a pod may read a source.
@@ -73,10 +74,11 @@ type Verified = (Credential, Option<Instant>);
 impl Access {
     /// Access to what an opener reaches.
     pub fn new(origins: Arc<dyn Opener>, config: Config) -> Self {
-        let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout);
+        let metrics = Metrics::default();
+        let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout, metrics.clone());
         let (holders, grants) = (Holders::default(), Arc::default());
         let web = config.web.clone().into();
-        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger, web }) }
+        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger, web, metrics }) }
     }
 
     /// What asks as those who are there.
@@ -88,6 +90,17 @@ impl Access {
             grants: Arc::clone(grants),
             web: Arc::clone(web),
         })
+    }
+
+    /// What is counted here.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Brings the gauges up to date, before they are read.
+    pub fn refresh_metrics(&self) {
+        let live = i64::try_from(self.inner.holders.live()).unwrap_or(i64::MAX);
+        self.inner.metrics.live.set(live);
     }
 
     /// Checks that a volume is a pod's exactly when it is where pods' volumes are.
@@ -157,8 +170,13 @@ impl Access {
         source: &SourceUri,
         selection: &Selection,
     ) -> Result<Admission, AccessError> {
-        let claim = self.claim(pod, source).await?;
-        self.admit_as(&claim, source, selection).await
+        let admitted = match self.claim(pod, source).await {
+            Ok(claim) => self.admit_as(&claim, source, selection).await,
+            Err(error) => Err(error),
+        };
+        let is_refusal = admitted.as_ref().is_err_and(|error| error.is_refusal(source.scheme()));
+        self.inner.metrics.answered(&admitted, is_refusal);
+        admitted
     }
 
     async fn admit_as(

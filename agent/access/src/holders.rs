@@ -180,6 +180,13 @@ impl Holders {
         })
     }
 
+    /// Credentials as which origins may be asked now.
+    pub(crate) fn live(&self) -> usize {
+        let (now, all) = (Instant::now(), self.lock());
+        let live = all.by_number.values().filter(|holder| holder.is_live(now));
+        live.map(|holder| &holder.credential).collect::<HashSet<_>>().len()
+    }
+
     /// Waits until there is someone as whom a source may be asked.
     pub(crate) async fn until_there(&self, source: &SourceUri) {
         let mut changed = self.changed.subscribe();

@@ -19,6 +19,7 @@ mod gate;
 mod grants;
 mod holders;
 mod identity;
+mod metrics;
 mod pod;
 #[cfg(test)]
 mod tests;
@@ -29,4 +30,5 @@ pub use config::{Config, Exchange, WhoReads};
 pub use error::AccessError;
 pub use files::is_pattern;
 pub use holders::Lease;
+pub use metrics::Metrics;
 pub use pod::{Pod, Token};

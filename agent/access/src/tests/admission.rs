@@ -1,13 +1,22 @@
 //! What a pod is let in by, and what ends that.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicU16, atomic::Ordering::Relaxed},
+};
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 use url::Url;
-use weightd_source::Credential;
+use weightd_source::{Credential, Secret};
 use weightd_types::SourceUri;
 
 use super::{Manner, Notes, Origin, admit, hub, key, uri, with_hub_token};
-use crate::{Access, AccessError, Admission, Config, Pod, WhoReads};
+use crate::{Access, AccessError, Admission, Config, Exchange, Pod, Token, WhoReads};
 
 fn access(notes: &Arc<Notes>, config: Config) -> Access {
     Access::new(Arc::new(Origin(Arc::clone(notes))), config)
@@ -124,4 +133,66 @@ async fn pods_pin_only_where_the_operator_says_so() {
     }
     let config = Config { pods_may_pin: true, ..Config::default() };
     access(&notes, config).check_pin(&uri("gs://b/m")).unwrap();
+}
+
+/// A token service that answers with a status that can be changed.
+async fn token_service(status: &Arc<AtomicU16>) -> Url {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1/token", listener.local_addr().unwrap()).parse().unwrap();
+    let status = Arc::clone(status);
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !String::from_utf8_lossy(&request).contains("subject_token=") {
+                if connection.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            let body = "{\"access_token\":\"given\",\"expires_in\":3600}";
+            let (status, length) = (status.load(Relaxed), body.len());
+            let head =
+                format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            // Who has gone needs no answer.
+            let _ = connection.write_all(format!("{head}{body}").as_bytes()).await;
+        }
+    });
+    url
+}
+
+/// A pod whose token is no other's.
+fn with_token(name: &str) -> Pod {
+    let claims = format!(r#"{{"sub":"system:serviceaccount:team:{name}"}}"#);
+    let token = Secret::new(&format!("e30.{}.", URL_SAFE_NO_PAD.encode(claims)));
+    Pod {
+        name: name.to_owned(),
+        namespace: "team".to_owned(),
+        service_account: name.to_owned(),
+        tokens: [("cluster".to_owned(), Token { token, expires_at: None })].into(),
+        ..Pod::default()
+    }
+}
+
+#[tokio::test]
+async fn every_metric_moves() {
+    let status = Arc::new(AtomicU16::new(200));
+    let exchange = Exchange { audience: "cluster".to_owned(), provider: "pool".to_owned() };
+    let sts_endpoint = token_service(&status).await;
+    let notes = Notes::new(&[super::token("given")]);
+    let access = access(&notes, Config { exchange: Some(exchange), sts_endpoint, ..Config::default() });
+    let _lease = admit(&access, &with_token("first"), "gs://b/m").await.unwrap();
+    notes.answer(Manner::Away);
+    admit(&access, &with_token("first"), "gs://b/m").await.unwrap();
+    status.store(503, Relaxed);
+    admit(&access, &with_token("second"), "gs://b/m").await.unwrap_err();
+    status.store(400, Relaxed);
+    admit(&access, &with_token("second"), "gs://b/m").await.unwrap_err();
+    access.refresh_metrics();
+    let (mut registry, mut text) = (Registry::default(), String::new());
+    access.metrics().register(&mut registry);
+    encode(&mut text, &registry).unwrap();
+    let values: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(values.len(), 8, "{text}");
+    for line in values {
+        assert!(line.starts_with("weightd_access_") && line.ends_with(" 1"), "{line} in\n{text}");
+    }
 }

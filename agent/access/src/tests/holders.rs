@@ -113,3 +113,17 @@ async fn what_the_operator_left_open_is_remembered_once() {
     }
     assert_eq!(holders.count(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn live_credentials_are_counted_once_and_not_when_they_ended_or_were_refused() {
+    let (holders, source) = (Holders::default(), uri("gs://b/m"));
+    let second = Instant::now() + Duration::from_secs(1);
+    let _first = holders.add(&source, account("a"), token("1"), None);
+    let _again = holders.add(&source, account("a"), token("1"), None);
+    let _brief = holders.add(&source, account("b"), token("2"), Some(second));
+    assert_eq!(holders.live(), 2);
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(holders.live(), 1);
+    holders.refuse("gs://b/m/x", &token("1"), crate::error::Refusal::Denied);
+    assert_eq!(holders.live(), 0);
+}

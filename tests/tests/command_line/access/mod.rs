@@ -3,6 +3,7 @@
 mod bounds;
 mod identities;
 mod loading;
+mod metrics;
 mod other_origins;
 
 use std::{
