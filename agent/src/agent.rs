@@ -32,6 +32,7 @@ pub struct Agent {
     config: Config,
     fetcher: Fetcher,
     control: Control,
+    access: Access,
     volumes: Volumes,
     loads: Arc<Loads>,
     routes: Routes,
@@ -62,6 +63,7 @@ impl Agent {
         metrics::register(&mut registry);
         store.metrics().register(&mut registry);
         let access = Access::new(opener, config.access.clone());
+        access.metrics().register(&mut registry);
         let fetcher = Fetcher::start(store, access.opener(), config.fetch.clone());
         fetcher.metrics().register(&mut registry);
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
@@ -72,7 +74,7 @@ impl Agent {
         volumes.metrics().register(&mut registry);
         let control = Control::new(
             fetcher.clone(),
-            access,
+            access.clone(),
             volumes.clone(),
             Arc::clone(&loads),
             tasks.clone(),
@@ -85,6 +87,7 @@ impl Agent {
             config,
             fetcher,
             control,
+            access,
             volumes,
             loads,
             routes,
@@ -114,10 +117,15 @@ impl Agent {
             .map_err(|error| StartError::of_socket(&self.config.socket, error))?;
         self.socket_file = Some(file);
         if let Some(address) = self.config.metrics_address {
-            let (listener, store) = (http::bind(address).await?, self.fetcher.store().clone());
-            let registry = Arc::clone(&self.registry);
+            let listener = http::bind(address).await?;
             self.http_address = listener.local_addr().ok();
-            self.tasks.spawn(http::serve(listener, registry, store, self.stopping.clone()));
+            let shared = http::Shared {
+                registry: Arc::clone(&self.registry),
+                store: self.fetcher.store().clone(),
+                access: self.access.clone(),
+                stopping: self.stopping.clone(),
+            };
+            self.tasks.spawn(http::serve(listener, shared));
         }
         self.control.resume().await?;
         self.tasks.spawn(adopt(self.volumes.clone(), Arc::clone(&self.loads), self.stopping.clone()));

@@ -12,15 +12,19 @@ use axum::{
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use weightd_access::Access;
 use weightd_store::Store;
 
 use crate::{StartError, serve::LINGER};
 
+/// What is told of.
 #[derive(Clone)]
-struct Shared {
-    registry: Arc<Registry>,
-    store: Store,
-    stopping: CancellationToken,
+pub(crate) struct Shared {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) store: Store,
+    pub(crate) access: Access,
+    /// Cancelled when the agent stops.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// Takes the port.
@@ -28,16 +32,12 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, StartError>
     TcpListener::bind(address).await.map_err(|cause| StartError::Metrics { address, cause })
 }
 
-/// Serves until `stopping` is cancelled. The port is taken after the store is open, so whoever is answered at all
-/// finds the agent ready, until it stops.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    registry: Arc<Registry>,
-    store: Store,
-    stopping: CancellationToken,
-) {
-    let router = router(Shared { registry, store, stopping: stopping.clone() });
-    let served = axum::serve(listener, router).with_graceful_shutdown(stopping.clone().cancelled_owned());
+/// Serves until the agent stops. The port is taken after the store is open, so whoever is answered at all finds the agent
+/// ready, until it stops.
+pub(crate) async fn serve(listener: TcpListener, shared: Shared) {
+    let stopping = shared.stopping.clone();
+    let served =
+        axum::serve(listener, router(shared)).with_graceful_shutdown(stopping.clone().cancelled_owned());
     // A client that connects and asks nothing would be waited for.
     let lingered = async {
         stopping.cancelled().await;
@@ -61,6 +61,7 @@ fn router(shared: Shared) -> Router {
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     shared.store.refresh_metrics().await;
+    shared.access.refresh_metrics();
     weightd_daemon::metrics::page(&shared.registry)
 }
 

@@ -4,18 +4,19 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::try_join_all};
 use tokio::time::{Instant, sleep, timeout};
+use url::Url;
 use weightd_source::{Credential, Opener, Resolution, ResolveError, Source, SourceError, resolve};
 use weightd_types::{ByteRange, Object, Scheme, Selection, SnapshotId, SnapshotKey, SourceUri};
 
 use crate::{
-    AccessError, Config, Lease, Pod, WhoReads,
+    AccessError, Config, Lease, Metrics, Pod, WhoReads,
     exchange::Exchanger,
     files::allowed,
     gate::Gate,
     grants::{Asked, Grant, Grants},
     holders::Holders,
     identity::{Claim, Principal},
-    web::is_below_any,
+    web::confined,
 };
 
 /// Times an origin is asked that fails on its side, when no earlier answer counts.
@@ -39,8 +40,11 @@ struct Inner {
     origins: Arc<dyn Opener>,
     config: Config,
     holders: Holders,
-    grants: Grants,
+    grants: Arc<Grants>,
     exchanger: Exchanger,
+    /// Addresses that pods may name.
+    web: Arc<[Url]>,
+    metrics: Metrics,
 }
 
 /// That a pod may read a source.
@@ -70,15 +74,33 @@ type Verified = (Credential, Option<Instant>);
 impl Access {
     /// Access to what an opener reaches.
     pub fn new(origins: Arc<dyn Opener>, config: Config) -> Self {
-        let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout);
-        let (holders, grants) = (Holders::default(), Grants::default());
-        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger }) }
+        let metrics = Metrics::default();
+        let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout, metrics.clone());
+        let (holders, grants) = (Holders::default(), Arc::default());
+        let web = config.web.clone().into();
+        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger, web, metrics }) }
     }
 
     /// What asks as those who are there.
     pub fn opener(&self) -> Arc<dyn Opener> {
-        let (origins, holders) = (Arc::clone(&self.inner.origins), self.inner.holders.clone());
-        Arc::new(Gate { origins, holders })
+        let Inner { origins, holders, grants, web, .. } = self.inner.as_ref();
+        Arc::new(Gate {
+            origins: Arc::clone(origins),
+            holders: holders.clone(),
+            grants: Arc::clone(grants),
+            web: Arc::clone(web),
+        })
+    }
+
+    /// What is counted here.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Brings the gauges up to date, before they are read.
+    pub fn refresh_metrics(&self) {
+        let live = i64::try_from(self.inner.holders.live()).unwrap_or(i64::MAX);
+        self.inner.metrics.live.set(live);
     }
 
     /// Checks that a volume is a pod's exactly when it is where pods' volumes are.
@@ -95,6 +117,17 @@ impl Access {
         }
     }
 
+    /// Checks that a pod may have a source's snapshot pinned.
+    ///
+    /// # Errors
+    /// [`AccessError::NoPinning`].
+    pub fn check_pin(&self, source: &SourceUri) -> Result<(), AccessError> {
+        match self.inner.config.pods_may_pin {
+            true => Ok(()),
+            false => Err(AccessError::NoPinning { what: source.to_string() }),
+        }
+    }
+
     /// Whether a target, whose links are followed, is where pods' volumes are.
     async fn is_pods(&self, target: &Path) -> bool {
         let directory = &self.inner.config.kubelet_directory;
@@ -107,12 +140,23 @@ impl Access {
         self.inner.holders.add(source, Principal::Node, Credential::Node, None)
     }
 
+    /// Stands for a pod whose credential is not there: nobody asks as it, and a volume that it settles for is a pod's.
+    pub fn absent(&self, source: &SourceUri) -> Lease {
+        let principal = Principal::Nobody { why: "the pod's credential is not there yet", audience: None };
+        self.inner.holders.add(source, principal, Credential::Anonymous, Some(Instant::now()))
+    }
+
     /// Takes over a volume of an earlier agent. The operator's are read as the node again; what pods brought is gone, and
-    /// kubelet brings it again.
+    /// kubelet brings it again. So it is of what confines a pod that reads as the node.
     pub async fn adopt(&self, target: &Path, snapshot: SnapshotKey, source: &SourceUri) {
-        if self.inner.config.identity == WhoReads::Node || !self.is_pods(target).await {
-            self.operator(source).settle(target, snapshot);
-        }
+        let is_confined = matches!(source.scheme(), Scheme::File | Scheme::Http | Scheme::Https);
+        let is_nodes = self.inner.config.identity == WhoReads::Node && !is_confined;
+        let lease = match is_nodes || !self.is_pods(target).await {
+            true => self.operator(source),
+            false => self.absent(source),
+        };
+        // It may have come here since.
+        lease.settle_first(target, snapshot);
     }
 
     /// Asks the origin whether a pod may read a source, and what it is now. While it cannot be asked, an earlier answer
@@ -126,8 +170,13 @@ impl Access {
         source: &SourceUri,
         selection: &Selection,
     ) -> Result<Admission, AccessError> {
-        let claim = self.claim(pod, source).await?;
-        self.admit_as(&claim, source, selection).await
+        let admitted = match self.claim(pod, source).await {
+            Ok(claim) => self.admit_as(&claim, source, selection).await,
+            Err(error) => Err(error),
+        };
+        let is_refusal = admitted.as_ref().is_err_and(|error| error.is_refusal(source.scheme()));
+        self.inner.metrics.answered(&admitted, is_refusal);
+        admitted
     }
 
     async fn admit_as(
@@ -203,8 +252,11 @@ impl Access {
     async fn claim(&self, pod: &Pod, source: &SourceUri) -> Result<Claim, AccessError> {
         match source.scheme() {
             Scheme::File => {}
-            Scheme::Http | Scheme::Https if !is_below_any(&self.inner.config.web, source) => {
-                return Err(AccessError::NotAllowed { what: source.to_string(), setting: "access.web" });
+            Scheme::Http | Scheme::Https => {
+                let not_allowed =
+                    || AccessError::NotAllowed { what: source.to_string(), setting: "access.web" };
+                let credential = confined(&self.inner.web, source).ok_or_else(not_allowed)?;
+                return Ok(Claim::Ready(Principal::without_credentials(), credential));
             }
             _ => return Claim::of(&self.inner.config, pod, source),
         }
@@ -237,7 +289,7 @@ impl Access {
         grant: Option<Grant>,
         lease: Option<Lease>,
     ) -> Result<Admission, AccessError> {
-        if error.is_refusal() {
+        if error.is_refusal(asked.scheme()) {
             self.inner.grants.remove(asked);
         }
         match grant {

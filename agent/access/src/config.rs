@@ -28,6 +28,8 @@ pub struct Config {
     /// Addresses that pods may name as `http://` and `https://`, with all that is below them: the node reaches servers that
     /// pods do not.
     pub web: Vec<Url>,
+    /// Whether a pod may have a snapshot kept for ever: what is pinned fills the disk, and only an operator unpins it.
+    pub pods_may_pin: bool,
     /// Volumes below it are pods', and all others are the operator's.
     pub kubelet_directory: PathBuf,
     /// How long an origin's answer to a credential counts that has no end of its own.
@@ -53,6 +55,7 @@ impl Default for Config {
             exchange: None,
             files: Vec::new(),
             web: Vec::new(),
+            pods_may_pin: false,
             kubelet_directory: "/var/lib/kubelet".into(),
             answers_keep: Duration::from_secs(300),
             connect_timeout: Duration::from_secs(10),

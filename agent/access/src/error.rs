@@ -1,7 +1,7 @@
 //! Why a volume is not given to a pod.
 
 use weightd_source::{ResolveError, SourceError};
-use weightd_types::SourceUri;
+use weightd_types::{Scheme, SourceUri};
 
 use crate::identity::Principal;
 
@@ -57,6 +57,15 @@ pub enum AccessError {
         /// The list that it is not on.
         setting: &'static str,
     },
+    /// A pod that wants its model kept for ever.
+    #[error(
+        "{what}: pods may not pin: ask the operator to set access.pods_may_pin = true in the agent's configuration, or leave \
+         pin out"
+    )]
+    NoPinning {
+        /// The source.
+        what: String,
+    },
     /// What vouches for the pod cannot be asked, and no earlier answer counts.
     #[error("{what}: {principal} cannot be verified: {why}; kubelet tries again")]
     Unverified {
@@ -72,10 +81,36 @@ pub enum AccessError {
     Resolve(#[from] ResolveError),
 }
 
+/// How an origin refuses someone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It says so.
+    Denied,
+    /// It says that nothing is there, as the hub does of a private repository to whoever may not see it.
+    Hidden,
+}
+
+impl Refusal {
+    /// What an error of an origin of that kind says of who asked, if anything.
+    pub(crate) fn of(error: &SourceError, scheme: Scheme) -> Option<Self> {
+        match error {
+            SourceError::Denied { .. }
+            | SourceError::Unauthenticated { .. }
+            | SourceError::Redirected { .. } => Some(Self::Denied),
+            SourceError::NotFound { .. } if scheme == Scheme::Hf => Some(Self::Hidden),
+            _ => None,
+        }
+    }
+}
+
 impl AccessError {
     /// Whether it says no, so that no earlier answer counts any more.
-    pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::NotAllowed { .. })
+    pub(crate) fn is_refusal(&self, scheme: Scheme) -> bool {
+        match self {
+            Self::Refused { .. } | Self::NotAllowed { .. } | Self::NoPinning { .. } => true,
+            Self::Resolve(ResolveError::Source(error)) => Refusal::of(error, scheme).is_some(),
+            Self::Resolve(_) | Self::NoPod { .. } | Self::Elsewhere { .. } | Self::Unverified { .. } => false,
+        }
     }
 
     /// Whether the same call may succeed later.
@@ -83,9 +118,11 @@ impl AccessError {
         match self {
             Self::Unverified { .. } => true,
             Self::Resolve(error) => error.is_retryable(),
-            Self::NoPod { .. } | Self::Elsewhere { .. } | Self::Refused { .. } | Self::NotAllowed { .. } => {
-                false
-            }
+            Self::NoPod { .. }
+            | Self::Elsewhere { .. }
+            | Self::Refused { .. }
+            | Self::NotAllowed { .. }
+            | Self::NoPinning { .. } => false,
         }
     }
 

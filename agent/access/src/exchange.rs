@@ -13,7 +13,7 @@ use url::{Url, form_urlencoded};
 use weightd_source::{Credential, Secret, chain, http_client};
 use weightd_types::SourceUri;
 
-use crate::{AccessError, error::line, identity::PodToken};
+use crate::{AccessError, Metrics, error::line, identity::PodToken};
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -39,6 +39,7 @@ pub(crate) struct Exchanger {
     connect_timeout: Duration,
     client: Mutex<Option<reqwest::Client>>,
     known: Mutex<HashMap<Secret, Exchanged>>,
+    metrics: Metrics,
 }
 
 #[derive(Deserialize)]
@@ -56,8 +57,8 @@ struct Refusal {
 }
 
 impl Exchanger {
-    pub(crate) fn new(endpoint: Url, connect_timeout: Duration) -> Self {
-        Self { endpoint, connect_timeout, client: Mutex::default(), known: Mutex::default() }
+    pub(crate) fn new(endpoint: Url, connect_timeout: Duration, metrics: Metrics) -> Self {
+        Self { endpoint, connect_timeout, client: Mutex::default(), known: Mutex::default(), metrics }
     }
 
     /// An access token for a pod's token, to read `uri` with. One that will end soon is renewed where that is possible.
@@ -69,6 +70,7 @@ impl Exchanger {
         }
         match self.ask(pods, uri).await {
             Ok(exchanged) => {
+                self.metrics.exchanged.inc();
                 let mut all = self.known();
                 all.retain(|_, known| known.ends > now);
                 if all.len() >= KEPT {
@@ -77,8 +79,12 @@ impl Exchanger {
                 all.insert(token.clone(), exchanged.clone());
                 Ok(exchanged)
             }
-            Err(error) if error.is_retryable() => known.ok_or(error),
+            Err(error) if error.is_retryable() => {
+                self.metrics.exchanges_failed.inc();
+                known.ok_or(error)
+            }
             Err(error) => {
+                self.metrics.exchanges_refused.inc();
                 self.known().remove(token);
                 Err(error)
             }

@@ -4,23 +4,32 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
+use url::Url;
 use weightd_source::{ByteStream, Credential, Listed, Opener, Source, SourceError};
 use weightd_types::{ByteRange, Object, SourceUri};
 
-use crate::holders::{Holder, Holders};
+use crate::{
+    error::Refusal,
+    grants::Grants,
+    holders::{Holder, Holders},
+    web::confined,
+};
 
 /// An opener whose sources are asked as those who are there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Gate {
     pub(crate) origins: Arc<dyn Opener>,
     pub(crate) holders: Holders,
+    /// What origins granted: whom they refuse is granted nothing any more.
+    pub(crate) grants: Arc<Grants>,
+    /// Addresses that pods may name.
+    pub(crate) web: Arc<[Url]>,
 }
 
 /// A source, asked as those who are there.
 #[derive(Debug)]
 struct Gated {
-    origins: Arc<dyn Opener>,
-    holders: Holders,
+    gate: Gate,
     uri: SourceUri,
     /// Whether it is the node's own business, so that the node may ask when nobody else can.
     is_upkeep: bool,
@@ -28,8 +37,7 @@ struct Gated {
 
 impl Gate {
     fn gated(&self, uri: &SourceUri, is_upkeep: bool) -> Arc<dyn Source> {
-        let (origins, holders) = (Arc::clone(&self.origins), self.holders.clone());
-        Arc::new(Gated { origins, holders, uri: uri.clone(), is_upkeep })
+        Arc::new(Gated { gate: self.clone(), uri: uri.clone(), is_upkeep })
     }
 }
 
@@ -59,44 +67,63 @@ impl Gated {
         url: &str,
         request: impl Fn(Arc<dyn Source>) -> BoxFuture<'a, Result<T, SourceError>> + Send + Sync,
     ) -> Result<T, SourceError> {
-        let holders = self.holders.of(url, &self.uri.root());
+        let Gate { origins, holders, .. } = &self.gate;
+        let holders = holders.of(url, &self.uri.root());
         let has_node = holders.iter().any(|holder| holder.credential == Credential::Node);
         let mut refused = None;
         for holder in &holders {
-            let source = self.origins.open_as(&self.uri, &holder.credential).await?;
-            match request(source).await {
-                Err(error) if is_refusal(&error) => refused = Some(self.note(url, holder, error)?),
-                other => return other,
+            let source = origins.open_as(&self.uri, &holder.credential).await?;
+            let error = match request(source).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            match Refusal::of(&error, self.uri.scheme()) {
+                Some(refusal) => refused = Some(self.note(url, holder, refusal, error)?),
+                None => return Err(error),
             }
         }
         if self.is_upkeep && !has_node {
-            return request(self.origins.open_as(&self.uri, &Credential::Node).await?).await;
+            return request(origins.open_as(&self.uri, &self.upkeeper()).await?).await;
         }
-        Err(self.paused(refused))
+        Err(self.paused(url, refused))
     }
 
-    /// Says why someone was refused, and has nobody ask as them again; the node's refusal is its own.
-    fn note(&self, url: &str, holder: &Holder, error: SourceError) -> Result<String, SourceError> {
+    /// As whom the node mends what it has. A server that pods may name leads it nowhere else then either: it may be a pod
+    /// that named it.
+    fn upkeeper(&self) -> Credential {
+        confined(&self.gate.web, &self.uri).unwrap_or(Credential::Node)
+    }
+
+    /// Says why someone was refused, and has nobody ask as them again, nor see what is here because they once might; the
+    /// node's refusal is its own.
+    fn note(
+        &self,
+        url: &str,
+        holder: &Holder,
+        refusal: Refusal,
+        error: SourceError,
+    ) -> Result<String, SourceError> {
+        self.gate.grants.end(holder, url);
         if holder.credential == Credential::Node {
             return Err(error);
         }
-        self.holders.refuse(url, &holder.credential);
+        self.gate.holders.refuse(url, &holder.credential, refusal);
         Ok(format!("; the origin refused {}: {error}", holder.principal))
     }
 
-    fn paused(&self, refused: Option<String>) -> SourceError {
+    fn paused(&self, url: &str, refused: Option<String>) -> SourceError {
+        let hidden = match self.gate.holders.is_hidden(url) {
+            true => ": the repository is not there, or none of the tokens that pods brought may see it",
+            false => "",
+        };
         let why = format!(
-            "no pod that may read {} is there to ask with{}; fetching goes on as soon as kubelet brings a credential that \
-             may",
+            "no pod that may read {} is there to ask with{hidden}{}; fetching goes on as soon as kubelet brings a credential \
+             that may",
             self.uri,
             refused.unwrap_or_default()
         );
         SourceError::Paused { what: self.uri.to_string(), why }
     }
-}
-
-fn is_refusal(error: &SourceError) -> bool {
-    matches!(error, SourceError::Denied { .. } | SourceError::Unauthenticated { .. })
 }
 
 #[async_trait]

@@ -7,9 +7,12 @@ use std::{
 
 use tokio::time::Instant;
 use weightd_source::Credential;
-use weightd_types::{Selection, SnapshotId, SourceUri};
+use weightd_types::{Scheme, Selection, SnapshotId, SourceUri};
 
-use crate::identity::{Claim, Principal};
+use crate::{
+    holders::{Holder, covers},
+    identity::{Claim, Principal},
+};
 
 /// Answers that are kept.
 const KEPT: usize = 4096;
@@ -49,6 +52,19 @@ impl Asked {
         };
         Self { who, source: source.clone(), selection: selection.clone() }
     }
+
+    pub(crate) fn scheme(&self) -> Scheme {
+        self.source.scheme()
+    }
+}
+
+impl Who {
+    fn is(&self, holder: &Holder) -> bool {
+        match self {
+            Self::Principal(principal) => *principal == holder.principal,
+            Self::Credential(credential) => *credential == holder.credential,
+        }
+    }
 }
 
 impl Grants {
@@ -74,5 +90,10 @@ impl Grants {
 
     pub(crate) fn remove(&self, asked: &Asked) {
         self.lock().remove(asked);
+    }
+
+    /// Ends what someone was granted of sources that an object belongs to, which the origin refuses them now.
+    pub(crate) fn end(&self, holder: &Holder, url: &str) {
+        self.lock().retain(|asked, _| !(asked.who.is(holder) && covers(&asked.source.root(), url)));
     }
 }

@@ -1,7 +1,7 @@
 //! As whom an origin may be asked right now: credentials of volumes that are mounted, and of calls under way.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 use weightd_source::Credential;
 use weightd_types::{SnapshotKey, SourceUri};
 
-use crate::identity::Principal;
+use crate::{error::Refusal, identity::Principal};
 
 /// Someone as whom a source may be asked.
 #[derive(Debug, Clone)]
@@ -20,8 +20,8 @@ pub(crate) struct Holder {
     pub(crate) principal: Principal,
     pub(crate) credential: Credential,
     ends: Option<Instant>,
-    /// The origin refused it since it came.
-    is_refused: bool,
+    /// How the origin refused it since it came.
+    refused: Option<Refusal>,
     place: Place,
 }
 
@@ -32,7 +32,8 @@ enum Place {
     Call,
     /// A volume that is mounted.
     Volume { target: PathBuf, snapshot: SnapshotKey, since: Instant },
-    /// A volume of the operator's that was unmounted: who has one of its files open reads on.
+    /// A volume of the operator's that was unmounted: who has one of its files open reads on, as long as no pod is shown
+    /// the snapshot. A pod would be given what the node fetches.
     Left { snapshot: SnapshotKey },
 }
 
@@ -63,14 +64,47 @@ impl Lease {
     pub fn settle(self, target: &Path, snapshot: SnapshotKey) {
         let holders = self.holders.clone();
         let mut all = holders.lock();
-        let is_earlier =
-            |holder: &Holder| matches!(&holder.place, Place::Volume { target: known, .. } if known == target);
-        all.by_number.retain(|number, holder| *number == self.number || !is_earlier(holder));
-        if let Some(holder) = all.by_number.get_mut(&self.number) {
-            holder.place = Place::Volume { target: target.to_owned(), snapshot, since: Instant::now() };
-        }
+        all.by_number.retain(|number, holder| *number == self.number || !holder.is_of(target));
+        all.settle(self.number, target, snapshot);
         // Dropping the lease leaves it, now that it is a volume's.
         drop(all);
+    }
+
+    /// The same for a volume that has no credential yet; one that it has goes before this.
+    pub(crate) fn settle_first(self, target: &Path, snapshot: SnapshotKey) {
+        let holders = self.holders.clone();
+        let mut all = holders.lock();
+        if !all.by_number.values().any(|holder| holder.is_of(target)) {
+            all.settle(self.number, target, snapshot);
+        }
+        drop(all);
+    }
+}
+
+impl All {
+    fn settle(&mut self, number: u64, target: &Path, snapshot: SnapshotKey) {
+        if let Some(holder) = self.by_number.get_mut(&number) {
+            holder.place = Place::Volume { target: target.to_owned(), snapshot, since: Instant::now() };
+        }
+        self.drop_left();
+    }
+
+    /// Of volumes that were unmounted, only the operator's are kept, each snapshot once, and none that a pod is shown.
+    fn drop_left(&mut self) {
+        let is_shown_to_pod = |holder: &Holder| match holder.place {
+            Place::Volume { snapshot, .. } if holder.credential != Credential::Node => Some(snapshot),
+            Place::Volume { .. } | Place::Call | Place::Left { .. } => None,
+        };
+        let shown: HashSet<SnapshotKey> = self.by_number.values().filter_map(is_shown_to_pod).collect();
+        let mut kept = HashSet::new();
+        self.by_number.retain(|_, holder| match holder.place {
+            Place::Left { snapshot } => {
+                holder.credential == Credential::Node
+                    && !shown.contains(&snapshot)
+                    && kept.insert((holder.root.clone(), snapshot))
+            }
+            Place::Volume { .. } | Place::Call => true,
+        });
     }
 }
 
@@ -96,14 +130,8 @@ impl Holders {
         credential: Credential,
         ends: Option<Instant>,
     ) -> Lease {
-        let holder = Holder {
-            root: source.root(),
-            principal,
-            credential,
-            ends,
-            is_refused: false,
-            place: Place::Call,
-        };
+        let holder =
+            Holder { root: source.root(), principal, credential, ends, refused: None, place: Place::Call };
         let number = {
             let mut all = self.lock();
             let number = all.next;
@@ -121,11 +149,10 @@ impl Holders {
         let now = Instant::now();
         let mut found: Vec<Holder> = Vec::new();
         for holder in self.lock().by_number.values().rev() {
-            let is_live = !holder.is_refused && holder.ends.is_none_or(|ends| ends > now);
             let is_new = || found.iter().all(|known| known.credential != holder.credential);
             // Names in a directory are relative to it: it serves its own source only.
             let serves = !matches!(holder.credential, Credential::Directory(_)) || holder.root == source;
-            if is_live && serves && holder.covers(url) && is_new() {
+            if holder.is_live(now) && serves && covers(&holder.root, url) && is_new() {
                 found.push(holder.clone());
             }
         }
@@ -135,12 +162,29 @@ impl Holders {
 
     /// Remembers that an origin refused a credential: it is not used for such an object again before it comes anew. What
     /// else it is for is another matter, above all where it is nobody's in particular.
-    pub(crate) fn refuse(&self, url: &str, credential: &Credential) {
+    pub(crate) fn refuse(&self, url: &str, credential: &Credential, refusal: Refusal) {
         let mut all = self.lock();
         all.by_number
             .values_mut()
-            .filter(|holder| holder.credential == *credential && holder.covers(url))
-            .for_each(|holder| holder.is_refused = true);
+            .filter(|holder| holder.credential == *credential && covers(&holder.root, url))
+            .for_each(|holder| holder.refused = Some(refusal));
+    }
+
+    /// Whether someone was refused an object, and all who were are told that it is not there.
+    pub(crate) fn is_hidden(&self, url: &str) -> bool {
+        let all = self.lock();
+        let mut refused =
+            all.by_number.values().filter(|holder| covers(&holder.root, url)).filter_map(|h| h.refused);
+        refused.next().is_some_and(|first| {
+            first == Refusal::Hidden && refused.all(|refusal| refusal == Refusal::Hidden)
+        })
+    }
+
+    /// Credentials as which origins may be asked now.
+    pub(crate) fn live(&self) -> usize {
+        let (now, all) = (Instant::now(), self.lock());
+        let live = all.by_number.values().filter(|holder| holder.is_live(now));
+        live.map(|holder| &holder.credential).collect::<HashSet<_>>().len()
     }
 
     /// Waits until there is someone as whom a source may be asked.
@@ -171,15 +215,14 @@ impl Holders {
     }
 
     fn end_where(&self, is_gone: impl Fn(&Path, Instant) -> bool) {
-        self.lock().by_number.retain(|_, holder| {
-            let Place::Volume { target, snapshot, since } = &holder.place else { return true };
-            if !is_gone(target, *since) {
-                return true;
+        let mut all = self.lock();
+        for holder in all.by_number.values_mut() {
+            let Place::Volume { target, snapshot, since } = &holder.place else { continue };
+            if is_gone(target, *since) {
+                holder.place = Place::Left { snapshot: *snapshot };
             }
-            let is_operators = holder.credential == Credential::Node;
-            holder.place = Place::Left { snapshot: *snapshot };
-            is_operators
-        });
+        }
+        all.drop_left();
     }
 
     #[cfg(test)]
@@ -189,7 +232,16 @@ impl Holders {
 }
 
 impl Holder {
-    fn covers(&self, url: &str) -> bool {
-        url.strip_prefix(&self.root).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    fn is_live(&self, now: Instant) -> bool {
+        self.refused.is_none() && self.ends.is_none_or(|ends| ends > now)
     }
+
+    fn is_of(&self, target: &Path) -> bool {
+        matches!(&self.place, Place::Volume { target: known, .. } if known == target)
+    }
+}
+
+/// Whether a name is that of a source's root, or of something below it.
+pub(crate) fn covers(root: &str, url: &str) -> bool {
+    url.strip_prefix(root).is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }

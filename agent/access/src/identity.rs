@@ -44,6 +44,11 @@ fn pool(provider: &str) -> Option<&str> {
 }
 
 impl Principal {
+    /// Whoever asks an origin that takes no credentials of pods.
+    pub(crate) fn without_credentials() -> Self {
+        Self::Nobody { why: "such a source takes no credentials of pods", audience: None }
+    }
+
     /// What to do for someone who was refused, where that is not what the origin's own words say.
     pub(crate) fn remedy(&self, uri: &SourceUri, verdict: &str) -> Option<String> {
         let keys = match uri.scheme() {
@@ -116,7 +121,7 @@ impl Claim {
                 None => nobody("the pod brought no HF_TOKEN", None),
             }),
             Scheme::Az | Scheme::Http | Scheme::Https | Scheme::File | Scheme::Memory => {
-                Ok(nobody("such a source takes no credentials of pods", None))
+                Ok(Self::Ready(Principal::without_credentials(), Credential::Anonymous))
             }
         }
     }

@@ -5,6 +5,9 @@
 //! that credential ends. Fetching asks as someone who is there: a pod whose volume is mounted, or the operator
 //! ([`Access::opener`]). When nobody is there, it pauses; it never falls back to the node's identity.
 //!
+//! What pods may have the node do is bounded: a web server that they may name leads them to no other address, and they pin
+//! only where the operator says so.
+//!
 //! Nothing here is written to a disk, and secrets are never shown.
 
 mod access;
@@ -16,6 +19,7 @@ mod gate;
 mod grants;
 mod holders;
 mod identity;
+mod metrics;
 mod pod;
 #[cfg(test)]
 mod tests;
@@ -26,4 +30,5 @@ pub use config::{Config, Exchange, WhoReads};
 pub use error::AccessError;
 pub use files::is_pattern;
 pub use holders::Lease;
+pub use metrics::Metrics;
 pub use pod::{Pod, Token};

@@ -1,18 +1,21 @@
 //! Which servers pods may name: the node reaches some that pods do not, such as the cloud's metadata server.
 
+use std::sync::Arc;
+
 use url::Url;
+use weightd_source::{Credential, is_below};
 use weightd_types::SourceUri;
 
-/// Whether a source is one of these addresses, or below one. Both are compared as a client would write them: without `..`,
-/// however that is spelt.
-pub(crate) fn is_below_any(allowed: &[Url], source: &SourceUri) -> bool {
+/// What a pod asks a web server with, if it may name it: nobody's identity, confined to what pods may name, so that no
+/// redirect leads the node elsewhere for it.
+pub(crate) fn confined(allowed: &Arc<[Url]>, source: &SourceUri) -> Option<Credential> {
+    is_below_any(allowed, source).then(|| Credential::Web(Arc::clone(allowed)))
+}
+
+/// Whether a source is one of these addresses, or below one.
+fn is_below_any(allowed: &[Url], source: &SourceUri) -> bool {
     let Ok(source) = Url::parse(&source.to_string()) else { return false };
-    allowed.iter().any(|allowed| {
-        let (above, path) = (allowed.path().trim_end_matches('/'), source.path());
-        let rest = path.strip_prefix(above);
-        allowed.origin() == source.origin()
-            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
+    allowed.iter().any(|allowed| is_below(allowed, &source))
 }
 
 #[cfg(test)]

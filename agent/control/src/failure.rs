@@ -71,7 +71,9 @@ impl From<InvalidGlob> for Invalid {
 pub fn of_access(error: &AccessError) -> FailureKind {
     match error {
         AccessError::NoPod { .. } | AccessError::Elsewhere { .. } => FailureKind::Usage,
-        AccessError::Refused { .. } | AccessError::NotAllowed { .. } => FailureKind::NotPermitted,
+        AccessError::Refused { .. } | AccessError::NotAllowed { .. } | AccessError::NoPinning { .. } => {
+            FailureKind::NotPermitted
+        }
         AccessError::Unverified { .. } => FailureKind::Unavailable,
         AccessError::Resolve(error) => of_resolve(error),
     }
@@ -121,7 +123,9 @@ pub fn of_resolve(error: &ResolveError) -> FailureKind {
 pub fn of_source(error: &SourceError) -> FailureKind {
     match error {
         SourceError::NotFound { .. } => FailureKind::NotFound,
-        SourceError::Denied { .. } | SourceError::Unauthenticated { .. } => FailureKind::NotPermitted,
+        SourceError::Denied { .. } | SourceError::Unauthenticated { .. } | SourceError::Redirected { .. } => {
+            FailureKind::NotPermitted
+        }
         SourceError::Changed { .. } | SourceError::Throttled { .. } => FailureKind::TryAgain,
         SourceError::Refused { .. } | SourceError::InvalidName { .. } | SourceError::Configuration { .. } => {
             FailureKind::Usage

@@ -30,10 +30,14 @@ impl Control {
     ) -> Result<Volume, Status> {
         // A pod names sources only: an origin says who may read them, and nobody who may have a snapshot's id.
         let (uri, selection) = wanted(&request.source, request.selection.clone())?;
+        if request.pin {
+            self.access.check_pin(&uri).map_err(|error| failure::access_status(&error))?;
+        }
         let admitted = self.access.admit(&described(pod), &uri, &selection).await;
         let (lease, found) = match admitted.map_err(|error| failure::access_status(&error))? {
-            Admission::Now { lease, resolution } => (Some(lease), Found::Now(resolution)),
+            Admission::Now { lease, resolution } => (lease, Found::Now(resolution)),
             Admission::Earlier { lease, snapshot, why } => {
+                let lease = lease.unwrap_or_else(|| self.access.absent(&uri));
                 (lease, Found::Earlier(snapshot, failure::access_status(&why)))
             }
         };
@@ -62,7 +66,7 @@ impl Control {
         wish: &Wish,
         uri: &SourceUri,
         found: Found,
-        lease: Option<Lease>,
+        lease: Lease,
     ) -> Result<Volume, Status> {
         let layout = info::wanted_layout(request.layout());
         let expected = expected(request)?;
@@ -82,9 +86,7 @@ impl Control {
                 self.publish_stored(&record, wish).await?
             }
         };
-        if let Some(lease) = lease {
-            lease.settle(&volume.target, volume.snapshot);
-        }
+        lease.settle(&volume.target, volume.snapshot);
         Ok(volume)
     }
 

@@ -111,7 +111,7 @@ impl Control {
         let lease = self.access.operator(&uri);
         let resolution =
             self.fetcher.resolve(&uri, &selection).await.map_err(|error| failure::fetch_status(&error))?;
-        self.publish_found(request, wish, &uri, Found::Now(resolution), Some(lease)).await
+        self.publish_found(request, wish, &uri, Found::Now(resolution), lease).await
     }
 
     pub(crate) async fn publish_transfer(

@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
+use url::Url;
+
 /// Text that is never shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(Arc<str>);
@@ -52,6 +54,8 @@ pub enum Credential {
     Hub(Secret),
     /// As this process, and confined to a directory of this machine: no link leads out of it. Its path has no links.
     Directory(PathBuf),
+    /// As nobody in particular, and confined to these addresses: no redirect leads out of them, or to another server.
+    Web(Arc<[Url]>),
 }
 
 #[cfg(test)]

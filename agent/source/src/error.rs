@@ -60,6 +60,16 @@ pub enum SourceError {
         /// What the user can do.
         remedy: String,
     },
+    /// The origin answers a request for a pod with a redirect that leads where pods may not.
+    #[error("{what}: it redirects to {to}, where requests for pods do not go; {remedy}")]
+    Redirected {
+        /// Object or source.
+        what: String,
+        /// Where it leads, without its query.
+        to: String,
+        /// What the user can do.
+        remedy: String,
+    },
     /// An object whose name cannot become a file.
     #[error("{what}: {source}")]
     InvalidName {
@@ -138,6 +148,7 @@ impl SourceError {
             | Self::Unauthenticated { .. }
             | Self::Changed { .. }
             | Self::Refused { .. }
+            | Self::Redirected { .. }
             | Self::InvalidName { .. }
             | Self::Configuration { .. }
             | Self::Protocol { .. } => false,
@@ -158,6 +169,7 @@ impl SourceError {
             Credential::S3(_) => "keys of S3",
             Credential::Hub(_) => "a token of the hub",
             Credential::Directory(_) => "a directory of this machine",
+            Credential::Web(_) => "addresses of web servers",
         };
         let why = format!("{}:// does not take {kind}", uri.scheme().as_str());
         Self::Configuration { what: uri.to_string(), why }
@@ -195,6 +207,7 @@ impl SourceError {
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::Changed { .. } => "changed",
             Self::Refused { .. } => "refused",
+            Self::Redirected { .. } => "redirected",
             Self::InvalidName { .. } => "invalid_name",
             Self::Configuration { .. } => "configuration",
             Self::Throttled { .. } => "throttled",

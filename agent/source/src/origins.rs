@@ -37,7 +37,7 @@ pub struct Origins {
     gcs: Mutex<HashMap<Credential, Arc<GcsClient>>>,
     hub: Mutex<HashMap<Credential, Arc<HubClient>>>,
     stores: Mutex<HashMap<(String, Credential), Arc<dyn ObjectStore>>>,
-    servers: Mutex<HashMap<String, Arc<HttpStore>>>,
+    servers: Mutex<HashMap<(String, Credential), Arc<HttpStore>>>,
 }
 
 impl Origins {
@@ -105,13 +105,13 @@ impl Origins {
         Ok(keep(&mut *self.stores.lock().await, key, store))
     }
 
-    async fn server(&self, uri: &SourceUri) -> Result<Arc<HttpStore>, SourceError> {
-        let key = root(uri);
+    async fn server(&self, uri: &SourceUri, credential: &Credential) -> Result<Arc<HttpStore>, SourceError> {
+        let key = (root(uri), credential.clone());
         let mut servers = self.servers.lock().await;
         if let Some(server) = servers.get(&key) {
             return Ok(Arc::clone(server));
         }
-        let server = Arc::new(cloud::web(&self.settings, &key)?);
+        let server = Arc::new(cloud::web(&self.settings, &key.0, credential)?);
         Ok(keep(&mut servers, key, server))
     }
 
@@ -148,7 +148,9 @@ impl Opener for Origins {
                 Ok(Arc::new(ObjectStoreSource::new(self.store(uri, credential).await?, own)))
             }
             // Nothing but the request itself goes to a web server, whoever asks.
-            Scheme::Http | Scheme::Https => Ok(Arc::new(HttpSource::new(self.server(uri).await?, own))),
+            Scheme::Http | Scheme::Https => {
+                Ok(Arc::new(HttpSource::new(self.server(uri, credential).await?, own)))
+            }
             Scheme::Hf => Ok(Arc::new(HubSource::new(self.hub(uri, credential).await?, own))),
             Scheme::File => Ok(Arc::new(match credential {
                 Credential::Directory(root) => FileSource::confined(own, root.clone()),
@@ -168,6 +170,7 @@ fn takes(scheme: Scheme, credential: &Credential) -> bool {
         Credential::S3(_) => scheme == Scheme::S3,
         Credential::Hub(_) => scheme == Scheme::Hf,
         Credential::Directory(_) => scheme == Scheme::File,
+        Credential::Web(_) => matches!(scheme, Scheme::Http | Scheme::Https),
     }
 }
 
@@ -207,6 +210,7 @@ mod tests {
             ("hf://o/n", &google),
             ("gs://b/x", &Credential::Hub(Secret::new("hunter2"))),
             ("file:///etc", &Credential::Anonymous),
+            ("s3://b/x", &Credential::Web([].into())),
         ] {
             let error = origins.open_as(&uri.parse().unwrap(), credential).await.unwrap_err();
             assert_eq!(error.kind(), "configuration");

@@ -29,6 +29,7 @@ pub(super) fn check(reader: &mut Reader, raw: RawAccess) -> Config {
         exchange: audience.zip(provider).map(|(audience, provider)| Exchange { audience, provider }),
         files: reader.get("access.files", raw.files, default.files.clone(), files),
         web: reader.get("access.web", raw.web, default.web.clone(), web),
+        pods_may_pin: reader.get("access.pods_may_pin", raw.pods_may_pin, default.pods_may_pin, read::truth),
         kubelet_directory: reader.get(
             "access.kubelet_directory",
             raw.kubelet_directory,

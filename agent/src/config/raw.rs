@@ -89,6 +89,7 @@ pub(super) struct RawAccess {
     pub(super) provider: Setting,
     pub(super) files: Setting,
     pub(super) web: Setting,
+    pub(super) pods_may_pin: Setting,
     pub(super) kubelet_directory: Setting,
     pub(super) answers_keep: Setting,
 }

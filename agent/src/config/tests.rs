@@ -99,6 +99,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         audience = "p.svc.id.goog"
         files = ["/models/*", "/models/../etc"]
         sts_endpoint = "sts"
+        pods_may_pin = "yes"
         alow = 1
         [source]
         connect_timeout_seconds = 0
@@ -137,6 +138,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "access.audience = \"p.svc.id.goog\": means nothing without provider",
         "access.files = [\"/models/*\", \"/models/../etc\"]: write a list of absolute paths",
         "access.sts_endpoint = \"sts\": write http",
+        "access.pods_may_pin = \"yes\": write true or false",
         "access.alow: is not known; [access] has identity,",
         "source.gs: is not known; [source] has connect_timeout_seconds, gcs, s3, azure, hub",
         "source.gcs.anonymus: is not known; [source.gcs] has endpoint, anonymous, user_project",
@@ -146,7 +148,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 33, "{said:#?}");
+    assert_eq!(said.len(), 34, "{said:#?}");
 }
 
 #[test]
@@ -155,6 +157,13 @@ fn the_scrub_is_slow_unless_it_is_told_otherwise_and_can_be_off() {
     assert_eq!(rate(""), Some(8 << 20));
     assert_eq!(rate("[store]\nscrub_rate = \"1GiB/s\""), Some(1 << 30));
     assert_eq!(rate("[store]\nscrub_rate = \"off\""), None);
+}
+
+#[test]
+fn pods_pin_only_where_the_operator_says_so() {
+    let may = |text: &str| parse(text, &in_store("/s")).unwrap().access.pods_may_pin;
+    assert!(!may(""));
+    assert!(may("[access]\npods_may_pin = true"));
 }
 
 #[test]

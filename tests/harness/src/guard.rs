@@ -51,6 +51,7 @@ struct State {
     life: Duration,
     is_gate_down: bool,
     are_tokens_down: bool,
+    are_tokens_refused: bool,
     exchanges: u64,
     asked: Vec<String>,
 }
@@ -76,6 +77,7 @@ impl Guard {
             life: Duration::from_secs(3600),
             is_gate_down: false,
             are_tokens_down: false,
+            are_tokens_refused: false,
             exchanges: 0,
             asked: Vec::new(),
         };
@@ -128,6 +130,11 @@ impl Guard {
         self.state().are_tokens_down = is_down;
     }
 
+    /// Whether no token is taken, as by a pool that does not know the cluster.
+    pub fn set_tokens_refused(&self, are_refused: bool) {
+        self.state().are_tokens_refused = are_refused;
+    }
+
     /// Exchanges so far.
     pub fn exchanges(&self) -> u64 {
         self.state().exchanges
@@ -177,7 +184,8 @@ impl Shared {
         if state.are_tokens_down {
             return answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "unavailable"}));
         }
-        let Some(subject) = subject(&String::from_utf8_lossy(&form)) else {
+        let subject = subject(&String::from_utf8_lossy(&form)).filter(|_| !state.are_tokens_refused);
+        let Some(subject) = subject else {
             let body =
                 json!({"error": "invalid_grant", "error_description": "The subject token is not one."});
             return answer(StatusCode::BAD_REQUEST, &body);

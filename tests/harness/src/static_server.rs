@@ -39,13 +39,21 @@ impl StaticFile {
     }
 }
 
-type Files = Arc<Mutex<BTreeMap<String, StaticFile>>>;
+/// What is at a path.
+#[derive(Debug, Clone)]
+enum Place {
+    File(StaticFile),
+    /// What `Location` says.
+    Elsewhere(String),
+}
+
+type Places = Arc<Mutex<BTreeMap<String, Place>>>;
 
 /// A running server.
 #[derive(Debug)]
 pub struct StaticServer {
     serving: Serving,
-    files: Files,
+    places: Places,
     log: RequestLog,
 }
 
@@ -55,19 +63,20 @@ impl StaticServer {
     /// # Errors
     /// When no port can be bound.
     pub async fn start() -> Result<Self> {
-        let (files, log) = (Files::default(), RequestLog::default());
-        let shared = (files.clone(), log.clone());
+        let (places, log) = (Places::default(), RequestLog::default());
+        let shared = (places.clone(), log.clone());
         let routes = Router::new().fallback(move |request: Request| async move {
-            let (files, log) = shared;
+            let (places, log) = shared;
             log.record(&request);
             let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
-            let file = files.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
-            file.map_or_else(
-                || plain(StatusCode::NOT_FOUND, "no such file"),
-                |file| answer(&file, request.headers()),
-            )
+            let place = places.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
+            match place {
+                None => plain(StatusCode::NOT_FOUND, "no such file"),
+                Some(Place::File(file)) => answer(&file, request.headers()),
+                Some(Place::Elsewhere(location)) => elsewhere(&location),
+            }
         });
-        Ok(Self { serving: Serving::start(routes).await?, files, log })
+        Ok(Self { serving: Serving::start(routes).await?, places, log })
     }
 
     /// Scheme, host and port.
@@ -77,7 +86,16 @@ impl StaticServer {
 
     /// Serves a file at `path`, which begins with a slash; or replaces it.
     pub fn put(&self, path: &str, file: StaticFile) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), file);
+        self.place(path, Place::File(file));
+    }
+
+    /// Redirects whoever asks for `path`, which begins with a slash.
+    pub fn redirect(&self, path: &str, location: &str) {
+        self.place(path, Place::Elsewhere(location.to_owned()));
+    }
+
+    fn place(&self, path: &str, place: Place) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), place);
     }
 
     /// Serves the files of a directory, not of those below it, under `prefix/`.
@@ -95,7 +113,7 @@ impl StaticServer {
 
     /// Serves it no longer.
     pub fn remove(&self, path: &str) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
     }
 
     /// All requests so far.
@@ -124,6 +142,14 @@ fn answer(file: &StaticFile, headers: &HeaderMap) -> Response<Body> {
     answer
 }
 
+fn elsewhere(location: &str) -> Response<Body> {
+    let mut answer = plain(StatusCode::FOUND, "");
+    if let Ok(location) = location.parse() {
+        answer.headers_mut().insert(header::LOCATION, location);
+    }
+    answer
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +174,9 @@ mod tests {
         server.remove("/m/a b");
         assert_eq!(get().send().await.unwrap().status(), 404);
         assert_eq!(server.requests().all().len(), 5);
+        server.redirect("/m/a b", "/m/c");
+        server.put("/m/c", StaticFile::new("there"));
+        assert_eq!(client.get(&url).send().await.unwrap().text().await.unwrap(), "there");
         assert_eq!(server.requests().all()[0].header("range"), Some("bytes=2-4"));
     }
 }

@@ -14,7 +14,7 @@ use super::{
     Connector, error,
     profile::{Profile, ProfileKeys},
 };
-use crate::{Credential, S3Keys, SourceError, answer::chain, config::Settings};
+use crate::{Credential, S3Keys, SourceError, answer::chain, config::Settings, web::confined_client};
 
 /// How long a server may stay silent. The fetch room notices slow bodies long before; this ends listings.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,14 +42,24 @@ pub(crate) async fn open(
 }
 
 /// The server of an `http://` or `https://` source.
-pub(crate) fn web(settings: &Settings, origin: &str) -> Result<HttpStore, SourceError> {
+pub(crate) fn web(
+    settings: &Settings,
+    origin: &str,
+    credential: &Credential,
+) -> Result<HttpStore, SourceError> {
     let options = client_options(settings).with_allow_http(true);
     let builder = HttpBuilder::new()
         .with_url(origin)
         .with_client_options(options)
         .with_retry(no_retries())
-        .with_http_connector(Connector);
+        .with_http_connector(connector(settings, origin, credential)?);
     builder.build().map_err(|error| misconfigured(origin, &error))
+}
+
+/// Whoever asks as someone in particular is led astray by no redirect.
+fn connector(settings: &Settings, what: &str, credential: &Credential) -> Result<Connector, SourceError> {
+    let confined = |addresses| confined_client(settings.connect_timeout, what, addresses);
+    Ok(Connector { confined: credential.redirects().map(confined).transpose()? })
 }
 
 async fn s3(
@@ -63,7 +73,7 @@ async fn s3(
         .with_client_options(options.clone())
         .with_bucket_name(uri.authority())
         .with_retry(no_retries())
-        .with_http_connector(Connector);
+        .with_http_connector(connector(settings, &uri.to_string(), credential)?);
     for (name, value) in settings.environment.beginning("AWS_") {
         if let Ok(key) = name.parse::<AmazonS3ConfigKey>()
             && (is_node || PLACES.contains(&key))
@@ -165,7 +175,7 @@ fn azure(
         .with_client_options(client_options(settings))
         .with_container_name(uri.authority())
         .with_retry(no_retries())
-        .with_http_connector(Connector);
+        .with_http_connector(connector(settings, &uri.to_string(), credential)?);
     for (name, value) in settings.environment.beginning("AZURE_") {
         let is_place =
             |key: &AzureConfigKey| matches!(key, AzureConfigKey::AccountName | AzureConfigKey::Endpoint);

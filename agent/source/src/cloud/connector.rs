@@ -29,14 +29,21 @@ pub(crate) async fn one_listing<T>(listing: impl Future<Output = T>) -> T {
     PAGES.scope(RefCell::default(), listing).await
 }
 
-/// Makes the library's own clients, and turns every answer other than success into an [`Answer`] in the chain
-/// of causes. Its own errors have neither `Retry-After` nor a status that can be asked for.
-#[derive(Debug, Default)]
-pub(crate) struct Connector;
+/// Turns every answer other than success into an [`Answer`] in the chain of causes: the library's own errors have neither
+/// `Retry-After` nor a status that can be asked for.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    /// What sends requests; without it the library's own client, which follows redirects wherever they lead.
+    pub(crate) confined: Option<reqwest::Client>,
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Kept(ReqwestConnector::default().connect(options)?)))
+        let client = match &self.confined {
+            Some(confined) => HttpClient::new(confined.clone()),
+            None => ReqwestConnector::default().connect(options)?,
+        };
+        Ok(HttpClient::new(Kept(client)))
     }
 }
 

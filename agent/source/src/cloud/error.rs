@@ -8,6 +8,7 @@ use crate::{
     SourceError,
     answer::{Answer, chain, find, no_answer},
     pages::Endless,
+    redirect::Astray,
 };
 
 /// Words of S3 and Azure for an identity that is wrong, rather than one that may not.
@@ -92,6 +93,9 @@ fn of_answer(answer: &Answer, error: &StoreError, uri: &SourceUri, what: &str) -
 fn without_answer(error: &StoreError, uri: &SourceUri, what: &str) -> SourceError {
     if let Some(endless) = find::<Endless>(error) {
         return endless.of(what);
+    }
+    if let Some(astray) = find::<Astray>(error) {
+        return astray.of(uri, what);
     }
     if names_credential_server(error) {
         return unauthenticated(uri, what.to_owned(), chain(error));

@@ -1,6 +1,6 @@
 //! Fetching goes on as someone who is there, and pauses when nobody is.
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
 
 use weightd_harness::{FakeGcs, ModelShape, require};
 
@@ -72,14 +72,7 @@ async fn a_credential_ends_with_its_volume_and_fetching_goes_on_as_another_pod()
     cluster.publish("first", "reader").await.unwrap();
     cluster.publish("second", "stranger").await.unwrap();
     cluster.unpublish("second").await;
-    // What was under way when the credential ended may still be asked for.
-    until("only those ask who are there", async || {
-        cluster.guard.forget();
-        let more = cluster.present().await + (8 << 20);
-        until("fetching goes on", async || (cluster.present().await > more).then_some(())).await;
-        cluster.guard.asked().iter().all(|who| who == READER).then_some(())
-    })
-    .await;
+    until_only_the_reader_asks(&cluster).await;
     cluster.guard.revoke(READER, BUCKET);
     cluster.until_paused().await;
     assert!(cluster.events().await.contains("the origin refused"), "{}", cluster.events().await);
@@ -105,4 +98,47 @@ async fn what_the_operator_asks_for_is_read_as_the_node() {
         .place
         .ask(&format!("mount {SOURCE} {}", below.display()))
         .failed(64, &["is a volume of a pod's", "nobody said which pod's"]);
+}
+
+/// Waits until fetching goes on, and nobody asks but the reader. What was under way when others ended may still be asked for.
+async fn until_only_the_reader_asks(cluster: &Cluster) {
+    until("only those ask who are there", async || {
+        cluster.guard.forget();
+        let more = cluster.present().await + (8 << 20);
+        until("fetching goes on", async || (cluster.present().await > more).then_some(())).await;
+        cluster.guard.asked().iter().all(|who| who == READER).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_operator_left_open_is_not_fetched_as_the_node_for_a_pod() {
+    require!(fuse());
+    for pod_comes_first in [false, true] {
+        let gcs = require!(FakeGcs::start().await);
+        let cluster = Cluster::new(&gcs, &ModelShape::demo(), SLOW).await;
+        cluster.guard.grant(READER, BUCKET);
+        let _agent = cluster.place.agent().await;
+        if pod_comes_first {
+            cluster.publish("first", "reader").await.unwrap();
+        }
+        let target = cluster.place.at("by-hand");
+        cluster.place.ask(&format!("mount {SOURCE} {} --layout original", target.display())).done();
+        let _open = File::open(target.join("config.json")).unwrap();
+        cluster.place.ask(&format!("umount {}", target.display())).done();
+        if !pod_comes_first {
+            cluster.guard.forget();
+            until("it is fetched on as the node", async || {
+                cluster.guard.asked().contains(&NODE.to_owned()).then_some(())
+            })
+            .await;
+            cluster.publish("first", "reader").await.unwrap();
+        }
+        until_only_the_reader_asks(&cluster).await;
+        // The file is still open, and nobody is there who may read.
+        cluster.guard.forget();
+        cluster.guard.revoke(READER, BUCKET);
+        cluster.until_paused().await;
+        assert!(!cluster.guard.asked().contains(&NODE.to_owned()), "{:?}", cluster.guard.asked());
+    }
 }

@@ -1,7 +1,9 @@
 //! The pod's own identity decides: a real agent, a bucket that looks at tokens, and what kubelet would ask.
 
+mod bounds;
 mod identities;
 mod loading;
+mod metrics;
 mod other_origins;
 
 use std::{
