@@ -74,7 +74,8 @@ async fn kubelet_registers_the_driver_and_does_so_again_after_its_directory_was_
     assert!(is_registered(&cluster), "kubelet still knows it");
     let (_, text) = cluster.http("/metrics").unwrap();
     assert!(text.contains("\nweightd_csi_agent_reachable 1\n"), "{text}");
-    let renewed = text.lines().find_map(|line| line.strip_prefix("weightd_csi_renewed_sockets_total ")).unwrap();
+    let renewed =
+        text.lines().find_map(|line| line.strip_prefix("weightd_csi_renewed_sockets_total ")).unwrap();
     assert_eq!(renewed, "4", "three of registration, one of calls");
 
     // A killed driver leaves its sockets; the next replaces them.
