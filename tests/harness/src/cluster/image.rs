@@ -17,7 +17,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::{children::output, kubernetes};
+use super::{built, children::output};
 
 /// What keeps a pod's namespaces.
 pub(super) const PAUSE: &str = "docker.io/library/weightd-pause:test";
@@ -118,7 +118,7 @@ impl Image {
 
 /// The images that every node has: what its pods need to be there, and a shell.
 pub(super) fn base() -> Result<[PathBuf; 2]> {
-    let directory = kubernetes::cache()?;
+    let directory = built::cache()?;
     let archives = [directory.join("pause.tar"), directory.join("busybox.tar")];
     let busybox = Path::new("/bin/busybox");
     let applets =

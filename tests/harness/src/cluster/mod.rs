@@ -9,6 +9,7 @@
 //! `cargo xtask cluster` is the same by hand. Tests run on another cluster, such as one of kind's, where
 //! `WEIGHTD_TEST_KUBECONFIG` names it: see [`given`].
 
+mod built;
 mod cgroups;
 mod children;
 mod control_plane;
@@ -21,6 +22,7 @@ pub mod kubernetes;
 mod network;
 mod node;
 mod place;
+pub mod provisioner;
 pub mod runner;
 
 pub use handle::{Cluster, Node};

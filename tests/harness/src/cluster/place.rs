@@ -54,7 +54,7 @@ impl Place {
 
     /// Held as long as a cluster is up. Not in the directory, because that is removed.
     pub(super) fn lock() -> Result<PathBuf> {
-        Ok(super::kubernetes::cache()?.join("cluster.lock"))
+        Ok(super::built::cache()?.join("cluster.lock"))
     }
 
     /// For whoever may do everything.
