@@ -1,5 +1,5 @@
-//! What can go wrong, and what kubelet is told. Its words become the pod's events: one line that names the object, the
-//! cause and the remedy.
+//! What can go wrong, and what kubelet or the provisioner is told. Its words become the events of a pod or a claim: one
+//! line that names the object, the cause and the remedy.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What is said when doing nothing helps.
-const AGAIN: &str = "kubelet tries again by itself";
+const AGAIN: &str = "Kubernetes tries again by itself";
 /// Longest message; kubelet's events hold a kilobyte.
 const MAX_MESSAGE_BYTES: usize = 900;
 
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_message_is_one_line_with_the_object_first_and_the_remedy_last() {
         let status = Status::from(agent(FailureKind::Unavailable, "run the same command again"));
-        assert_eq!(status.message(), "gs://models/x: 403: no access; kubelet tries again by itself");
+        assert_eq!(status.message(), "gs://models/x: 403: no access; Kubernetes tries again by itself");
         let status = Status::from(agent(FailureKind::NotPermitted, "grant it"));
         assert_eq!(status.message(), "gs://models/x: 403: no access; grant it");
         assert_eq!(one_line("a\nb\tc"), "a b c");

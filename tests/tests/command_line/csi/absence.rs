@@ -19,7 +19,7 @@ async fn without_an_agent_calls_fail_at_once_and_succeed_when_it_is_back() {
     let ready = async || cluster.identity().probe(ProbeRequest {}).await.unwrap().get_ref().ready.unwrap();
     for round in 0..3 {
         let asked = Instant::now();
-        let told = [socket.as_str(), "kubelet tries again", "DaemonSet weightd"];
+        let told = [socket.as_str(), "Kubernetes tries again", "DaemonSet weightd"];
         refused(cluster.publish("new", &ORIGINAL).await, Code::Unavailable, &told);
         if round > 0 {
             // It is mounted, and only an agent takes it away; what is not mounted needs none.
@@ -63,7 +63,7 @@ async fn calls_that_an_agents_end_cuts_off_may_be_repeated() {
         agent.kill();
     };
     let (outcome, ()) = tokio::join!(waiting, killing);
-    refused(outcome, Code::Unavailable, &["kubelet tries again"]);
+    refused(outcome, Code::Unavailable, &["Kubernetes tries again"]);
     cluster.node.place.configure(&cluster.node.place.at("store"), "");
     let _agent = cluster.node.place.agent().await;
     cluster.publish("one", &[ORIGINAL[0], ("wait", "ready")]).await.unwrap();

@@ -31,7 +31,8 @@ async fn the_pod_waits_until_every_byte_is_here_and_then_needs_no_agent() {
         if outcome.is_ok() {
             return Some(());
         }
-        let told = [SOURCE, " bytes are here", "wait: ready", "kubelet tries again", "the transfer goes on"];
+        let told =
+            [SOURCE, " bytes are here", "wait: ready", "Kubernetes tries again", "the transfer goes on"];
         refused(outcome, Code::DeadlineExceeded, &told);
         None
     })
