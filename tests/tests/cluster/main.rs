@@ -15,6 +15,7 @@ mod manifests;
 mod models;
 mod origin;
 mod pods;
+mod provisioning;
 mod wanted;
 mod world;
 mod yaml;

@@ -2,7 +2,14 @@
 
 use std::{fs, path::PathBuf};
 
-use weightd_harness::{cluster::install::manifests, require};
+use tempfile::TempDir;
+use weightd_harness::{
+    cluster::{
+        install::{manifests, relative},
+        provisioner,
+    },
+    require,
+};
 
 use crate::world::{done, world};
 
@@ -26,14 +33,21 @@ fn the_api_server_accepts_every_overlay_and_example() {
     }
 }
 
+#[test]
+fn the_api_server_accepts_the_provisioner_in_the_version_that_is_tested() {
+    let world = require!(world());
+    let (_place, path) = with_component("provisioner");
+    let rendered = world.kubectl(&format!("kustomize {path}"));
+    let image = format!("image: {}:{}\n", provisioner::UPSTREAM, provisioner::VERSION);
+    assert_eq!(rendered.matches(&image).count(), 1);
+    world.kubectl(&format!("apply --dry-run=server --validate=strict -k {path}"));
+}
+
 /// A field of 1.35: where the API server knows it, it is accepted; where it does not, this and nothing else is why not.
 #[test]
 fn the_component_for_newer_versions_adds_one_field() {
     let world = require!(world());
-    let place = tempfile::tempdir_in(manifests()).unwrap();
-    let overlay = "resources: [../overlays/plain]\ncomponents: [../components/kubernetes-1.35]\n";
-    fs::write(place.path().join("kustomization.yaml"), overlay).unwrap();
-    let path = place.path().display().to_string();
+    let (_place, path) = with_component("kubernetes-1.35");
     let rendered = world.kubectl(&format!("kustomize {path}"));
     assert_eq!(rendered.matches("serviceAccountTokenInSecrets: true").count(), 1);
     let applied = world.try_kubectl(&format!("apply --dry-run=server --validate=strict -k {path}"));
@@ -45,6 +59,17 @@ fn the_component_for_newer_versions_adds_one_field() {
             .collect();
         assert!(other.is_empty(), "{said}");
     }
+}
+
+/// The plain overlay with a component, and its path.
+fn with_component(name: &str) -> (TempDir, String) {
+    let place = tempfile::tempdir().unwrap();
+    let at = |path: &str| relative(place.path(), &manifests().join(path)).unwrap().display().to_string();
+    let (plain, component) = (at("overlays/plain"), at(&format!("components/{name}")));
+    let overlay = format!("resources: [{plain}]\ncomponents: [{component}]\n");
+    fs::write(place.path().join("kustomization.yaml"), overlay).unwrap();
+    let path = place.path().display().to_string();
+    (place, path)
 }
 
 #[test]

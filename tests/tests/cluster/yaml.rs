@@ -71,3 +71,22 @@ pub(crate) fn volume_and_claim(namespace: &str, name: &str, source: &str) -> Str
          resources: {{requests: {{storage: 1Gi}}}}\n---\n"
     )
 }
+
+/// A class of claims.
+pub(crate) fn class(name: &str, binding: &str, parameters: &[(&str, &str)]) -> String {
+    let parameters: Vec<String> = parameters.iter().map(|(key, value)| format!("{key}: {value:?}")).collect();
+    format!(
+        "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata:\n  name: {name}\n  labels: {{of: test}}\n\
+         provisioner: csi.weightd.io\nreclaimPolicy: Delete\nvolumeBindingMode: {binding}\n\
+         parameters: {{{}}}\n---\n",
+        parameters.join(", ")
+    )
+}
+
+/// A claim of a class.
+pub(crate) fn claim_of(class: &str, name: &str, mode: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata:\n  name: {name}\nspec:\n  accessModes: [{mode}]\n  \
+         storageClassName: {class}\n  resources: {{requests: {{storage: 1Gi}}}}\n---\n"
+    )
+}

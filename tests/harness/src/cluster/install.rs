@@ -132,8 +132,11 @@ fn image_name(name: &str) -> String {
     format!("docker.io/library/{name}:{TAG}")
 }
 
-/// Kustomize takes no absolute paths.
-fn relative(from: &Path, to: &Path) -> Result<PathBuf> {
+/// The path from one directory to another: kustomize takes no absolute ones.
+///
+/// # Errors
+/// When a path is not there, or not absolute.
+pub fn relative(from: &Path, to: &Path) -> Result<PathBuf> {
     let up = from.canonicalize()?.components().filter(|part| *part != Component::RootDir).count();
     let root: PathBuf = (0..up).map(|_| "..").collect();
     Ok(root.join(to.strip_prefix("/").context("it is an absolute path")?))
