@@ -83,12 +83,13 @@ impl Access {
 
     /// What asks as those who are there.
     pub fn opener(&self) -> Arc<dyn Opener> {
-        let Inner { origins, holders, grants, web, .. } = self.inner.as_ref();
+        let Inner { origins, config, holders, grants, web, .. } = self.inner.as_ref();
         Arc::new(Gate {
             origins: Arc::clone(origins),
             holders: holders.clone(),
             grants: Arc::clone(grants),
             web: Arc::clone(web),
+            files: config.files.clone().into(),
         })
     }
 

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const KEPT: usize = 1024;
 /// Most of an answer that is read.
 const ANSWER_BYTES: usize = 64 << 10;
+/// No token counts for longer, whatever is said of it.
+const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
 const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
 
 /// What an exchange gave.
@@ -109,7 +111,7 @@ impl Exchanger {
         // What it sent is not repeated: it may hold a token.
         let answer: Answer =
             serde_json::from_slice(&body).map_err(|_| away("gave an answer without a token".to_owned()))?;
-        let (now, life) = (Instant::now(), Duration::from_secs(answer.expires_in));
+        let (now, life) = (Instant::now(), Duration::from_secs(answer.expires_in).min(LONGEST_LIFE));
         let lasts = now + life;
         let ends = pods.ends.map_or(lasts, |ends| ends.min(lasts));
         let credential = Credential::Google(Secret::new(&answer.access_token));

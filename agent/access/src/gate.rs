@@ -1,15 +1,19 @@
 //! Sources that ask as whoever is there, request by request.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
 use url::Url;
 use weightd_source::{ByteStream, Credential, Listed, Opener, Source, SourceError};
-use weightd_types::{ByteRange, Object, SourceUri};
+use weightd_types::{ByteRange, Object, Scheme, SourceUri};
 
 use crate::{
     error::Refusal,
+    files::allowed,
     grants::Grants,
     holders::{Holder, Holders},
     web::confined,
@@ -24,6 +28,8 @@ pub(crate) struct Gate {
     pub(crate) grants: Arc<Grants>,
     /// Addresses that pods may name.
     pub(crate) web: Arc<[Url]>,
+    /// Directories that pods may name.
+    pub(crate) files: Arc<[String]>,
 }
 
 /// A source, asked as those who are there.
@@ -72,7 +78,7 @@ impl Gated {
         let has_node = holders.iter().any(|holder| holder.credential == Credential::Node);
         let mut refused = None;
         for holder in &holders {
-            let source = origins.open_as(&self.uri, &holder.credential).await?;
+            let source = origins.open_as(&self.uri, &self.as_whom(url, holder)).await?;
             let error = match request(source).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
@@ -83,15 +89,36 @@ impl Gated {
             }
         }
         if self.is_upkeep && !has_node {
-            return request(origins.open_as(&self.uri, &self.upkeeper()).await?).await;
+            return request(origins.open_as(&self.uri, &self.upkeeper().await).await?).await;
         }
         Err(self.paused(url, refused))
     }
 
-    /// As whom the node mends what it has. A server that pods may name leads it nowhere else then either: it may be a pod
-    /// that named it.
-    fn upkeeper(&self) -> Credential {
-        confined(&self.gate.web, &self.uri).unwrap_or(Credential::Node)
+    /// What a holder asks with. A server that a pod has named leads the operator's volumes of it nowhere else either: what
+    /// they fetch, the pod is shown.
+    fn as_whom(&self, url: &str, holder: &Holder) -> Credential {
+        let as_pods =
+            || confined(&self.gate.web, &self.uri).filter(|_| self.gate.holders.is_named_by_pod(url));
+        match &holder.credential {
+            Credential::Node => as_pods().unwrap_or(Credential::Node),
+            pods => pods.clone(),
+        }
+    }
+
+    /// As whom the node mends what it has. A server or directory that pods may name leads it nowhere else then either: it
+    /// may be a pod that named it.
+    async fn upkeeper(&self) -> Credential {
+        let directory = match self.uri.scheme() {
+            Scheme::File => self.directory().await,
+            _ => None,
+        };
+        let as_pods = || confined(&self.gate.web, &self.uri);
+        directory.map(Credential::Directory).or_else(as_pods).unwrap_or(Credential::Node)
+    }
+
+    async fn directory(&self) -> Option<PathBuf> {
+        let (patterns, path) = (Arc::clone(&self.gate.files), format!("/{}", self.uri.prefix()));
+        tokio::task::spawn_blocking(move || allowed(&patterns, Path::new(&path))).await.ok().flatten()
     }
 
     /// Says why someone was refused, and has nobody ask as them again, nor see what is here because they once might; the

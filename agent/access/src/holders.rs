@@ -33,7 +33,7 @@ enum Place {
     /// A volume that is mounted.
     Volume { target: PathBuf, snapshot: SnapshotKey, since: Instant },
     /// A volume of the operator's that was unmounted: who has one of its files open reads on, as long as no pod is shown
-    /// the snapshot. A pod would be given what the node fetches.
+    /// anything of the source. A pod would be given what the node fetches.
     Left { snapshot: SnapshotKey },
 }
 
@@ -89,18 +89,20 @@ impl All {
         self.drop_left();
     }
 
-    /// Of volumes that were unmounted, only the operator's are kept, each snapshot once, and none that a pod is shown.
+    /// Of volumes that were unmounted, only the operator's are kept, each snapshot once, and none of whose source a pod is
+    /// shown anything, in whatever layout or version: objects are asked for by their names.
     fn drop_left(&mut self) {
-        let is_shown_to_pod = |holder: &Holder| match holder.place {
-            Place::Volume { snapshot, .. } if holder.credential != Credential::Node => Some(snapshot),
-            Place::Volume { .. } | Place::Call | Place::Left { .. } => None,
+        let is_pods = |holder: &&Holder| {
+            matches!(holder.place, Place::Volume { .. }) && holder.credential != Credential::Node
         };
-        let shown: HashSet<SnapshotKey> = self.by_number.values().filter_map(is_shown_to_pod).collect();
+        let shown: HashSet<String> =
+            self.by_number.values().filter(is_pods).map(|holder| holder.root.clone()).collect();
+        let is_shown = |root: &str| shown.iter().any(|pods| covers(pods, root) || covers(root, pods));
         let mut kept = HashSet::new();
         self.by_number.retain(|_, holder| match holder.place {
             Place::Left { snapshot } => {
                 holder.credential == Credential::Node
-                    && !shown.contains(&snapshot)
+                    && !is_shown(&holder.root)
                     && kept.insert((holder.root.clone(), snapshot))
             }
             Place::Volume { .. } | Place::Call => true,
@@ -168,6 +170,13 @@ impl Holders {
             .values_mut()
             .filter(|holder| holder.credential == *credential && covers(&holder.root, url))
             .for_each(|holder| holder.refused = Some(refusal));
+    }
+
+    /// Whether a pod has named a server that an object is at, whether or not it may ask there now.
+    pub(crate) fn is_named_by_pod(&self, url: &str) -> bool {
+        let all = self.lock();
+        let mut there = all.by_number.values().filter(|holder| covers(&holder.root, url));
+        there.any(|holder| matches!(holder.credential, Credential::Web(_)))
     }
 
     /// Whether someone was refused an object, and all who were are told that it is not there.

@@ -14,8 +14,16 @@ pub(crate) fn confined(allowed: &Arc<[Url]>, source: &SourceUri) -> Option<Crede
 
 /// Whether a source is one of these addresses, or below one.
 fn is_below_any(allowed: &[Url], source: &SourceUri) -> bool {
-    let Ok(source) = Url::parse(&source.to_string()) else { return false };
-    allowed.iter().any(|allowed| is_below(allowed, &source))
+    address(source).is_some_and(|source| allowed.iter().any(|allowed| is_below(allowed, &source)))
+}
+
+/// What is asked for, made as it is asked: each part of the path stands for itself, whatever is in it. A text that is read
+/// as an address may mean another, where it has a backslash.
+fn address(source: &SourceUri) -> Option<Url> {
+    let server = format!("{}://{}", source.scheme().as_str(), source.authority());
+    let mut address = Url::parse(&server).ok()?;
+    address.path_segments_mut().ok()?.pop_if_empty().extend(source.prefix().split('/'));
+    Some(address)
 }
 
 #[cfg(test)]
@@ -44,6 +52,9 @@ mod tests {
             "https://models.example.com/llm/../secret",
             "https://models.example.com/llm/%2e%2e/secret",
             "http://169.254.169.254/computeMetadata/v1",
+            "https://models.example.com/secret/x\\..\\..\\llm",
+            "https://models.example.com/secret/x%5c..%5c..%5cllm",
+            "https://models.example.com/secret/%252e%252e/llm",
         ] {
             assert!(!may(bad), "{bad}");
         }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weightd_fetch::{FetchError, Transfer};
-use weightd_store::{Job, Store, StoreError};
+use weightd_store::{Job, SnapshotUse, Store, StoreError};
 use weightd_types::SnapshotKey;
 
 use crate::Control;
@@ -68,10 +68,12 @@ impl Jobs {
     /// Ends a job, and waits until it has let go of its snapshot.
     pub(crate) async fn give_up(&self, store: &Store, key: SnapshotKey) -> Result<(), StoreError> {
         let mut running = self.running.lock().await;
-        let Some(Running { cancelled, tasks, .. }) = running.remove(&key) else { return Ok(()) };
-        // The task never waits for the lock without listening for this.
-        cancelled.cancel();
-        tasks.wait().await;
+        if let Some(Running { cancelled, tasks, .. }) = running.remove(&key) {
+            // The task never waits for the lock without listening for this.
+            cancelled.cancel();
+            tasks.wait().await;
+        }
+        // Also where nothing runs: an earlier call may have broken off here, and a job that is written down comes back.
         store.set_job(key, None).await
     }
 }
@@ -119,7 +121,7 @@ impl Carrier {
             let job = self.asked.borrow_and_update().clone();
             let attempt = self.attempt(&job, transfer.take());
             let Some(outcome) = self.cancelled.run_until_cancelled(attempt).await else { return };
-            if self.is_over(&job, outcome).await {
+            if self.is_over(outcome).await {
                 return;
             }
             tokio::select! {
@@ -131,9 +133,13 @@ impl Carrier {
         }
     }
 
-    /// One try; gives what it brought. After a restart or a failure the source is resolved anew: it may have another
-    /// snapshot by now.
-    async fn attempt(&self, job: &Job, transfer: Option<Arc<Transfer>>) -> Result<SnapshotKey, FetchError> {
+    /// One try; gives what it brought, which nothing evicts as long as that is held. After a restart or a failure the
+    /// source is resolved anew: it may have another snapshot by now.
+    async fn attempt(
+        &self,
+        job: &Job,
+        transfer: Option<Arc<Transfer>>,
+    ) -> Result<(SnapshotKey, SnapshotUse), FetchError> {
         let transfer = match transfer {
             Some(transfer) => transfer,
             None => {
@@ -142,33 +148,61 @@ impl Carrier {
                 fetcher.prefetch(resolution, self.key.layout, job.priority)
             }
         };
-        Ok(transfer.wait().await?.snapshot.key())
+        let hold = self.control.store().expect(transfer.manifest().as_ref().clone()).await?;
+        Ok((transfer.wait().await?.snapshot.key(), hold))
     }
 
-    /// Ends the job if an attempt at `tried` was the last. What is asked for by now counts, not what was when it began.
-    async fn is_over(&self, tried: &Job, outcome: Result<SnapshotKey, FetchError>) -> bool {
+    /// Ends the job if an attempt was the last. What is asked for by now counts, not what was when it began.
+    async fn is_over(&self, outcome: Result<(SnapshotKey, SnapshotUse), FetchError>) -> bool {
         let (jobs, store) = (&self.control.jobs, self.control.store());
         let locked = self.cancelled.run_until_cancelled(jobs.running.lock()).await;
         // One that was given up has no say: what is written down may be a later job's by now.
         let Some(mut running) = locked.filter(|_| !self.cancelled.is_cancelled()) else { return true };
         let Some(job) = running.get(&self.key).map(|known| known.asked.borrow().clone()) else { return true };
-        let outcome = match outcome {
-            Ok(brought) if job.pin => store.set_pinned(brought, true).await.map_err(FetchError::from),
-            other => other.map(drop),
-        };
         let source = &job.source;
         match outcome {
-            Err(error) if error.is_retryable() || job != *tried => {
+            // Whoever asked meanwhile, if for the same, asked for an attempt that began after.
+            Err(error) if error.is_retryable() || self.asked.has_changed().unwrap_or(false) => {
                 tracing::warn!(%source, %error, "a detached prefetch failed and is tried again");
                 return false;
             }
             Err(error) => tracing::error!(%source, %error, "a detached prefetch failed for good"),
-            Ok(()) => {}
+            Ok((brought, _hold)) if job.pin => {
+                if let Err(error) = store.set_pinned(brought, true).await {
+                    tracing::warn!(%source, %error, "what a detached prefetch brought could not be pinned; that is tried again");
+                    return false;
+                }
+            }
+            Ok(_) => {}
         }
         if let Err(error) = store.set_job(self.key, None).await {
             tracing::warn!(%error, "a detached prefetch ended and could not be crossed off; it is looked at again after a restart");
         }
         running.remove(&self.key);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weightd_types::{Layout, Selection};
+
+    use super::*;
+    use crate::tests::Fixture;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_gives_up_again_ends_what_an_earlier_call_left_written_down() {
+        let fixture = Fixture::new().await;
+        let (jobs, store) = (&fixture.control.jobs, fixture.control.store());
+        let key = SnapshotKey { id: "0".repeat(64).parse().unwrap(), layout: Layout::Original };
+        let job = Job {
+            source: "memory://m/model".parse().unwrap(),
+            selection: Selection::default(),
+            priority: 0,
+            pin: true,
+        };
+        store.set_job(key, Some(job)).await.unwrap();
+        jobs.give_up(store, key).await.unwrap();
+        assert!(store.jobs().await.unwrap().is_empty(), "it would come back with the next agent");
     }
 }

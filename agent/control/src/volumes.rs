@@ -44,6 +44,9 @@ impl Control {
             (None, Some(pod)) => (self.publish_for(pod, &request, &wish).await?, true),
             (None, None) => (self.publish_new(&request, &wish).await?, true),
         };
+        if request.pin {
+            self.pin(&volume, is_new).await?;
+        }
         if request.warm_up || is_new && self.volumes.warms_up_all() {
             self.volumes.warm_up(&volume);
         }
@@ -51,13 +54,25 @@ impl Control {
             let completed = self.wait_until_complete(volume.snapshot).await;
             completed.map_err(|error| failure::fetch_status(&error))?;
         }
-        if request.pin {
-            self.store()
-                .set_pinned(volume.snapshot, true)
-                .await
-                .map_err(|error| failure::store_status(&error))?;
-        }
         self.volume_info(&volume).await
+    }
+
+    /// Keeps a volume's snapshot from eviction. A new volume that cannot be is taken away again: kubelet would find it the
+    /// next time, and believe that all was done.
+    async fn pin(&self, volume: &Volume, is_new: bool) -> Result<(), Status> {
+        let Err(error) = self.store().set_pinned(volume.snapshot, true).await else { return Ok(()) };
+        if is_new {
+            self.take_away(&volume.target).await?;
+        }
+        Err(failure::store_status(&error))
+    }
+
+    /// Whether there was a volume.
+    async fn take_away(&self, target: &Path) -> Result<bool, Status> {
+        let gone = self.volumes.unpublish(target.to_owned()).await;
+        let was_published = gone.map_err(|error| failure::expose_status(&error))?;
+        self.access.end(target);
+        Ok(was_published)
     }
 
     /// A target as the mount table would have it.
@@ -201,9 +216,7 @@ impl Volumes for Control {
         request: Request<v1::UnpublishRequest>,
     ) -> Result<Response<v1::UnpublishResponse>, Status> {
         let target = self.target(&request.get_ref().target_path).await?;
-        let gone = self.volumes.unpublish(target.clone()).await;
-        let was_published = gone.map_err(|error| failure::expose_status(&error))?;
-        self.access.end(&target);
+        let was_published = self.take_away(&target).await?;
         Ok(Response::new(v1::UnpublishResponse { was_published }))
     }
 

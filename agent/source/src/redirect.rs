@@ -66,7 +66,7 @@ impl Astray {
         let remedy = match uri.scheme() {
             Scheme::Http | Scheme::Https => {
                 "name that address as the source, if the operator allows it in access.web, or have the server give the file \
-                 itself"
+                 itself, or answer 404 if it has none"
             }
             Scheme::S3 => {
                 "if the bucket is in another region, write it as AWS_REGION into the secret that the volume's \

@@ -94,6 +94,12 @@ impl Condition {
         Self { status: "Unknown", reason: "ModelsNotRead", message: parts.join("; ") }
     }
 
+    /// The same, and what else is wrong.
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        self.message = format!("{}; {}", self.message, other.message);
+        self
+    }
+
     /// Whether to say it, when `said` is what was said last, and when.
     pub(crate) fn is_due(&self, said: Option<&(Condition, Instant)>, now: Instant) -> bool {
         let Some((before, at)) = said else { return true };

@@ -32,12 +32,9 @@ impl ClusterError {
         Self::Api { what: what.into(), source: Box::new(source) }
     }
 
-    /// Whether the next call will most likely fail the same way, and take as long.
-    pub(crate) fn is_silence(&self) -> bool {
-        match self {
-            Self::Silent { .. } => true,
-            Self::Api { .. } | Self::NoConfiguration(_) => false,
-        }
+    /// Whether it is about the call that failed, so that the next may succeed at once. All else is the API's own trouble.
+    pub(crate) fn is_of_the_call(&self) -> bool {
+        self.refusal().is_some_and(|status| (400..500).contains(&status.code) && status.code != 429)
     }
 
     /// What the API refused with, if it did.

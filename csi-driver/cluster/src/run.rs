@@ -175,7 +175,8 @@ impl Part {
         event.ok()
     }
 
-    /// What matters most comes first: an API that takes no events holds up neither the taint nor the condition.
+    /// What matters most comes first: an API that takes no events holds up neither the taint nor the condition. What is not
+    /// said of events within a turn's time is said in the next.
     async fn turn(&mut self) {
         let Some(node) = self.node.known().and_then(|known| known.get(&self.options.node)).cloned() else {
             return;
@@ -237,16 +238,18 @@ impl Part {
         wanted: &[Wanted],
         told: &Result<Vec<WantedState>, Trouble>,
     ) -> Option<Condition> {
+        let trouble = told.as_ref().err().map(|trouble| {
+            let since = *self.trouble_since.get_or_insert_with(Instant::now);
+            (since.elapsed() >= AWAY).then(|| Condition::of_trouble(trouble))
+        });
         let unread: Vec<_> = self.lists.unread().collect();
         if !unread.is_empty() {
-            return Some(Condition::unread(&unread));
+            let condition = Condition::unread(&unread);
+            return Some(trouble.flatten().map_or(condition.clone(), |trouble| condition.and(&trouble)));
         }
-        match told {
-            Ok(states) => Some(Condition::of(wanted, states)),
-            Err(trouble) => {
-                let since = *self.trouble_since.get_or_insert_with(Instant::now);
-                (since.elapsed() >= AWAY).then(|| Condition::of_trouble(trouble))
-            }
+        match (told, trouble) {
+            (Ok(states), _) => Some(Condition::of(wanted, states)),
+            (Err(_), trouble) => trouble.flatten(),
         }
     }
 
@@ -261,7 +264,7 @@ impl Part {
         if !self.pauses.is_due(NODE_EVENTS) {
             return;
         }
-        let mut errors = Vec::new();
+        let (begun, mut errors) = (Instant::now(), Vec::new());
         for state in states.iter().filter(|state| state.failure.is_some()) {
             let message = match state.failure_message.contains(state.source.as_str()) {
                 true => state.failure_message.clone(),
@@ -269,7 +272,7 @@ impl Part {
             };
             let uid = node.metadata.uid.as_deref();
             errors.extend(self.events.of_node(uid, &state.source, "WeightsNotBrought", &message).await.err());
-            if errors.last().is_some_and(ClusterError::is_silence) {
+            if begun.elapsed() > TURN || errors.last().is_some_and(|error| !error.is_of_the_call()) {
                 break;
             }
         }
@@ -280,13 +283,13 @@ impl Part {
         if !self.pauses.is_due(MAP_EVENTS) {
             return;
         }
-        let mut errors = Vec::new();
+        let (begun, mut errors) = (Instant::now(), Vec::new());
         for (name, words) in self.lists.complaints() {
             let uid = self.maps.known().and_then(|known| known.get(name)).and_then(ResourceExt::uid);
             errors.extend(
                 self.events.of_config_map((name, uid.as_deref()), "ModelsNotRead", words).await.err(),
             );
-            if errors.last().is_some_and(ClusterError::is_silence) {
+            if begun.elapsed() > TURN || errors.last().is_some_and(|error| !error.is_of_the_call()) {
                 break;
             }
         }

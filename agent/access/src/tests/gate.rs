@@ -1,5 +1,8 @@
 //! As whom fetching asks.
 
+use std::sync::Arc;
+
+use url::Url;
 use weightd_source::{Credential, Opener};
 
 use super::{Manner, account, gate, hub, token, uri};
@@ -97,4 +100,38 @@ async fn a_server_that_pods_may_name_leads_to_no_other_when_the_node_mends_eithe
         gate.open_to_mend(&uri(source)).await.unwrap().list().await.unwrap();
         assert_eq!(notes.asked(), [expected]);
     }
+}
+
+#[tokio::test]
+async fn a_server_that_a_pod_named_is_asked_as_the_pod_asks_also_for_the_operator() {
+    let web: Arc<[Url]> = [Url::parse("https://h/llm").unwrap()].into();
+    let as_pods = Credential::Web(Arc::clone(&web));
+    let (mut gate, notes) = gate(&[as_pods.clone(), Credential::Node]);
+    gate.web = web;
+    let (model, other) = (uri("https://h/llm/m"), uri("https://h/other"));
+    let _operator = gate.holders.add(&model, Principal::Node, Credential::Node, None);
+    gate.open(&model).await.unwrap().list().await.unwrap();
+    assert_eq!(notes.asked(), [Credential::Node], "no pod named it");
+    let pod = gate.holders.add(&model, account("pod"), as_pods.clone(), None);
+    notes.welcome(&[Credential::Node]);
+    assert!(gate.open(&model).await.unwrap().list().await.is_err());
+    assert!(gate.open(&model).await.unwrap().list().await.is_err());
+    assert!(notes.asked().iter().all(|asked| *asked == as_pods), "a refusal of the pod leaves no other way");
+    drop(pod);
+    gate.open(&model).await.unwrap().list().await.unwrap();
+    let _other = gate.holders.add(&other, Principal::Node, Credential::Node, None);
+    gate.open(&other).await.unwrap().list().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_that_pods_may_name_is_mended_from_within_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let found = directory.path().canonicalize().unwrap();
+    let within = Credential::Directory(found.clone());
+    let (mut gate, notes) = gate(&[within.clone(), Credential::Node]);
+    let source = uri(&format!("file://{}", directory.path().display()));
+    gate.open_to_mend(&source).await.unwrap().list().await.unwrap();
+    gate.files = [found.display().to_string()].into();
+    gate.open_to_mend(&source).await.unwrap().list().await.unwrap();
+    assert_eq!(notes.asked(), [Credential::Node, within]);
 }

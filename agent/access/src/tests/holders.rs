@@ -93,13 +93,17 @@ async fn what_the_operator_left_open_is_not_fetched_as_the_node_for_a_pod() {
     holders.end(operators);
     assert!(!has_node(&holders), "a pod was there");
 
-    // One of another snapshot is no matter.
-    let holders = Holders::default();
+    // Other layouts of it, and sources within it or around it, are of the same objects; others are no matter.
     let other = weightd_types::SnapshotKey { layout: weightd_types::Layout::Aligned, ..key() };
-    holders.add(&source, account("a"), token("1"), None).settle(pods, other);
-    operator(&holders);
-    holders.keep_only(Instant::now() + Duration::from_secs(1), |target| target == pods, |_| true);
-    assert!(has_node(&holders));
+    for (shown, is_left) in
+        [("gs://b/m", false), ("gs://b/m/part", false), ("gs://b", false), ("gs://b/more", true)]
+    {
+        let holders = Holders::default();
+        holders.add(&uri(shown), account("a"), token("1"), None).settle(pods, other);
+        operator(&holders);
+        holders.keep_only(Instant::now() + Duration::from_secs(1), |target| target == pods, |_| true);
+        assert_eq!(has_node(&holders), is_left, "{shown}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

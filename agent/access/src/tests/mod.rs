@@ -136,7 +136,16 @@ fn with_hub_token(text: &str) -> Pod {
 fn gate(welcome: &[Credential]) -> (Gate, Arc<Notes>) {
     let notes = Notes::new(welcome);
     let origins = Arc::new(Origin(Arc::clone(&notes)));
-    (Gate { origins, holders: Holders::default(), grants: Arc::default(), web: Arc::default() }, notes)
+    (
+        Gate {
+            origins,
+            holders: Holders::default(),
+            grants: Arc::default(),
+            web: Arc::default(),
+            files: Arc::default(),
+        },
+        notes,
+    )
 }
 
 async fn admit(access: &Access, pod: &Pod, source: &str) -> Result<Admission, AccessError> {

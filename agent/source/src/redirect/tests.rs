@@ -93,6 +93,7 @@ async fn for_a_pod_no_redirect_leads_to_another_server_and_for_the_operator_it_d
         let error = list(&source, &credential).await.unwrap_err();
         let text = error.to_string();
         assert_eq!(error.kind(), "redirected", "{text}");
+        assert!(text.contains(&format!("{source}/model.safetensors")), "{text}");
         assert!(text.contains(&format!("it redirects to {}/latest/meta-data,", inside.url)), "{text}");
         assert!(text.contains("access.web") && !text.contains("hunter2"), "{text}");
         assert!(!error.is_retryable());

@@ -118,7 +118,15 @@ async fn lone(source: &HttpSource) -> Result<Vec<Listed>, SourceError> {
 
 /// Asks for a file by name; nothing when it is not there.
 async fn probe(source: &HttpSource, name: &str) -> Result<Option<Listed>, SourceError> {
-    Ok(match first_byte(source, &key(source, name)).await? {
+    let found = match first_byte(source, &key(source, name)).await {
+        // Also of a file that need not be there: without it, a pod would be shown less than the operator.
+        Err(SourceError::Redirected { to, remedy, .. }) => {
+            let what = format!("{}/{name}", source.uri.root());
+            return Err(SourceError::Redirected { what, to, remedy });
+        }
+        other => other?,
+    };
+    Ok(match found {
         Found::Here(meta) => Some(source.listed(name.to_owned(), &meta)),
         Found::Unranged => Some(source.refused(name, cloud::error::no_ranges)),
         Found::Nothing => None,

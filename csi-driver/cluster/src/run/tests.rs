@@ -159,6 +159,9 @@ async fn while_a_list_was_never_read_nobody_is_ready() {
         );
         assert!(condition["message"].as_str().unwrap().contains("ConfigMap models"), "{condition}");
     }
+    let last = asked.iter().rfind(|(name, _)| name == SAID).unwrap();
+    let message = last.1["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("the agent on this node does not answer"), "both are wrong: {message}");
     assert!(!asked.iter().any(|(name, _)| name == UNTAINTED), "the taint stays");
     assert_eq!(part.metrics.weights_ready.get(), 0);
 }
@@ -187,4 +190,19 @@ async fn an_agent_that_refuses_is_not_called_away() {
     std::fs::remove_file(&socket).unwrap();
     part.agent = nobody();
     assert_eq!(reason(&mut part).await, "AgentAway");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_in_trouble_is_asked_for_one_event_and_not_for_each() {
+    let mistakes = "models:\n- source: one\n- source: two\n- source: three\n";
+    for (answer, wanted) in [
+        ((|_, path| if path.ends_with("/events") { 503 } else { 200 }) as Answer, 1),
+        (|_, path| if path.ends_with("/events") { 429 } else { 200 }, 1),
+        (|_, path| if path.ends_with("/events") { 422 } else { 200 }, 3),
+        (|_, _| 200, 3),
+    ] {
+        let asked = Asked::default();
+        part(&asked, answer, nobody(), mistakes).turn().await;
+        assert_eq!(count(&asked.names(), EVENT), wanted);
+    }
 }
