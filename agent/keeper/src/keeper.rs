@@ -18,9 +18,10 @@ use rustix::{
 };
 
 use crate::{
+    arenas,
     kept::Kept,
     place::{settle, take_over},
-    protocol::{DESCRIPTORS, MESSAGE_BYTES, Request, receive, send},
+    protocol::{DESCRIPTORS, Kind, MESSAGE_BYTES, Request, receive, send},
     refuse, room, say,
 };
 
@@ -36,6 +37,8 @@ struct Keeper {
     kept: BTreeMap<String, Kept>,
     /// Most descriptors to keep.
     room: usize,
+    /// Most bytes of arenas.
+    resident_limit: u64,
     clients: BTreeMap<u64, OwnedFd>,
     next_client: u64,
 }
@@ -48,11 +51,11 @@ enum After {
 }
 
 /// Keeps descriptors until the process is ended, or another keeper takes over.
-pub(crate) fn run(path: &Path, replace: bool) -> io::Result<()> {
+pub(crate) fn run(path: &Path, replace: bool, resident_limit: u64) -> io::Result<()> {
     let room = room::make();
     let (listener, kept) = if replace { take_over(path, room)? } else { (settle(path)?, BTreeMap::new()) };
     say(&format!("keeping {} names, listening at {}", kept.len(), path.display()));
-    Keeper { listener, kept, room, clients: BTreeMap::new(), next_client: 0 }.serve()
+    Keeper { listener, kept, room, resident_limit, clients: BTreeMap::new(), next_client: 0 }.serve()
 }
 
 impl Keeper {
@@ -132,7 +135,9 @@ impl Keeper {
             Err(error) => (String::new(), Err(error.to_string())),
         };
         let answer = outcome.as_ref().map_or_else(|why| format!("error {why}"), Clone::clone);
-        let name = line.strip_prefix("attend ").filter(|_| answer == "ok");
+        let attended =
+            line.strip_prefix("attend ").or_else(|| line.strip_prefix("arena ")?.split(' ').next());
+        let name = attended.filter(|_| answer == "ok");
         let beside = name.and_then(|name| self.kept.get(name)).map(Kept::borrowed).unwrap_or_default();
         match self.clients.get(&id).map(|client| send(client, &answer, &beside)) {
             Some(Ok(())) => After::GoOn,
@@ -155,9 +160,34 @@ impl Keeper {
                 self.kept.remove(&name);
                 Ok("ok".to_owned())
             }
+            Request::Arena { name, bytes } => self.make_arena(client, name, bytes),
+            Request::Allocate { name, from, bytes } => {
+                let Some(memory) = self.kept.get(&name).and_then(Kept::arena) else {
+                    return Err("there is no arena of that name".to_owned());
+                };
+                arenas::allocate(memory, from, bytes).map(|()| "ok".to_owned())
+            }
+            Request::Room => Ok(format!("ok {} {}", self.resident_limit, arenas::used(self.arenas()))),
             Request::List { prefix, after } => Ok(self.list(&prefix, &after)),
             Request::HandOver => Err("not here".to_owned()),
         }
+    }
+
+    fn arenas(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>)> {
+        self.kept.values().filter_map(Kept::arena)
+    }
+
+    /// Makes an arena. What is kept under its name already is gone then, and does not count.
+    fn make_arena(&mut self, client: u64, name: String, bytes: u64) -> Result<String, String> {
+        arenas::check(bytes)?;
+        let before = self.kept.remove(&name);
+        if let Err(full) = arenas::find_room(self.arenas(), bytes, self.resident_limit) {
+            self.kept.extend(before.map(|before| (name, before)));
+            return Ok(full);
+        }
+        drop(before);
+        let memory = arenas::make(bytes)?;
+        self.put(name, Kept::new(Kind::Arena { bytes }, u64::MAX, vec![memory], Some(client)))
     }
 
     fn put(&mut self, name: String, mut kept: Kept) -> Result<String, String> {
@@ -197,7 +227,7 @@ impl Keeper {
     fn hand_over(&mut self, client: u64) -> After {
         let Some(to) = self.clients.get(&client) else { return After::GoOn };
         for (name, kept) in &mut self.kept {
-            let line = format!("keep {} {name} {}", kept.kind.word(), kept.grace);
+            let line = kept.kind.keep(name, kept.grace);
             let handed = kept.stop_refusing().and_then(|()| send(to, &line, &kept.borrowed()));
             if let Err(error) = handed {
                 say(&format!("could not hand {name} over: {error}"));

@@ -34,6 +34,12 @@ impl Kept {
         self.descriptors.first().filter(|_| self.kind == Kind::Fuse).map(AsFd::as_fd)
     }
 
+    /// Length and file of an arena.
+    pub(crate) fn arena(&self) -> Option<(u64, BorrowedFd<'_>)> {
+        let Kind::Arena { bytes } = self.kind else { return None };
+        Some((bytes, self.descriptors.first()?.as_fd()))
+    }
+
     /// When readers begin to get EIO, if nobody comes. Never, after a grace longer than clocks reach.
     pub(crate) fn refuses_at(&self) -> Option<Instant> {
         let is_waiting = self.kind == Kind::Fuse && self.attendant.is_none() && !self.refuses;

@@ -2,12 +2,16 @@
 //!
 //! An agent that dies takes its descriptors with it, and a FUSE file system dies with the last one of its connection.
 //! So the agent leaves a copy here, under a name, and the next agent gets it back. That is all this process knows: it
-//! neither reads what it keeps nor understands it. One exception: the descriptor of a FUSE connection whose agent does
-//! not come back within its grace is answered with EIO, so that nobody waits for ever.
+//! neither reads what it keeps nor understands it. Two exceptions: the descriptor of a FUSE connection whose agent does
+//! not come back within its grace is answered with EIO, so that nobody waits for ever. And memory for tensors is made
+//! here, because the cgroup that touches memory first pays for it: one that is charged to an agent would have its next
+//! container killed.
 //!
 //! It is meant to be read in one sitting and almost never updated. If it must be, the new one is started with
 //! `--replace` beside the old one, which hands everything over and ends. `protocol.rs` has the messages.
 
+mod arenas;
+mod cgroup;
 mod keeper;
 mod kept;
 mod place;
@@ -17,20 +21,33 @@ mod room;
 
 use std::{path::PathBuf, process::ExitCode};
 
-const USAGE: &str = "usage: weightd-keeper --socket PATH [--replace]
+const USAGE: &str = "usage: weightd-keeper --socket PATH [--resident-limit SIZE] [--replace]
 
 Holds descriptors for the weightd agent, so that volumes outlive it.
 
-  --socket PATH  where the agent finds it; created with mode 0600
-  --replace      take over from the keeper that listens there now, which then ends";
+  --socket PATH          where the agent finds it; created with mode 0600
+  --resident-limit SIZE  memory for tensors that model servers share, such as 70Gi; none unless it is given
+  --replace              take over from the keeper that listens there now, which then ends";
 
 fn main() -> ExitCode {
-    let (mut socket, mut replace) = (None, false);
+    let (mut socket, mut replace, mut resident_limit) = (None, false, 0);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--socket") => socket = arguments.next().map(PathBuf::from),
             Some("--replace") => replace = true,
+            Some("--resident-limit") => {
+                let given = arguments.next().unwrap_or_default();
+                match given.to_str().and_then(arenas::size) {
+                    Some(size) => resident_limit = size,
+                    None => {
+                        return fail(
+                            64,
+                            &format!("--resident-limit {}: write a size such as 70Gi", given.display()),
+                        );
+                    }
+                }
+            }
             Some("--help" | "-h") => {
                 say(USAGE);
                 return ExitCode::SUCCESS;
@@ -43,7 +60,7 @@ fn main() -> ExitCode {
         }
     }
     let Some(socket) = socket else { return fail(64, USAGE) };
-    match keeper::run(&socket, replace) {
+    match keeper::run(&socket, replace, resident_limit) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(69, &format!("{}: {error}", socket.display())),
     }

@@ -3,16 +3,22 @@
 //! ```text
 //! request                                 answer
 //! put fuse|plain NAME GRACE   + 1 to 8    ok                  keeps them; this connection attends to NAME
+//! arena NAME BYTES                        ok + descriptor     makes a file in memory, and keeps it; this connection attends
+//!                                                             to NAME. Or `full LIMIT USED WHY`, all in bytes
+//! allocate NAME FROM BYTES                ok                  has the kernel provide that part of the arena's memory now
+//! room                                    ok LIMIT USED       bytes of arenas
 //! attend NAME                             ok + descriptors | none
 //! drop NAME                               ok                  closes them
 //! list [PREFIX [AFTER]]                   ok NAME...          in order; those that fit, of those that follow AFTER
-//! hand-over                               keep fuse|plain NAME GRACE + descriptors, for each; then all
+//! hand-over                               keep fuse|plain NAME GRACE + descriptors, or keep arena NAME BYTES +
+//!                                         descriptor, for each; then all
 //! end, after all                          ok, and the end: from here on the other keeper is in charge
 //! ```
 //! NAME is up to 255 printable letters of ASCII, and no space. What a client wants to remember of it goes into a file
 //! in memory, as one of its descriptors. GRACE is seconds from the end of the connection that attends to NAME until a
 //! FUSE connection's readers get EIO. The next `put`, `attend` or `drop` of NAME ends that: reads of the descriptor
-//! wait then (no O_NONBLOCK). An answer to anything else is `error` and why.
+//! wait then (no O_NONBLOCK). BYTES of an arena are whole pages, and its size is sealed; `allocate` takes up to 256 MiB at a
+//! time, because nobody else is served meanwhile. An answer to anything else is `error` and why.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -43,6 +49,11 @@ pub(crate) enum Kind {
     Fuse,
     /// Descriptors of no interest to anyone here.
     Plain,
+    /// The only descriptor is a file in memory of this length, which was made here.
+    Arena {
+        /// Its length.
+        bytes: u64,
+    },
 }
 
 /// A request.
@@ -51,16 +62,26 @@ pub(crate) enum Request {
     Put { kind: Kind, name: String, grace: u64 },
     Attend(String),
     Drop(String),
+    Arena { name: String, bytes: u64 },
+    Allocate { name: String, from: u64, bytes: u64 },
+    Room,
     List { prefix: String, after: String },
     HandOver,
 }
 
 impl Kind {
-    pub(crate) fn word(self) -> &'static str {
+    fn word(self) -> &'static str {
         match self {
             Self::Fuse => "fuse",
             Self::Plain => "plain",
+            Self::Arena { .. } => "arena",
         }
+    }
+
+    /// How something is handed over.
+    pub(crate) fn keep(self, name: &str, grace: u64) -> String {
+        let number = if let Self::Arena { bytes } = self { bytes } else { grace };
+        format!("keep {} {name} {number}", self.word())
     }
 }
 
@@ -71,6 +92,10 @@ impl FromStr for Request {
         match line.split(' ').collect::<Vec<_>>().as_slice() {
             // What is handed over may have names of another time.
             ["put", _, name, _] if !is_name(name) => Err("a name is 1 to 255 printable letters of ASCII"),
+            ["keep", "arena", name, bytes] => {
+                let kind = Kind::Arena { bytes: number(bytes)? };
+                Ok(Self::Put { kind, name: (*name).to_owned(), grace: u64::MAX })
+            }
             ["put" | "keep", kind, name, grace] => {
                 let kind = match *kind {
                     "fuse" => Kind::Fuse,
@@ -80,6 +105,12 @@ impl FromStr for Request {
                 let grace = grace.parse().map_err(|_| "the grace is a number of seconds")?;
                 Ok(Self::Put { kind, name: (*name).to_owned(), grace })
             }
+            ["arena", name, _] if !is_name(name) => Err("a name is 1 to 255 printable letters of ASCII"),
+            ["arena", name, bytes] => Ok(Self::Arena { name: (*name).to_owned(), bytes: number(bytes)? }),
+            ["allocate", name, from, bytes] => {
+                Ok(Self::Allocate { name: (*name).to_owned(), from: number(from)?, bytes: number(bytes)? })
+            }
+            ["room"] => Ok(Self::Room),
             ["attend", name] => Ok(Self::Attend((*name).to_owned())),
             ["drop", name] => Ok(Self::Drop((*name).to_owned())),
             ["list", words @ ..] if words.len() <= 2 => {
@@ -90,6 +121,10 @@ impl FromStr for Request {
             _ => Err("no such request"),
         }
     }
+}
+
+fn number(word: &str) -> Result<u64, &'static str> {
+    word.parse().map_err(|_| "bytes are a number")
 }
 
 /// Whether something may be a name. All that are kept can be handed over, and listed.
@@ -151,9 +186,26 @@ mod tests {
             let list = Request::List { prefix: prefix.to_owned(), after: after.to_owned() };
             assert_eq!(line.parse(), Ok(list), "{line:?}");
         }
-        for nonsense in
-            ["", "put", "put fuse volumes", "put fuse volumes x", "put odd volumes 3", "take", "list a b c"]
-        {
+        let arena = Request::Arena { name: "a".to_owned(), bytes: 4096 };
+        assert_eq!("arena a 4096".parse(), Ok(arena));
+        let part = Request::Allocate { name: "a".to_owned(), from: 0, bytes: 4096 };
+        assert_eq!("allocate a 0 4096".parse(), Ok(part));
+        let kind = Kind::Arena { bytes: 4096 };
+        let kept = Request::Put { kind, name: "a".to_owned(), grace: u64::MAX };
+        assert_eq!(kind.keep("a", u64::MAX).parse(), Ok(kept));
+        for nonsense in [
+            "",
+            "put",
+            "put fuse volumes",
+            "put fuse volumes x",
+            "put odd volumes 3",
+            "put arena a 4096",
+            "arena a -1",
+            "arena a",
+            "allocate a 0",
+            "take",
+            "list a b c",
+        ] {
             assert!(nonsense.parse::<Request>().is_err(), "{nonsense:?}");
         }
     }

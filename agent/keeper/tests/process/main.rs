@@ -21,6 +21,7 @@ use rustix::{
     },
 };
 
+mod arenas;
 mod limit;
 mod refuse;
 mod replace;

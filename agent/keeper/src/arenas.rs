@@ -1,0 +1,151 @@
+//! Memory for tensors. It is made and touched here, so that the keeper's cgroup pays for it, whoever fills and maps it.
+#![allow(unsafe_code, reason = "memory is provided through a mapping of it")]
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use memmap2::{Advice, MmapOptions};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+
+use crate::cgroup;
+
+/// Pages of the smallest kind; arenas are whole ones.
+const PAGE: u64 = 4096;
+/// Most that is provided at once: some tens of milliseconds, in which nobody else is served.
+const STEP: u64 = 256 << 20;
+/// What is left to the keeper itself of what its cgroup may have.
+const OWN: u64 = 32 << 20;
+/// Of `fstat`'s blocks.
+const BLOCK: u64 = 512;
+
+/// An arena's length, and its file.
+pub(crate) type Arena<'a> = (u64, BorrowedFd<'a>);
+
+/// A size as Kubernetes writes it, or in bytes.
+pub(crate) fn size(text: &str) -> Option<u64> {
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
+    let (number, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix('B').unwrap_or(text).strip_suffix(unit)?, *shift)))
+        .unwrap_or((text, 0));
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// Whether an arena can have that length.
+pub(crate) fn check(bytes: u64) -> Result<(), String> {
+    match bytes > 0 && bytes.is_multiple_of(PAGE) {
+        true => Ok(()),
+        false => Err(format!("an arena has a multiple of {PAGE} bytes")),
+    }
+}
+
+/// The bytes of arenas, whether or not they are touched yet.
+pub(crate) fn used<'a>(arenas: impl Iterator<Item = Arena<'a>>) -> u64 {
+    arenas.fold(0, |sum, (bytes, _)| sum.saturating_add(bytes))
+}
+
+/// Makes sure that one more fits, else gives the answer that says why not: beside what is kept here, what someone has
+/// mapped that was kept is still charged to the cgroup, and nobody may be killed for it.
+pub(crate) fn find_room<'a>(
+    arenas: impl Iterator<Item = Arena<'a>>,
+    bytes: u64,
+    limit: u64,
+) -> Result<(), String> {
+    let (mut used, mut untouched) = (0_u64, 0_u64);
+    for (length, memory) in arenas {
+        let touched = fstat(memory).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK);
+        used = used.saturating_add(length);
+        untouched = untouched.saturating_add(length.saturating_sub(touched));
+    }
+    let full = |why: &str| Err(format!("full {limit} {used} {why}"));
+    if bytes > limit.saturating_sub(used) {
+        return full("the keeper's --resident-limit is reached");
+    }
+    match cgroup::headroom() {
+        Some(left) if bytes.saturating_add(untouched).saturating_add(OWN) > left => full(
+            "the keeper's cgroup has no more memory: it may still be charged for what clients have mapped",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a file in memory whose length cannot change. None of it is there yet.
+pub(crate) fn make(bytes: u64) -> Result<OwnedFd, String> {
+    let name = "weightd-arena";
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Kernels before 6.3 know nothing of files that cannot be run.
+    let memory = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd_create(name, flags));
+    let made = memory.and_then(|memory| {
+        ftruncate(&memory, bytes)?;
+        fcntl_add_seals(&memory, SealFlags::GROW | SealFlags::SHRINK)?;
+        Ok(memory)
+    });
+    made.map_err(|error| format!("no file in memory of {bytes} bytes can be made: {error}"))
+}
+
+/// Has the kernel provide a part of an arena: in huge pages where it gives them to those who ask, for page tables, not
+/// bytes, are what each process that maps it costs.
+pub(crate) fn allocate((length, memory): Arena<'_>, from: u64, bytes: u64) -> Result<(), String> {
+    if bytes > STEP {
+        return Err(format!("{STEP} bytes can be provided at a time"));
+    }
+    if !from.is_multiple_of(PAGE) || from.checked_add(bytes).is_none_or(|end| end > length) {
+        return Err(format!("that is no part of {length} bytes"));
+    }
+    if bytes == 0 {
+        return Ok(());
+    }
+    let failed = |error: std::io::Error| format!("its memory cannot be provided: {error}");
+    let file = File::from(memory.as_fd().try_clone_to_owned().map_err(failed)?);
+    let len = usize::try_from(bytes).expect("a step fits");
+    // SAFETY: nobody can shorten the file, and its bytes are not looked at here.
+    let part = unsafe { MmapOptions::new().offset(from).len(len).map_mut(&file) }.map_err(failed)?;
+    // It is no error to get small ones.
+    let _ = part.advise(Advice::HugePage);
+    part.advise(Advice::PopulateWrite).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_kubernetes_writes_them() {
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("64Mi", 64 << 20), ("70Gi", 70 << 30), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "x", "-1", "1.5Gi", "Gi", "99999999999Ti"] {
+            assert_eq!(size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn there_is_room_up_to_the_limit_whether_or_not_it_was_touched() {
+        let one = make(8 * PAGE).unwrap();
+        let arenas = || [(8 * PAGE, one.as_fd())].into_iter();
+        assert_eq!(used(arenas()), 8 * PAGE);
+        assert_eq!(find_room(arenas(), 2 * PAGE, 10 * PAGE), Ok(()));
+        let full = find_room(arenas(), 3 * PAGE, 10 * PAGE).unwrap_err();
+        assert!(full.starts_with(&format!("full {} {} ", 10 * PAGE, 8 * PAGE)), "{full}");
+        assert!(find_room(arenas(), u64::MAX, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_part_is_provided_and_nothing_beside_it() {
+        let memory = make(8 * PAGE).unwrap();
+        let touched = || u64::try_from(fstat(&memory).unwrap().st_blocks).unwrap() * BLOCK;
+        assert_eq!(touched(), 0);
+        allocate((8 * PAGE, memory.as_fd()), PAGE, 2 * PAGE).unwrap();
+        assert!((2 * PAGE..8 * PAGE).contains(&touched()), "{}", touched());
+        for (from, bytes) in
+            [(1, PAGE), (0, 9 * PAGE), (8 * PAGE, 1), (u64::MAX - 4095, 2 * PAGE), (0, STEP + 1)]
+        {
+            assert!(allocate((8 * PAGE, memory.as_fd()), from, bytes).is_err(), "{from} {bytes}");
+        }
+        assert!(ftruncate(&memory, PAGE).is_err() && ftruncate(&memory, 9 * PAGE).is_err());
+    }
+}
