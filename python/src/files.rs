@@ -143,8 +143,11 @@ fn directory(path: &Path) -> Result<Vec<OpenFile>, Error> {
 fn indexed(directory: &Path, name: &str) -> Result<Vec<OpenFile>, Error> {
     let path = directory.join(name);
     let invalid = |source: WeightIndexError| Error::Index { path: path.clone(), source };
-    let bytes = fs::metadata(&path).map_err(|source| failed(&path, source))?.len();
-    WeightIndex::check_length(bytes).map_err(invalid)?;
+    let kind = fs::metadata(&path).map_err(|source| failed(&path, source))?;
+    if !kind.is_file() {
+        return Err(Error::NoFile(path.clone()));
+    }
+    WeightIndex::check_length(kind.len()).map_err(invalid)?;
     let json = fs::read(&path).map_err(|source| failed(&path, source))?;
     let index = WeightIndex::parse(&json).map_err(invalid)?;
     let shards = index.shards();

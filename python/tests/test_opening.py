@@ -94,6 +94,8 @@ class Opening(models.WithDirectory):
         os.mkfifo(self.at("x.safetensors"))
         self.refuses(OSError, [self.at("x.safetensors")], weightd.open, self.at("x.safetensors"))
         self.refuses(OSError, [self.at("x.safetensors")], weightd.open, self.directory)
+        os.mkfifo(self.at("model.safetensors.index.json"))
+        self.refuses(OSError, [self.at("model.safetensors.index.json")], weightd.open, self.directory)
 
     def test_what_is_closed_says_so_and_tensors_live_on(self):
         path = models.write(self.at("x.safetensors"), ONE)
