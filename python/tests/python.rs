@@ -41,14 +41,53 @@ fn with(framework: &str, interpreter: Result<PathBuf, Unready>) -> Result<PathBu
 
 /// Runs a module of tests with everything that it may use of a framework.
 fn run(interpreter: &Path, framework: &str, module: &str) {
-    let package = package();
+    run_with(package().path(), interpreter, framework, module);
+}
+
+/// The same with a package that is somewhere else.
+fn run_with(package: &Path, interpreter: &Path, framework: &str, module: &str) {
     let mut command = Command::new(interpreter);
     command.arg(Path::new(HERE).join("tests/run.py")).arg(module);
-    command.env("PYTHONPATH", package.path()).env("PYTHONDONTWRITEBYTECODE", "1").env("FRAMEWORK", framework);
+    command.env("PYTHONPATH", package).env("PYTHONDONTWRITEBYTECODE", "1").env("FRAMEWORK", framework);
     // JAX would look for accelerators, and say at length that there are none.
     let output = command.env("JAX_PLATFORMS", "cpu").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {said}", output.status);
+}
+
+/// What packs wheels, beside the interpreter.
+fn maturin(interpreter: &Path) -> Result<PathBuf, Unready> {
+    let path = interpreter.with_file_name("maturin");
+    if path.exists() { Ok(path) } else { Err(Unready::NotInstalled { what: "maturin".to_owned(), path }) }
+}
+
+/// The wheel is compiled in a folder of its own, because its dependencies have fewer features than those of the workspace,
+/// and without optimising: what it does is tested with the other module, here it is packed.
+#[test]
+fn pip_installs_the_module_with_its_types() {
+    let interpreter = require!(with("numpy", python()));
+    let maturin = require!(maturin(&interpreter));
+    let target = env::current_exe().unwrap().ancestors().nth(3).unwrap().join("wheel");
+    let place = TempDir::new().unwrap();
+    let mut build = Command::new(maturin);
+    build.args(["build", "--quiet", "--locked", "--profile", "dev", "--compatibility", "linux"]);
+    build.args(["--config", "profile.dev.opt-level=0", "--config", r#"profile.dev.package."*".opt-level=0"#]);
+    build.arg("--interpreter").arg(&interpreter).arg("--out").arg(place.path());
+    build.arg("--target-dir").arg(target).current_dir(HERE);
+    let output = build.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let wheels = fs::read_dir(place.path()).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
+    let [wheel] = wheels.as_slice() else { panic!("one wheel, not {wheels:?}") };
+    let name = wheel.file_name().unwrap().to_string_lossy();
+    assert!(name.contains("-cp39-abi3-"), "{name} is for more than one Python");
+    let unpacked = place.path().join("unpacked");
+    let unpack = Command::new(&interpreter).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked).output();
+    assert!(unpack.unwrap().status.success(), "{name} is an archive");
+    for file in ["py.typed", "_native.pyi"] {
+        assert!(unpacked.join("weightd").join(file).exists(), "{name} has {file}");
+    }
+    run_with(&unpacked, &interpreter, "numpy", "test_dlpack");
 }
 
 #[test]
