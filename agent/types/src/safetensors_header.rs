@@ -122,6 +122,11 @@ impl SafetensorsHeader {
         &self.tensors
     }
 
+    /// What the file says of itself, sorted. Empty where it says nothing.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
     /// Whether it has a tensor of that name.
     pub fn has_tensor(&self, name: &str) -> bool {
         self.by_name.binary_search_by(|&at| self.tensors[at as usize].0.as_str().cmp(name)).is_ok()

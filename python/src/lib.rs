@@ -1,0 +1,24 @@
+//! The Python package `weightd`: the tensors of a model, as frameworks take them, without a copy.
+//!
+//! Here is what Python cannot do: checking headers, mapping files, and lending memory by DLPack. What frameworks want
+//! on top is Python, in `weightd/` beside this crate.
+
+mod dlpack;
+mod dtype;
+mod error;
+mod files;
+mod memory;
+mod tensor;
+mod tensors;
+
+use pyo3::pymodule;
+
+/// What `weightd/__init__.py` shows of this.
+#[pymodule(name = "_native")]
+mod native {
+    #[pymodule_export]
+    use crate::{
+        tensor::Tensor,
+        tensors::{Tensors, open},
+    };
+}

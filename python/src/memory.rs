@@ -1,0 +1,92 @@
+//! Memory that tensors lie in: it is there as long as anything refers to it, and not longer.
+#![expect(unsafe_code, reason = "mapping a file, and memory that Python's frameworks write to")]
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    fs::File,
+    io,
+    ptr::{self, NonNull},
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// Where copies begin: a cache line, which is what JAX needs to use memory in place.
+const COPY_ALIGNMENT: usize = 64;
+
+/// A piece of memory that others read and write.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    /// A private mapping of a file: what is written stays here.
+    Mapped(MmapRaw),
+    /// A copy of a tensor.
+    Copied(Copied),
+}
+
+impl Memory {
+    /// Maps a whole file, which was opened for reading only. Model servers write into what they are given, so the mapping
+    /// is writable: a page that is written to becomes this process's own.
+    pub(crate) fn map(file: &File, bytes: u64) -> io::Result<Self> {
+        // Without a reservation: the kernel would ask for as much swap as the model is long, though hardly a page is
+        // ever written to.
+        let mut options = MmapOptions::new();
+        options.len(usize::try_from(bytes).map_err(io::Error::other)?).no_reserve_swap();
+        // SAFETY: no reference to the mapped bytes is ever made, only raw pointers. What the kernel does to a mapping
+        // whose file is cut short is the caller's to know: docs/PYTHON.md says so.
+        let map = unsafe { options.map_copy(file) }?;
+        Ok(Self::Mapped(MmapRaw::from(map)))
+    }
+
+    /// A copy of `length` bytes from `offset` on, at an address that suits every type. None when there is no memory for it.
+    pub(crate) fn copy(&self, offset: usize, length: usize) -> Option<Self> {
+        assert!(offset.checked_add(length).is_some_and(|end| end <= self.len()), "a part of this memory");
+        let copied = Copied::new(length)?;
+        // SAFETY: the source was checked above, the target was just allocated with this length, and nobody else has it.
+        unsafe { ptr::copy_nonoverlapping(self.start().add(offset), copied.start.as_ptr(), length) };
+        Some(Self::Copied(copied))
+    }
+
+    /// Its first byte.
+    pub(crate) fn start(&self) -> *mut u8 {
+        match self {
+            Self::Mapped(map) => map.as_mut_ptr(),
+            Self::Copied(copied) => copied.start.as_ptr(),
+        }
+    }
+
+    /// How many bytes it has.
+    fn len(&self) -> usize {
+        match self {
+            Self::Mapped(map) => map.len(),
+            Self::Copied(copied) => copied.length,
+        }
+    }
+}
+
+/// Allocated memory.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    start: NonNull<u8>,
+    length: usize,
+    layout: Layout,
+}
+
+// SAFETY: it owns its memory, which is reached through raw pointers only.
+unsafe impl Send for Copied {}
+// SAFETY: as above; nothing here writes to it after it was made.
+unsafe impl Sync for Copied {}
+
+impl Copied {
+    fn new(length: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(length.max(1), COPY_ALIGNMENT).ok()?;
+        // SAFETY: the layout has at least one byte.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { start, length, layout })
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`, and freed only here.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}

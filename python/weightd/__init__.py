@@ -1,0 +1,44 @@
+"""The tensors of a model, for torch, JAX and numpy, without a copy.
+
+>>> with weightd.open("/models/llama") as tensors:
+...     weight = tensors["lm_head.weight"].torch()
+
+`weightd.safe_open` takes the place of `safetensors.safe_open`.
+"""
+
+from ._native import Tensor, Tensors, open
+from ._safe_open import Slice, safe_open
+from .errors import (
+    CannotShare,
+    Closed,
+    InvalidFile,
+    InvalidIndex,
+    NoMemory,
+    NotFound,
+    TensorNotFound,
+    Unreadable,
+    Unsupported,
+    WeightdError,
+)
+
+#: What code that moves here from safetensors catches.
+SafetensorError = WeightdError
+
+__all__ = [
+    "CannotShare",
+    "Closed",
+    "InvalidFile",
+    "InvalidIndex",
+    "NoMemory",
+    "NotFound",
+    "SafetensorError",
+    "Slice",
+    "Tensor",
+    "Tensors",
+    "TensorNotFound",
+    "Unreadable",
+    "Unsupported",
+    "WeightdError",
+    "open",
+    "safe_open",
+]
