@@ -45,7 +45,9 @@ pub fn install(cluster: &Cluster, settings: &Settings) -> Result<()> {
     load_images(cluster)?;
     let place = tempfile::tempdir()?;
     fs::write(place.path().join("kustomization.yaml"), overlay(place.path(), settings)?)?;
-    let mut configuration = fs::read_to_string(manifests().join("base/weightd.toml"))?;
+    let configuration = fs::read_to_string(manifests().join("base/weightd.toml"))?;
+    // The machine's disk is not the nodes' alone; that some of it must stay free is shown elsewhere.
+    let mut configuration = configuration.replace("[store]\n", "[store]\nfloor = 0.0\n");
     if let Some(token_url) = &settings.token_url {
         configuration += &format!(
             "\n[access]\nsts_endpoint = {token_url:?}\naudience = {AUDIENCE:?}\nprovider = \"//iam.test/providers/cluster\"\n"
