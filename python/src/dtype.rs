@@ -66,9 +66,5 @@ pub(crate) fn numpy(dtype: Dtype) -> Option<&'static str> {
 
 /// At a multiple of how many bytes a processor wants it.
 pub(crate) fn alignment(dtype: Dtype) -> usize {
-    match dtype {
-        // Two parts of four bytes.
-        Dtype::C64 => 4,
-        other => (other.bitsize() / 8).max(1),
-    }
+    (dtype.bitsize() / 8).max(1)
 }

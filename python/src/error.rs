@@ -41,16 +41,16 @@ pub(crate) enum Error {
     },
     #[error("{} names the shard {shard:?}, which is not below its directory", path.display())]
     Outside { path: PathBuf, shard: String },
-    #[error("the tensor {tensor:?} is in {} and in {}", first.display(), second.display())]
+    #[error("{} and {} both hold the tensor {tensor:?}", first.display(), second.display())]
     Duplicate { tensor: String, first: PathBuf, second: PathBuf },
     #[error("{} does not contain tensor {tensor:?}", path.display())]
     NoTensor { path: PathBuf, tensor: String },
     #[error("{} was closed", .0.display())]
     Closed(PathBuf),
-    #[error("the tensor {tensor:?} of {} cannot be shared: {reason}", path.display())]
+    #[error("{}: {reason}; so the tensor {tensor:?} cannot be shared", path.display())]
     Share { path: PathBuf, tensor: String, reason: String },
-    #[error("no memory for a copy of the tensor {tensor:?}, which has {bytes} bytes")]
-    NoMemory { tensor: String, bytes: usize },
+    #[error("{}: no memory for a copy of {bytes} bytes, which the tensor {tensor:?} has", path.display())]
+    NoMemory { path: PathBuf, tensor: String, bytes: usize },
 }
 
 /// The exceptions, which Python defines: each is also the built-in one that a caller might expect.

@@ -55,7 +55,11 @@ impl Tensor {
     }
 
     fn copy(&self) -> Result<Self, Error> {
-        let no_memory = || Error::NoMemory { tensor: self.name.to_string(), bytes: self.bytes };
+        let no_memory = || Error::NoMemory {
+            path: self.file.to_path_buf(),
+            tensor: self.name.to_string(),
+            bytes: self.bytes,
+        };
         let copy = self.memory.copy(self.offset, self.bytes).ok_or_else(no_memory)?;
         Ok(Self { memory: Arc::new(copy), offset: 0, ..self.clone() })
     }
@@ -127,8 +131,10 @@ impl Tensor {
 
     /// Its bytes, as a tensor of one dimension and the type "U8" over the same memory; a copy only where the tensor does
     /// not lie on a multiple of its element.
-    fn raw(&self) -> Result<Self, Error> {
-        Ok(Self { dtype: Dtype::U8, shape: [self.bytes].into(), ..self.aligned()? })
+    fn raw(&self, py: Python<'_>) -> Result<Self, Error> {
+        // A copy may wait for bytes that are on their way; other threads need not.
+        let aligned = py.detach(|| self.aligned())?;
+        Ok(Self { dtype: Dtype::U8, shape: [self.bytes].into(), ..aligned })
     }
 
     fn torch<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

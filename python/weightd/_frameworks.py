@@ -100,10 +100,17 @@ def to_jax(tensor):
     # Types that JAX would narrow (64 bits, unless it is told to keep them) must go through its own conversion, and so
     # must what it would copy anyway.
     narrowed = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
-    if narrowed or array.size == 0 or array.ctypes.data % _JAX_ALIGNMENT:
-        return jax.device_put(array, jax.devices("cpu")[0])
-    return jax.dlpack.from_dlpack(tensor)
+    address = tensor.__array_interface__["data"][0]
+    if not narrowed and array.size and address % _JAX_ALIGNMENT == 0:
+        try:
+            return jax.dlpack.from_dlpack(tensor)
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
+            # Older ones know fewer types, or take capsules only.
+            pass
+    return jax.device_put(array, jax.devices("cpu")[0])
 
 
 def _unsupported(tensor, by):
-    return Unsupported(f"the tensor {tensor.name!r} is {tensor.dtype}, a type unknown to {by}; raw() gives its bytes")
+    return Unsupported(
+        f"{tensor.file}: the tensor {tensor.name!r} is {tensor.dtype}, a type unknown to {by}; raw() gives its bytes"
+    )

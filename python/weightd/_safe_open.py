@@ -78,6 +78,7 @@ class Slice:
         self._tensor = tensor
         self._framework = framework
         self._device = device
+        self._whole = None
 
     def get_shape(self) -> list[int]:
         """The shape of the whole tensor."""
@@ -91,7 +92,10 @@ class Slice:
         if self._framework != "torch":
             # torch has its own words for what is wrong; numpy and JAX would take lists too, as copies.
             index = _checked(index, self._tensor)
-        part = _to_framework(self._tensor, self._framework)[index]
+        if self._whole is None:
+            # Kept: of a tensor that is copied because of where it lies, each part would cost a copy of the whole.
+            self._whole = _to_framework(self._tensor, self._framework)
+        part = self._whole[index]
         return _to_device(part, self._framework, self._device)
 
 
@@ -103,6 +107,8 @@ def _known(framework: object) -> str:
 
 def _device(framework, device):
     """The device as the framework knows it; None for the processor's memory."""
+    if device is None:
+        return None
     if framework != "torch":
         if device != "cpu":
             raise Unsupported(f"Device {device} is not supported for framework {framework}")
@@ -113,6 +119,9 @@ def _device(framework, device):
         known = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise Unsupported(f"device {device} is invalid: {str(error).splitlines()[0]}") from None
+    if known.type not in ("cpu", "meta", "mps") and known.index is None:
+        # As safetensors has it: the first of them, whichever is current.
+        known = torch.device(known.type, 0)
     return None if known.type == "cpu" else known
 
 

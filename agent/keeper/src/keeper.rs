@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use crate::{
-    arenas,
+    arenas, cgroup,
     kept::Kept,
     place::{settle, take_over},
     protocol::{DESCRIPTORS, Kind, MESSAGE_BYTES, Request, receive, send},
@@ -177,15 +177,15 @@ impl Keeper {
         self.kept.values().filter_map(Kept::arena)
     }
 
-    /// Makes an arena. What is kept under its name already is gone then, and does not count.
+    /// Makes an arena. It never takes the place of something else: there is no telling who needs that.
     fn make_arena(&mut self, client: u64, name: String, bytes: u64) -> Result<String, String> {
         arenas::check(bytes)?;
-        let before = self.kept.remove(&name);
-        if let Err(full) = arenas::find_room(self.arenas(), bytes, self.resident_limit) {
-            self.kept.extend(before.map(|before| (name, before)));
+        if self.kept.contains_key(&name) {
+            return Err(format!("something is kept as {name} already: drop it first"));
+        }
+        if let Err(full) = arenas::find_room(self.arenas(), bytes, self.resident_limit, cgroup::headroom()) {
             return Ok(full);
         }
-        drop(before);
         let memory = arenas::make(bytes)?;
         self.put(name, Kept::new(Kind::Arena { bytes }, u64::MAX, vec![memory], Some(client)))
     }

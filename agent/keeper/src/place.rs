@@ -16,7 +16,7 @@ use rustix::net::{
 
 use crate::{
     kept::Kept,
-    protocol::{Request, receive, send},
+    protocol::{handed, receive, send},
     say,
 };
 
@@ -79,11 +79,11 @@ fn inherit(path: &Path, room: usize) -> io::Result<BTreeMap<String, Kept>> {
         let Some((line, descriptors)) = receive(&old)? else {
             return Err(io::Error::other("the old keeper ended before it had handed everything over"));
         };
-        match line.parse() {
-            Ok(Request::Put { kind, name, grace }) => {
+        match handed(&line) {
+            Some((kind, name, grace)) => {
                 kept.insert(name, Kept::new(kind, grace, descriptors, None));
             }
-            _ if line == "all" => {
+            None if line == "all" => {
                 let held: usize = kept.values().map(|kept: &Kept| kept.descriptors.len()).sum();
                 if held > room {
                     return Err(io::Error::other(format!("{held} descriptors are too many for this one")));
@@ -91,8 +91,8 @@ fn inherit(path: &Path, room: usize) -> io::Result<BTreeMap<String, Kept>> {
                 send(&old, "end", &[])?;
             }
             // A keeper of an earlier build says only this, and ends without being told.
-            _ if line == "ok" => return Ok(kept),
-            _ => return Err(io::Error::other(format!("the old keeper said: {line}"))),
+            None if line == "ok" => return Ok(kept),
+            None => return Err(io::Error::other(format!("the old keeper said: {line}"))),
         }
     }
 }

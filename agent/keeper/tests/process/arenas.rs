@@ -50,19 +50,18 @@ fn an_arena_outlives_who_filled_it_and_the_keeper_that_made_it() {
 fn there_are_no_arenas_beyond_the_limit() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("keeper.sock");
-    let _keeper = Keeper::start(&socket, &["--resident-limit", "4Mi"]);
+    let _keeper = Keeper::start(&socket, &["--resident-limit", "8Mi"]);
     let client = client(&socket);
-    arena(&client, "a", 3 * MIB);
-    let full = ask(&client, &format!("arena b {}", 2 * MIB)).0;
-    assert!(full.starts_with(&format!("full {} {} ", 4 * MIB, 3 * MIB)), "{full}");
+    arena(&client, "a", 6 * MIB);
+    let full = ask(&client, &format!("arena b {}", 4 * MIB)).0;
+    assert!(full.starts_with(&format!("full {} {} ", 8 * MIB, 6 * MIB)), "{full}");
     assert_eq!(ask(&client, "attend b").0, "none");
-    // The same name anew is in the place of what was there.
-    arena(&client, "a", 4 * MIB);
-    assert!(ask(&client, &format!("arena a {}", 5 * MIB)).0.starts_with("full "));
-    assert_eq!(ask(&client, "attend a").1.len(), 1, "what cannot be replaced stays");
+    let taken = ask(&client, &format!("arena a {}", 2 * MIB)).0;
+    assert!(taken.starts_with("error something is kept as a already"), "{taken}");
+    assert_eq!(ask(&client, "attend a").1.len(), 1);
     assert_eq!(ask(&client, "drop a").0, "ok");
-    assert_eq!(ask(&client, "room").0, format!("ok {} 0", 4 * MIB));
-    arena(&client, "b", 2 * MIB);
+    assert_eq!(ask(&client, "room").0, format!("ok {} 0", 8 * MIB));
+    arena(&client, "b", 4 * MIB);
 }
 
 #[test]
@@ -71,7 +70,7 @@ fn nonsense_about_arenas_is_refused_and_by_default_there_are_none() {
     let socket = directory.path().join("keeper.sock");
     let _keeper = Keeper::start(&socket, &[]);
     let client = client(&socket);
-    assert!(ask(&client, "arena a 4096").0.starts_with("full 0 0 "));
+    assert!(ask(&client, &format!("arena a {}", 2 * MIB)).0.starts_with("full 0 0 "));
     put(&client, "plain", "text");
     for line in [
         "arena a 0",
@@ -83,6 +82,12 @@ fn nonsense_about_arenas_is_refused_and_by_default_there_are_none() {
         "put arena a 4096",
     ] {
         assert!(ask(&client, line).0.starts_with("error "), "{line}");
+    }
+    // Only a keeper hands anything over, and only when it is asked to.
+    for line in ["keep arena x 2097152", "keep plain x 3"] {
+        send(&client, line.as_bytes(), &[file_with("").as_fd()]);
+        assert!(receive(&client).0.starts_with("error "), "{line}");
+        assert_eq!(ask(&client, "attend x").0, "none");
     }
     let code =
         |size: &str| Keeper::spawn(&directory.path().join("other"), &["--resident-limit", size]).code();
