@@ -72,7 +72,10 @@ class safe_open:
 
 
 class Slice:
-    """A tensor of which parts are taken, as by `tensor[1:3, ..., 0]`. A part is a view: nothing is read that is not used."""
+    """A tensor of which parts are taken, as by `tensor[1:3, ..., 0]`. A part is a view: nothing is read that is not used.
+
+    Where the tensor itself must be copied, as `Tensor` says, that happens once.
+    """
 
     def __init__(self, tensor: _native.Tensor, framework: str, device: Any) -> None:
         self._tensor = tensor
