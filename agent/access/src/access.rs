@@ -11,12 +11,12 @@ use weightd_types::{ByteRange, Object, Scheme, Selection, SnapshotId, SnapshotKe
 use crate::{
     AccessError, Config, Lease, Metrics, Pod, WhoReads,
     exchange::Exchanger,
-    files::allowed,
+    files,
     gate::Gate,
     grants::{Asked, Grant, Grants},
     holders::Holders,
     identity::{Claim, Principal},
-    web::confined,
+    web,
 };
 
 /// Times an origin is asked that fails on its side, when no earlier answer counts.
@@ -44,6 +44,8 @@ struct Inner {
     exchanger: Exchanger,
     /// Addresses that pods may name.
     web: Arc<[Url]>,
+    /// Directories that pods may name.
+    files: Arc<[String]>,
     metrics: Metrics,
 }
 
@@ -77,19 +79,20 @@ impl Access {
         let metrics = Metrics::default();
         let exchanger = Exchanger::new(config.sts_endpoint.clone(), config.connect_timeout, metrics.clone());
         let (holders, grants) = (Holders::default(), Arc::default());
-        let web = config.web.clone().into();
-        Self { inner: Arc::new(Inner { origins, config, holders, grants, exchanger, web, metrics }) }
+        let (web, files) = (config.web.clone().into(), config.files.clone().into());
+        let inner = Inner { origins, config, holders, grants, exchanger, web, files, metrics };
+        Self { inner: Arc::new(inner) }
     }
 
     /// What asks as those who are there.
     pub fn opener(&self) -> Arc<dyn Opener> {
-        let Inner { origins, config, holders, grants, web, .. } = self.inner.as_ref();
+        let Inner { origins, holders, grants, web, files, .. } = self.inner.as_ref();
         Arc::new(Gate {
             origins: Arc::clone(origins),
             holders: holders.clone(),
             grants: Arc::clone(grants),
             web: Arc::clone(web),
-            files: config.files.clone().into(),
+            files: Arc::clone(files),
         })
     }
 
@@ -251,21 +254,17 @@ impl Access {
     }
 
     async fn claim(&self, pod: &Pod, source: &SourceUri) -> Result<Claim, AccessError> {
-        match source.scheme() {
-            Scheme::File => {}
+        let Inner { config, web, files, .. } = self.inner.as_ref();
+        let (principal, confined, setting) = match source.scheme() {
+            Scheme::File => (Principal::Node, files::confined(files, source).await, "access.files"),
             Scheme::Http | Scheme::Https => {
-                let not_allowed =
-                    || AccessError::NotAllowed { what: source.to_string(), setting: "access.web" };
-                let credential = confined(&self.inner.web, source).ok_or_else(not_allowed)?;
-                return Ok(Claim::Ready(Principal::without_credentials(), credential));
+                (Principal::without_credentials(), web::confined(web, source), "access.web")
             }
-            _ => return Claim::of(&self.inner.config, pod, source),
-        }
-        let (patterns, path) = (self.inner.config.files.clone(), format!("/{}", source.prefix()));
-        let found = tokio::task::spawn_blocking(move || allowed(&patterns, Path::new(&path))).await;
-        let not_allowed = || AccessError::NotAllowed { what: source.to_string(), setting: "access.files" };
-        let directory = found.ok().flatten().ok_or_else(not_allowed)?;
-        Ok(Claim::Ready(Principal::Node, Credential::Directory(directory)))
+            _ => return Claim::of(config, pod, source),
+        };
+        let credential =
+            confined.ok_or_else(|| AccessError::NotAllowed { what: source.to_string(), setting })?;
+        Ok(Claim::Ready(principal, credential))
     }
 
     async fn verify(&self, claim: &Claim, source: &SourceUri) -> Result<Verified, AccessError> {

@@ -1,14 +1,29 @@
 //! Which directories of the node pods may name.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use globset::{GlobBuilder, GlobMatcher};
+use weightd_source::Credential;
+use weightd_types::{Scheme, SourceUri};
 
 /// Where patterns begin to be patterns.
 const MEANS_SOMETHING: [char; 5] = ['*', '?', '[', '{', '\\'];
 
+/// What a pod reads a directory of the node with, if it may name it: nothing outside of it is read.
+pub(crate) async fn confined(patterns: &Arc<[String]>, source: &SourceUri) -> Option<Credential> {
+    if source.scheme() != Scheme::File {
+        return None;
+    }
+    let (patterns, path) = (Arc::clone(patterns), format!("/{}", source.prefix()));
+    let found = tokio::task::spawn_blocking(move || allowed(&patterns, Path::new(&path))).await;
+    found.ok().flatten().map(Credential::Directory)
+}
+
 /// The directory a pod names, by its path without links, if it may. What it may not, and what is not there, look alike. Blocks.
-pub(crate) fn allowed(patterns: &[String], named: &Path) -> Option<PathBuf> {
+fn allowed(patterns: &[String], named: &Path) -> Option<PathBuf> {
     let found = named.canonicalize().ok()?;
     let matchers: Vec<GlobMatcher> = patterns.iter().filter_map(|pattern| matcher(pattern)).collect();
     let is_allowed = found.ancestors().any(|above| matchers.iter().any(|matcher| matcher.is_match(above)));

@@ -1,22 +1,19 @@
 //! Sources that ask as whoever is there, request by request.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, FutureExt};
 use url::Url;
 use weightd_source::{ByteStream, Credential, Listed, Opener, Source, SourceError};
-use weightd_types::{ByteRange, Object, Scheme, SourceUri};
+use weightd_types::{ByteRange, Object, SourceUri};
 
 use crate::{
     error::Refusal,
-    files::allowed,
+    files,
     grants::Grants,
     holders::{Holder, Holders},
-    web::confined,
+    web,
 };
 
 /// An opener whose sources are asked as those who are there.
@@ -98,7 +95,7 @@ impl Gated {
     /// they fetch, the pod is shown.
     fn as_whom(&self, url: &str, holder: &Holder) -> Credential {
         let as_pods =
-            || confined(&self.gate.web, &self.uri).filter(|_| self.gate.holders.is_named_by_pod(url));
+            || web::confined(&self.gate.web, &self.uri).filter(|_| self.gate.holders.is_named_by_pod(url));
         match &holder.credential {
             Credential::Node => as_pods().unwrap_or(Credential::Node),
             pods => pods.clone(),
@@ -108,17 +105,8 @@ impl Gated {
     /// As whom the node mends what it has. A server or directory that pods may name leads it nowhere else then either: it
     /// may be a pod that named it.
     async fn upkeeper(&self) -> Credential {
-        let directory = match self.uri.scheme() {
-            Scheme::File => self.directory().await,
-            _ => None,
-        };
-        let as_pods = || confined(&self.gate.web, &self.uri);
-        directory.map(Credential::Directory).or_else(as_pods).unwrap_or(Credential::Node)
-    }
-
-    async fn directory(&self) -> Option<PathBuf> {
-        let (patterns, path) = (Arc::clone(&self.gate.files), format!("/{}", self.uri.prefix()));
-        tokio::task::spawn_blocking(move || allowed(&patterns, Path::new(&path))).await.ok().flatten()
+        let directory = files::confined(&self.gate.files, &self.uri).await;
+        directory.or_else(|| web::confined(&self.gate.web, &self.uri)).unwrap_or(Credential::Node)
     }
 
     /// Says why someone was refused, and has nobody ask as them again, nor see what is here because they once might; the

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use url::Url;
 use weightd_source::{Credential, is_below};
-use weightd_types::SourceUri;
+use weightd_types::{Scheme, SourceUri};
 
 /// What a pod asks a web server with, if it may name it: nobody's identity, confined to what pods may name, so that no
 /// redirect leads the node elsewhere for it.
 pub(crate) fn confined(allowed: &Arc<[Url]>, source: &SourceUri) -> Option<Credential> {
+    // Asked for each request, most of which are of other kinds.
+    if !matches!(source.scheme(), Scheme::Http | Scheme::Https) {
+        return None;
+    }
     is_below_any(allowed, source).then(|| Credential::Web(Arc::clone(allowed)))
 }
 
