@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -101,8 +101,8 @@ async fn pod(cluster: &Cluster, bucket: &Bucket, kind: Kind, source: &str) -> Re
             break said;
         }
         if begun.elapsed() > PATIENCE {
-            let events = cluster.kubectl().args(["get", "events", "-o", "wide"]).output()?.stdout;
-            bail!("the pod says {said:?} after {PATIENCE:?}: {}", String::from_utf8_lossy(&events));
+            let events = cluster.ask(&["get", "events", "-o", "wide"])?;
+            bail!("the pod says {said:?} after {PATIENCE:?}: {events}");
         }
         sleep(Duration::from_millis(200)).await;
     };
@@ -114,7 +114,7 @@ async fn pod(cluster: &Cluster, bucket: &Bucket, kind: Kind, source: &str) -> Re
         // Kept by its pod until it is complete: the next pod finds it so.
         in_agent(cluster, &format!("prefetch {source}"))?;
     }
-    kubectl(cluster, &["delete", "pod", "timed", "--wait", "--grace-period=1"])?;
+    cluster.ask(&["delete", "pod", "timed", "--wait", "--grace-period=1"])?;
     Ok(Times { runs: after(0).context("it ran")?, first: after(1), last: after(2) })
 }
 
@@ -161,12 +161,5 @@ fn in_agent(cluster: &Cluster, line: &str) -> Result<()> {
     let agent = ["-n", "weightd", "exec", "daemonset/weightd", "-c", "agent", "--", "weightctl"];
     let mut words: Vec<&str> = agent.to_vec();
     words.extend(line.split(' '));
-    kubectl(cluster, &words)
-}
-
-fn kubectl(cluster: &Cluster, words: &[&str]) -> Result<()> {
-    let mut command: Command = cluster.kubectl();
-    let output = command.args(words).stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "kubectl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    cluster.ask(&words).map(drop)
 }

@@ -102,6 +102,14 @@ impl Cluster {
         }
     }
 
+    /// What `kubectl` writes to stdout, of words that must succeed; an error has what it wrote to stderr.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        output(self.kubectl().args(words))
+    }
+
     /// Where clients of the API server find it and who they are.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
@@ -128,8 +136,7 @@ impl Cluster {
     /// # Errors
     /// When the API server does not answer.
     pub fn nodes(&self) -> Result<Vec<Node>> {
-        let names =
-            output(self.kubectl().args(["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"]))?;
+        let names = self.ask(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
         let place = Place::new();
         let holder = |name: &str| match &self.whose {
             Whose::Ours(_) => place.holder(name.strip_prefix("node")?.parse().ok()?),

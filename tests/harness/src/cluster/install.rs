@@ -69,7 +69,7 @@ pub fn until_installed(cluster: &Cluster) -> Result<()> {
     }
     until("kubelets know the driver", || {
         let drivers = "jsonpath={.items[*].spec.drivers[*].name}";
-        let known = output(cluster.kubectl().args(["get", "csinodes", "-o", drivers]))?;
+        let known = cluster.ask(&["get", "csinodes", "-o", drivers])?;
         ensure!(known.matches("csi.weightd.io").count() == nodes, "known are {known}");
         Ok(())
     })
@@ -100,7 +100,7 @@ fn load_images(cluster: &Cluster) -> Result<()> {
 
 fn check_ready(cluster: &Cluster, name: &str, nodes: usize) -> Result<()> {
     let get = ["--namespace", "weightd", "get", "daemonset", name, "-o", "json"];
-    let set: Value = serde_json::from_str(&output(cluster.kubectl().args(get))?)?;
+    let set: Value = serde_json::from_str(&cluster.ask(&get)?)?;
     let status = &set["status"];
     let is_latest = status["observedGeneration"] == set["metadata"]["generation"];
     // A keeper is replaced by hand alone.
