@@ -89,6 +89,7 @@ fn remedy(kind: FailureKind, given: &str) -> String {
         | FailureKind::Corrupt
         | FailureKind::NotFound
         | FailureKind::Disk
+        | FailureKind::Memory
         | FailureKind::NotPermitted => {
             if given.is_empty() {
                 String::new()
@@ -225,6 +226,7 @@ mod tests {
             (FailureKind::NotPermitted, Code::PermissionDenied, true),
             (FailureKind::Unavailable, Code::Unavailable, false),
             (FailureKind::Disk, Code::ResourceExhausted, false),
+            (FailureKind::Memory, Code::ResourceExhausted, false),
             (FailureKind::TryAgain, Code::Aborted, false),
         ] {
             let error = agent(kind, "");

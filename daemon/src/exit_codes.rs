@@ -21,6 +21,8 @@ pub enum Exit {
     Unavailable = 69,
     /// A defect of weightd.
     Internal = 70,
+    /// More memory than may be used for tensors.
+    Memory = 71,
     /// The disk is full, read-only or failing.
     Disk = 74,
     /// The same command may succeed later.
@@ -42,6 +44,7 @@ impl From<FailureKind> for Exit {
             FailureKind::NotFound => Self::NotFound,
             FailureKind::Unavailable => Self::Unavailable,
             FailureKind::Disk => Self::Disk,
+            FailureKind::Memory => Self::Memory,
             FailureKind::TryAgain => Self::TryAgain,
             FailureKind::NotPermitted => Self::NotPermitted,
         }

@@ -38,7 +38,7 @@ impl FailureKind {
             Self::Corrupt => Code::DataLoss,
             Self::NotFound => Code::NotFound,
             Self::Unavailable => Code::Unavailable,
-            Self::Disk => Code::ResourceExhausted,
+            Self::Disk | Self::Memory => Code::ResourceExhausted,
             Self::TryAgain => Code::Aborted,
             Self::NotPermitted => Code::PermissionDenied,
         }

@@ -4,9 +4,11 @@
 //! The Rust in `generated/` is committed and written by `cargo xtask generate`; a test there fails when it is
 //! stale. Nothing here uses another room.
 
+#[cfg(feature = "grpc")]
 mod failure;
 mod secrets;
 
+#[cfg(feature = "grpc")]
 pub use failure::{MAX_MESSAGE_BYTES, MAX_STATUS_TEXT_BYTES, shortened};
 
 /// `weightd.v1`: the agent's control interface.

@@ -11,9 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 
 /// The protocols, relative to `proto/`; each gives one module named after its package.
-const PROTOCOLS: [&str; 4] = [
+const PROTOCOLS: [&str; 5] = [
     "csi/v1/csi.proto",
     "pluginregistration/v1/registration.proto",
+    "weightd/v1/handoff.proto",
     "weightd/v1/volumes.proto",
     "weightd/v1/weights.proto",
 ];
@@ -42,6 +43,9 @@ fn render(root: &Path) -> Result<Vec<(String, String)>> {
     tonic_prost_build::configure()
         .out_dir(scratch.path())
         .emit_rerun_if_changed(false)
+        // Who speaks over a hand-off socket only needs the messages.
+        .client_mod_attribute(".", "#[cfg(feature = \"grpc\")]")
+        .server_mod_attribute(".", "#[cfg(feature = \"grpc\")]")
         // They hold secrets: `proto/src/secrets.rs` shows them without.
         .skip_debug([".weightd.v1.Pod", ".weightd.v1.ServiceAccountToken"])
         .compile_fds(descriptors)

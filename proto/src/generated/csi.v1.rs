@@ -586,6 +586,7 @@ pub struct Topology {
     >,
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod identity_client {
     #![allow(
         unused_variables,
@@ -745,6 +746,7 @@ pub mod identity_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod identity_server {
     #![allow(
         unused_variables,
@@ -1027,6 +1029,7 @@ pub mod identity_server {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod controller_client {
     #![allow(
         unused_variables,
@@ -1220,6 +1223,7 @@ pub mod controller_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod controller_server {
     #![allow(
         unused_variables,
@@ -1572,6 +1576,7 @@ pub mod controller_server {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod node_client {
     #![allow(
         unused_variables,
@@ -1782,6 +1787,7 @@ pub mod node_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod node_server {
     #![allow(
         unused_variables,

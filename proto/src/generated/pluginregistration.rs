@@ -22,6 +22,7 @@ pub struct RegistrationStatus {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegistrationStatusResponse {}
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod registration_client {
     #![allow(
         unused_variables,
@@ -167,6 +168,7 @@ pub mod registration_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod registration_server {
     #![allow(
         unused_variables,

@@ -547,6 +547,8 @@ pub enum FailureKind {
     TryAgain = 6,
     /// Not authenticated, or not allowed.
     NotPermitted = 7,
+    /// More memory than may be used for tensors.
+    Memory = 8,
 }
 impl FailureKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -563,6 +565,7 @@ impl FailureKind {
             Self::Disk => "FAILURE_KIND_DISK",
             Self::TryAgain => "FAILURE_KIND_TRY_AGAIN",
             Self::NotPermitted => "FAILURE_KIND_NOT_PERMITTED",
+            Self::Memory => "FAILURE_KIND_MEMORY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -576,11 +579,13 @@ impl FailureKind {
             "FAILURE_KIND_DISK" => Some(Self::Disk),
             "FAILURE_KIND_TRY_AGAIN" => Some(Self::TryAgain),
             "FAILURE_KIND_NOT_PERMITTED" => Some(Self::NotPermitted),
+            "FAILURE_KIND_MEMORY" => Some(Self::Memory),
             _ => None,
         }
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod weights_client {
     #![allow(
         unused_variables,
@@ -921,6 +926,7 @@ pub mod weights_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod weights_server {
     #![allow(
         unused_variables,
@@ -1609,6 +1615,165 @@ pub mod weights_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What a client says.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffRequest {
+    #[prost(oneof = "handoff_request::Request", tags = "1, 2")]
+    pub request: ::core::option::Option<handoff_request::Request>,
+}
+/// Nested message and enum types in `HandoffRequest`.
+pub mod handoff_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Request {
+        /// The first message of a connection, and no other.
+        #[prost(message, tag = "1")]
+        Open(super::HandoffOpen),
+        #[prost(message, tag = "2")]
+        Want(super::HandoffWant),
+    }
+}
+/// What the agent says.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffAnswer {
+    #[prost(oneof = "handoff_answer::Answer", tags = "1, 2, 3, 4")]
+    pub answer: ::core::option::Option<handoff_answer::Answer>,
+}
+/// Nested message and enum types in `HandoffAnswer`.
+pub mod handoff_answer {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Answer {
+        /// To `open`. Beside it one descriptor: a sealed file with a HandoffTable.
+        #[prost(message, tag = "1")]
+        Opened(super::HandoffOpened),
+        /// After `opened`, until all were sent. Beside each, descriptors of as many arenas as it has lengths.
+        #[prost(message, tag = "2")]
+        Arenas(super::HandoffArenas),
+        /// Whenever tensors are ready that were wanted.
+        #[prost(message, tag = "3")]
+        Ready(super::HandoffReady),
+        /// The lease has ended. The last message of a connection.
+        #[prost(message, tag = "4")]
+        Failed(super::HandoffFailed),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffOpen {
+    /// Of this protocol: 1.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Which snapshot: a URI, or the id of a snapshot that the node has. Empty on a volume's socket, which has one.
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    /// Which files, by their paths in the snapshot. Empty for those that the index at its top names, or else for all
+    /// .safetensors files at its top.
+    #[prost(string, repeated, tag = "3")]
+    pub files: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Brings nothing but what is wanted, else everything, what is wanted first.
+    #[prost(bool, tag = "4")]
+    pub wanted_only: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffOpened {
+    /// `<id>.<layout>`.
+    #[prost(string, tag = "1")]
+    pub snapshot: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub table_bytes: u64,
+    /// How many arenas follow.
+    #[prost(uint32, tag = "4")]
+    pub arenas: u32,
+    /// Every tensor is ready, and verified: nothing need be wanted.
+    #[prost(bool, tag = "5")]
+    pub complete: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffArenas {
+    /// Number of the first of these.
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    /// Bytes of each.
+    #[prost(uint64, repeated, tag = "2")]
+    pub lengths: ::prost::alloc::vec::Vec<u64>,
+}
+/// The tensors of a lease: what is in the file beside `opened`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffTable {
+    #[prost(message, repeated, tag = "1")]
+    pub files: ::prost::alloc::vec::Vec<HandoffFile>,
+    /// In the order of `files`, and of each as they lie in it.
+    #[prost(message, repeated, tag = "2")]
+    pub tensors: ::prost::alloc::vec::Vec<HandoffTensor>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffFile {
+    /// Its path in the snapshot.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// What it says of itself.
+    #[prost(map = "string, string", tag = "2")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffTensor {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// As safetensors writes it: "BF16".
+    #[prost(string, tag = "2")]
+    pub dtype: ::prost::alloc::string::String,
+    #[prost(uint64, repeated, tag = "3")]
+    pub shape: ::prost::alloc::vec::Vec<u64>,
+    /// Number of its file.
+    #[prost(uint32, tag = "4")]
+    pub file: u32,
+    /// Number of its arena, and where in it its bytes are: on a multiple of 256, but for tensors without bytes.
+    #[prost(uint32, tag = "5")]
+    pub arena: u32,
+    #[prost(uint64, tag = "6")]
+    pub offset: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes: u64,
+}
+/// Positions in the table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffRange {
+    #[prost(uint32, tag = "1")]
+    pub start: u32,
+    /// Behind the last one.
+    #[prost(uint32, tag = "2")]
+    pub end: u32,
+}
+/// Wants tensors before others, in this order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffWant {
+    #[prost(message, repeated, tag = "1")]
+    pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
+    /// Only when their files are confirmed to be what the origin has.
+    #[prost(bool, tag = "2")]
+    pub verified: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffReady {
+    #[prost(message, repeated, tag = "1")]
+    pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
+    #[prost(bool, tag = "2")]
+    pub verified: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffFailed {
+    #[prost(enumeration = "FailureKind", tag = "1")]
+    pub kind: i32,
+    /// Object and cause.
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    /// What the user can do, when the message does not say so.
+    #[prost(string, tag = "3")]
+    pub remedy: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishRequest {
     /// gs://bucket/prefix, hf://org/name@revision, and so on; or the id of a snapshot that the store has.
@@ -1816,6 +1981,7 @@ impl VolumeServing {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "grpc")]
 pub mod volumes_client {
     #![allow(
         unused_variables,
@@ -2004,6 +2170,7 @@ pub mod volumes_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "grpc")]
 pub mod volumes_server {
     #![allow(
         unused_variables,

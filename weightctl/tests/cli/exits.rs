@@ -27,6 +27,7 @@ fn each_kind_of_failure_has_its_code() {
         (FailureKind::NotFound, 66),
         (FailureKind::Unavailable, 69),
         (FailureKind::Unspecified, 70),
+        (FailureKind::Memory, 71),
         (FailureKind::Disk, 74),
         (FailureKind::TryAgain, 75),
         (FailureKind::NotPermitted, 77),
