@@ -4,12 +4,18 @@ use std::io;
 
 use tonic::Status;
 use weightd_access::AccessError;
-use weightd_expose::ExposeError;
+use weightd_expose::{ExposeError, Refusal};
 use weightd_fetch::FetchError;
 use weightd_proto::v1::{Failure, FailureKind};
 use weightd_source::{ResolveError, SourceError};
 use weightd_store::StoreError;
 use weightd_types::{InvalidGlob, InvalidUri, SnapshotError};
+
+/// Why a lease cannot be, when fetching failed.
+pub fn refusal(error: &FetchError) -> Refusal {
+    let remedy = if error.is_retryable() { RESUME.to_owned() } else { String::new() };
+    Refusal { kind: of_fetch(error), message: error.to_string(), remedy }
+}
 
 /// What helps whenever a transfer failed for a reason that may pass.
 const RESUME: &str = "run the same command again; what has arrived is kept";
@@ -88,6 +94,7 @@ pub fn of_expose(error: &ExposeError) -> FailureKind {
         }
         ExposeError::Mount { .. } => FailureKind::Disk,
         ExposeError::Stopped { .. } => FailureKind::TryAgain,
+        ExposeError::Memory { .. } => FailureKind::Memory,
         ExposeError::Occupied { .. } | ExposeError::BadTarget { .. } => FailureKind::Usage,
         ExposeError::NoFuse { .. } | ExposeError::Keeper { .. } => FailureKind::Unavailable,
     }

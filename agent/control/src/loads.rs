@@ -8,12 +8,16 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weightd_access::Access;
-use weightd_expose::{Condition, Demands, ExposeError, Volumes, WeakVolumes};
-use weightd_fetch::{Fetcher, Transfer};
-use weightd_types::{BlobKey, ByteRange, SnapshotKey};
+use weightd_expose::{Brought, Condition, Demands, ExposeError, Refusal, Volumes, WeakVolumes};
+use weightd_fetch::{FetchError, Fetcher, Transfer};
+use weightd_proto::v1::FailureKind;
+use weightd_types::{BlobKey, ByteRange, InvalidUri, Layout, Selection, SnapshotKey, SourceUri};
+
+use crate::failure;
 
 /// Wait before a failed transfer is tried again without anyone reading; doubles up to the limit.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -105,6 +109,43 @@ impl Loads {
             }
         }
         Ok(())
+    }
+
+    /// A source's snapshot as the node may read it, or one of the store by its id, on its way if it is not complete.
+    async fn bring_source(&self, source: &str) -> Result<Brought, Refusal> {
+        if !source.contains("://") {
+            let record = self.fetcher.store().find(source);
+            let record =
+                record.map_err(|error| Refusal::new(failure::of_store(&error), error.to_string()))?;
+            if !record.complete {
+                self.keep(self.fetcher.resume(Arc::clone(&record.manifest), 0));
+            }
+            return Ok(Brought { key: record.key(), held: Box::new(()) });
+        }
+        let uri: SourceUri = source
+            .parse()
+            .map_err(|error: InvalidUri| Refusal::new(FailureKind::Usage, error.to_string()))?;
+        let lease = self.access.operator(&uri);
+        let resolution = match self.fetcher.resolve(&uri, &Selection::default()).await {
+            Ok(resolution) => resolution,
+            Err(error) => return self.earlier(source, &error).ok_or_else(|| failure::refusal(&error)),
+        };
+        let transfer = self.fetcher.prefetch(resolution, Layout::Aligned, 0);
+        // From then on the store knows it, and all headers are here.
+        transfer.lengths().await.map_err(|error| failure::refusal(&error))?;
+        let key = transfer.key();
+        self.keep(transfer);
+        Ok(Brought { key, held: Box::new(lease) })
+    }
+
+    /// What a source was, when its origin cannot be asked what it is.
+    fn earlier(&self, source: &str, error: &FetchError) -> Option<Brought> {
+        let record = self.fetcher.store().find(source).ok()?;
+        if !record.complete || !error.is_retryable() {
+            return None;
+        }
+        tracing::warn!(source, %error, "handing out what is here, because its origin cannot be asked");
+        Some(Brought { key: record.key(), held: Box::new(()) })
     }
 
     /// Has another attempt made now, or begins anew: what was complete may have lost a chunk since.
@@ -200,5 +241,30 @@ impl Demands for Loads {
             let repaired = self.fetcher.repair_chunk(snapshot, blob, chunk).await;
             repaired.map_err(|error| error.to_string())
         })
+    }
+
+    fn header(
+        &self,
+        snapshot: SnapshotKey,
+        blob: BlobKey,
+    ) -> Pin<Box<dyn Future<Output = Result<Bytes, Refusal>> + Send + '_>> {
+        Box::pin(async move {
+            // One that failed, and waits for its next attempt, makes it now.
+            if !self.fetcher.transfers().iter().any(|transfer| transfer.key() == snapshot) {
+                self.want(snapshot);
+            }
+            let header =
+                self.fetcher.header(snapshot, blob).await.map_err(|error| failure::refusal(&error))?;
+            let unknown =
+                || Refusal::new(FailureKind::TryAgain, format!("{snapshot}: its headers are not here yet"));
+            header.ok_or_else(unknown)
+        })
+    }
+
+    fn bring<'s>(
+        &'s self,
+        source: &'s str,
+    ) -> Pin<Box<dyn Future<Output = Result<Brought, Refusal>> + Send + 's>> {
+        Box::pin(self.bring_source(source))
     }
 }

@@ -1,6 +1,11 @@
 //! What an operator decides about showing snapshots.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::HandoffConfig;
 
 /// What an operator decides about showing snapshots. Checked by the agent's configuration.
 #[derive(Debug, Clone)]
@@ -24,6 +29,8 @@ pub struct Config {
     pub passthrough: bool,
     /// Whether every volume is read into the page cache once it is complete.
     pub warm_up: bool,
+    /// Tensors in memory that processes share.
+    pub handoff: HandoffConfig,
     /// Memory that stays available beside what is warmed up; `None` for a tenth of all there is, at least 1 GiB.
     pub warm_up_floor_bytes: Option<u64>,
 }
@@ -36,8 +43,11 @@ impl Config {
 
     /// The defaults, with the FUSE mount at a directory.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
+        let directory = directory.into();
+        let beside = directory.parent().unwrap_or(Path::new("/")).to_owned();
         Self {
-            directory: directory.into(),
+            directory,
+            handoff: HandoffConfig::new(beside),
             keeper: None,
             read_timeout: Duration::from_secs(120),
             agent_timeout: Duration::from_secs(300),

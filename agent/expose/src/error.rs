@@ -54,6 +54,12 @@ pub enum ExposeError {
         /// Why.
         why: String,
     },
+    /// There is no memory for tensors.
+    #[error("{problem}")]
+    Memory {
+        /// Why.
+        problem: String,
+    },
     /// The keeper failed.
     #[error("the keeper at {} {problem}", socket.display())]
     Keeper {
@@ -74,7 +80,7 @@ impl ExposeError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
-            Self::Keeper { .. } | Self::Stopped { .. } => true,
+            Self::Keeper { .. } | Self::Stopped { .. } | Self::Memory { .. } => true,
             Self::Mount { .. } | Self::Occupied { .. } | Self::BadTarget { .. } | Self::NoFuse { .. } => {
                 false
             }
@@ -90,6 +96,7 @@ impl ExposeError {
             Self::BadTarget { .. } => "bad_target",
             Self::Stopped { .. } => "stopped",
             Self::NoFuse { .. } => "no_fuse",
+            Self::Memory { .. } => "memory",
             Self::Keeper { .. } => "keeper",
         }
     }

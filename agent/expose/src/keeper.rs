@@ -20,15 +20,27 @@ use rustix::{
         sockopt::{Timeout, set_socket_timeout},
     },
 };
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{ExposeError, fuse::Saved};
 
 /// What the FUSE connection is called there.
 const NAME: &str = "volumes";
-/// How long the keeper may take to answer: it does nothing that takes time.
+/// How long the keeper may take to answer: what takes it longest is to provide memory, a little at a time.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Descriptors of the connection: the device, and a file in memory with what belongs to it.
-const DESCRIPTORS: usize = 2;
+/// Most descriptors under one name.
+const DESCRIPTORS: usize = 8;
+
+/// Why the keeper makes no arena.
+#[derive(Debug)]
+pub(crate) struct NoRoom {
+    /// Most bytes of arenas.
+    pub(crate) limit: u64,
+    /// Bytes there are.
+    pub(crate) used: u64,
+    /// What stands in the way.
+    pub(crate) why: String,
+}
 
 /// A connection to the keeper. As long as it lasts the keeper knows that an agent is there.
 #[derive(Debug)]
@@ -56,36 +68,100 @@ impl Keeper {
 
     /// What an earlier agent left, if anything; from here on this agent attends to it.
     pub(crate) fn attend(&self) -> Result<Option<(OwnedFd, Saved)>, ExposeError> {
-        let (answer, descriptors) = self.ask(&format!("attend {NAME}"), &[])?;
-        let Ok([device, saved]) = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors) else {
-            return if answer == "none" { Ok(None) } else { Err(self.odd(&answer)) };
+        let Some(descriptors) = self.attend_to(NAME)? else { return Ok(None) };
+        let Ok([device, saved]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            return Err(self.problem("keeps something else in the place of the connection".to_owned()));
         };
-        let mut text = String::new();
-        let mut file = std::fs::File::from(saved);
-        let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-        read.map_err(|error| self.problem(format!("gave something unreadable: {error}")))?;
-        let saved = serde_json::from_str(&text)
-            .map_err(|error| self.problem(format!("keeps what this version cannot read: {error}")))?;
-        Ok(Some((device, saved)))
+        Ok(Some((device, self.read_note(saved)?)))
     }
 
     /// Leaves the connection, and what the next agent needs to know of it.
     pub(crate) fn put(&self, device: BorrowedFd<'_>, saved: &Saved) -> Result<(), ExposeError> {
-        let text = serde_json::to_string(saved).expect("numbers and text are JSON");
-        let file = rustix::fs::memfd_create("weightd-saved", MemfdFlags::CLOEXEC)
-            .map_err(|error| self.problem(format!("cannot be given a file in memory: {error}")))?;
-        let mut file = std::fs::File::from(file);
-        file.write_all(text.as_bytes()).map_err(|error| self.problem(error.to_string()))?;
+        let note = self.note(saved)?;
         let line = format!("put fuse {NAME} {}", whole_seconds(self.grace));
-        match self.ask(&line, &[device, file.as_fd()])? {
-            (answer, _) if answer == "ok" => Ok(()),
-            (answer, _) => Err(self.odd(&answer)),
-        }
+        self.ask_ok(&line, &[device, note.as_fd()])
     }
 
     /// Has the keeper forget the connection, which is over.
     pub(crate) fn drop_connection(&self) -> Result<(), ExposeError> {
-        self.ask(&format!("drop {NAME}"), &[]).map(drop)
+        self.drop_name(NAME)
+    }
+
+    /// Descriptors under a name, to which this agent attends from here on.
+    pub(crate) fn attend_to(&self, name: &str) -> Result<Option<Vec<OwnedFd>>, ExposeError> {
+        match self.ask(&format!("attend {name}"), &[])? {
+            (answer, _) if answer == "none" => Ok(None),
+            (answer, descriptors) if answer == "ok" => Ok(Some(descriptors)),
+            (answer, _) => Err(self.odd(&answer)),
+        }
+    }
+
+    /// Leaves descriptors that mean nothing to the keeper.
+    pub(crate) fn put_plain(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), ExposeError> {
+        self.ask_ok(&format!("put plain {name} 0"), descriptors)
+    }
+
+    /// Has the keeper forget a name.
+    pub(crate) fn drop_name(&self, name: &str) -> Result<(), ExposeError> {
+        self.ask_ok(&format!("drop {name}"), &[])
+    }
+
+    /// Names that begin so, in order.
+    pub(crate) fn list(&self, prefix: &str) -> Result<Vec<String>, ExposeError> {
+        let mut names: Vec<String> = Vec::new();
+        loop {
+            let after = names.last().map(String::as_str).unwrap_or_default();
+            let (answer, _) = self.ask(&format!("list {prefix} {after}"), &[])?;
+            let mut words = answer.split(' ');
+            if words.next() != Some("ok") {
+                return Err(self.odd(&answer));
+            }
+            let before = names.len();
+            names.extend(words.filter(|word| !word.is_empty()).map(str::to_owned));
+            if names.len() == before {
+                return Ok(names);
+            }
+        }
+    }
+
+    /// Makes an arena, a file in memory of so many bytes; or says why there is no room for it.
+    pub(crate) fn make_arena(&self, name: &str, bytes: u64) -> Result<Result<OwnedFd, NoRoom>, ExposeError> {
+        let (answer, mut descriptors) = self.ask(&format!("arena {name} {bytes}"), &[])?;
+        if let (Some(arena), "ok") = (descriptors.pop(), answer.as_str()) {
+            return Ok(Ok(arena));
+        }
+        match answer.splitn(4, ' ').collect::<Vec<_>>().as_slice() {
+            ["full", limit, used, why] => {
+                let number = |word: &str| word.parse().map_err(|_| self.odd(&answer));
+                Ok(Err(NoRoom { limit: number(limit)?, used: number(used)?, why: (*why).to_owned() }))
+            }
+            _ => Err(self.odd(&answer)),
+        }
+    }
+
+    /// Has the keeper provide the memory of a part of an arena.
+    pub(crate) fn allocate(&self, name: &str, from: u64, bytes: u64) -> Result<(), ExposeError> {
+        self.ask_ok(&format!("allocate {name} {from} {bytes}"), &[])
+    }
+
+    /// Something to remember, as a file in memory that can be kept.
+    pub(crate) fn note(&self, what: &impl Serialize) -> Result<OwnedFd, ExposeError> {
+        let text = serde_json::to_string(what).expect("numbers and text are JSON");
+        let file = rustix::fs::memfd_create("weightd-saved", MemfdFlags::CLOEXEC)
+            .map_err(|error| self.problem(format!("cannot be given a file in memory: {error}")))?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(text.as_bytes()).map_err(|error| self.problem(error.to_string()))?;
+        Ok(file.into())
+    }
+
+    /// What an earlier agent remembered.
+    pub(crate) fn read_note<T: DeserializeOwned>(&self, note: OwnedFd) -> Result<T, ExposeError> {
+        let mut text = String::new();
+        let mut file = std::fs::File::from(note);
+        let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
+        read.map_err(|error| self.problem(format!("gave something unreadable: {error}")))?;
+        serde_json::from_str(&text)
+            .map_err(|error| self.problem(format!("keeps what this version cannot read: {error}")))
     }
 
     /// Whether the keeper has ended.
@@ -93,6 +169,13 @@ impl Keeper {
         let mut waiting = [PollFd::new(&self.socket, PollFlags::empty())];
         let ready = poll(&mut waiting, Some(&Timespec::default())).unwrap_or_default();
         ready > 0 && waiting[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    fn ask_ok(&self, line: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), ExposeError> {
+        match self.ask(line, descriptors)? {
+            (answer, _) if answer == "ok" => Ok(()),
+            (answer, _) => Err(self.odd(&answer)),
+        }
     }
 
     fn ask(&self, line: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(String, Vec<OwnedFd>), ExposeError> {

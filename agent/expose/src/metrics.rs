@@ -24,6 +24,10 @@ pub struct Metrics {
     pub passthrough_opens: Counter,
     /// Bytes that were read into the page cache ahead of readers.
     pub warmed_bytes: Counter,
+    /// Clients that have tensors in shared memory.
+    pub leases: Gauge,
+    /// Bytes of tensors in shared memory.
+    pub resident_bytes: Gauge,
 }
 
 impl Metrics {
@@ -49,6 +53,12 @@ impl Metrics {
             "warmed_bytes",
             "Bytes read into the page cache ahead of readers",
             self.warmed_bytes.clone(),
+        );
+        registry.register("leases", "Clients that have tensors in shared memory", self.leases.clone());
+        registry.register(
+            "resident_bytes",
+            "Bytes of memory for tensors that processes share",
+            self.resident_bytes.clone(),
         );
     }
 }

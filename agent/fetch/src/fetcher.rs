@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     sync::Notify,
     task::{JoinHandle, JoinSet},
@@ -178,6 +179,18 @@ impl Fetcher {
         drop(planner);
         self.inner.wake.notify_one();
         true
+    }
+
+    /// The header of a blob in the aligned layout that is on its way, of a snapshot that is: `None` when either is not so.
+    ///
+    /// # Errors
+    /// [`FetchError`] when the transfer fails before its headers are known.
+    pub async fn header(&self, snapshot: SnapshotKey, blob: BlobKey) -> Result<Option<Bytes>, FetchError> {
+        let transfer = lock(&self.inner.transfers).get(&snapshot).and_then(Weak::upgrade);
+        let Some(transfer) = transfer.filter(|transfer| !transfer.is_over()) else { return Ok(None) };
+        // By then every header was looked at.
+        transfer.lengths().await?;
+        Ok(lock(&self.inner.flights).header(&blob))
     }
 
     /// Ends all requests and waits for them. What arrived stays written; the store records it when it closes.

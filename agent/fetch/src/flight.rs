@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
@@ -115,6 +116,11 @@ impl Flights {
             self.by_key.retain(|_, flight| flight.landed.upgrade().is_some());
             self.sweep_at = 2 * self.by_key.len() + 64;
         }
+    }
+
+    /// The header of a blob that someone has prepared.
+    pub(crate) fn header(&self, key: &BlobKey) -> Option<Bytes> {
+        Some(self.by_key.get(key)?.prepared.get()?.header.as_ref()?.raw().clone())
     }
 
     fn get(&self, key: &BlobKey) -> Option<Flight> {

@@ -1,6 +1,7 @@
 //! One request: bytes stream in, are summed piece by piece, and leave for the disk a chunk at a time.
 //!
-//! A worker holds one chunk buffer, filled with bytes that lie side by side in the blob. It is written when it reaches
+//! A worker holds one chunk buffer, the place in memory where the chunk is to stay if someone wants it there, filled with
+//! bytes that lie side by side in the blob. It is written when it reaches
 //! the end of its chunk, or when the next piece lies elsewhere. Writes go on while the next bytes stream in; the pool
 //! bounds how many.
 
@@ -65,7 +66,10 @@ async fn stream(
         let open = match &mut span {
             Some(open) => open,
             empty => {
-                let buffer = inner.store.pool().acquire().await;
+                let buffer = match flying.partial.landing_buffer(&piece).await {
+                    Some(lent) => lent,
+                    None => inner.store.pool().acquire().await,
+                };
                 empty.insert(Span {
                     chunk: piece.chunk,
                     blob: piece.blob,

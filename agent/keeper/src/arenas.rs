@@ -1,12 +1,11 @@
 //! Memory for tensors. It is made and touched here, so that the keeper's cgroup pays for it, whoever fills and maps it.
-#![allow(unsafe_code, reason = "memory is provided through a mapping of it")]
 
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use memmap2::{Advice, MmapOptions};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 
 use crate::cgroup;
@@ -81,23 +80,36 @@ fn fits(bytes: u64, left: Option<u64>) -> bool {
     left.is_none_or(|left| needed <= left)
 }
 
-/// Makes a file in memory whose length cannot change. None of it is there yet.
-pub(crate) fn make(bytes: u64) -> Result<OwnedFd, String> {
+/// Makes a file in memory whose length cannot change, and a mapping of it: once its user has sealed it, nobody can make
+/// another that may be written to. None of its memory is there yet.
+pub(crate) fn make(bytes: u64) -> Result<(OwnedFd, MmapRaw), String> {
     let name = "weightd-arena";
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 know nothing of files that cannot be run.
     let memory = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd_create(name, flags));
-    let made = memory.and_then(|memory| {
+    let made = memory.map_err(std::io::Error::from).and_then(|memory| {
         ftruncate(&memory, bytes)?;
         fcntl_add_seals(&memory, SealFlags::GROW | SealFlags::SHRINK)?;
-        Ok(memory)
+        let mapping = map(memory.as_fd(), 0, bytes)?;
+        Ok((memory, mapping))
     });
     made.map_err(|error| format!("no file in memory of {bytes} bytes can be made: {error}"))
 }
 
+fn map(memory: BorrowedFd<'_>, from: u64, bytes: u64) -> std::io::Result<MmapRaw> {
+    let file = File::from(memory.try_clone_to_owned()?);
+    let len = usize::try_from(bytes).map_err(std::io::Error::other)?;
+    MmapOptions::new().offset(from).len(len).map_raw(&file)
+}
+
 /// Has the kernel provide a part of an arena: in huge pages where it gives them to those who ask, for page tables, not
-/// bytes, are what each process that maps it costs.
-pub(crate) fn allocate((length, memory): Arena<'_>, from: u64, bytes: u64) -> Result<(), String> {
+/// bytes, are what each process that maps it costs. One that another keeper made has no mapping here.
+pub(crate) fn allocate(
+    (length, memory): Arena<'_>,
+    mapping: Option<&MmapRaw>,
+    from: u64,
+    bytes: u64,
+) -> Result<(), String> {
     if bytes > STEP {
         return Err(format!("{STEP} bytes can be provided at a time"));
     }
@@ -112,13 +124,21 @@ pub(crate) fn allocate((length, memory): Arena<'_>, from: u64, bytes: u64) -> Re
         return Err("the keeper's cgroup has no more memory".to_owned());
     }
     let failed = |error: std::io::Error| format!("its memory cannot be provided: {error}");
-    let file = File::from(memory.as_fd().try_clone_to_owned().map_err(failed)?);
     let len = usize::try_from(bytes).expect("a step fits");
-    // SAFETY: nobody can shorten the file, and its bytes are not looked at here.
-    let part = unsafe { MmapOptions::new().offset(from).len(len).map_mut(&file) }.map_err(failed)?;
+    let (own, at);
+    let mapping = match mapping {
+        Some(whole) => {
+            at = usize::try_from(from).expect("an arena is mapped");
+            whole
+        }
+        None => {
+            (own, at) = (map(memory, from, bytes).map_err(failed)?, 0);
+            &own
+        }
+    };
     // It is no error to get small ones.
-    let _ = part.advise(Advice::HugePage);
-    part.advise(Advice::PopulateWrite).map_err(failed)
+    let _ = mapping.advise_range(Advice::HugePage, at, len);
+    mapping.advise_range(Advice::PopulateWrite, at, len).map_err(failed)
 }
 
 #[cfg(test)]
@@ -139,7 +159,7 @@ mod tests {
 
     #[test]
     fn there_is_room_up_to_the_limit_whether_or_not_it_was_touched() {
-        let one = make(8 * PAGE).unwrap();
+        let (one, _) = make(8 * PAGE).unwrap();
         let arenas = || [(8 * PAGE, one.as_fd())].into_iter();
         assert_eq!(used(arenas()), 8 * PAGE);
         assert_eq!(find_room(arenas(), 2 * PAGE, 10 * PAGE, None), Ok(()));
@@ -150,30 +170,34 @@ mod tests {
 
     #[test]
     fn what_is_left_of_the_cgroup_is_for_what_is_promised_too_and_for_finding_it() {
-        let one = make(8 * PAGE).unwrap();
+        let (one, _) = make(8 * PAGE).unwrap();
         let arenas = || [(8 * PAGE, one.as_fd())].into_iter();
         // Untouched, 8 are promised, and 2 more are asked for.
         let needed = 10 * PAGE + 10 * PAGE / PER_BOOKKEEPING + OWN;
         assert_eq!(find_room(arenas(), 2 * PAGE, u64::MAX, Some(needed)), Ok(()));
         let full = find_room(arenas(), 2 * PAGE, u64::MAX, Some(needed - 1)).unwrap_err();
         assert!(full.contains("cgroup"), "{full}");
-        allocate((8 * PAGE, one.as_fd()), 0, 8 * PAGE).unwrap();
+        allocate((8 * PAGE, one.as_fd()), None, 0, 8 * PAGE).unwrap();
         let needed = 2 * PAGE + 2 * PAGE / PER_BOOKKEEPING + OWN;
         assert_eq!(find_room(arenas(), 2 * PAGE, u64::MAX, Some(needed)), Ok(()), "what is touched is paid");
     }
 
     #[test]
     fn a_part_is_provided_and_nothing_beside_it() {
-        let memory = make(8 * PAGE).unwrap();
+        let (memory, mapping) = make(8 * PAGE).unwrap();
         let touched = || u64::try_from(fstat(&memory).unwrap().st_blocks).unwrap() * BLOCK;
         assert_eq!(touched(), 0);
-        allocate((8 * PAGE, memory.as_fd()), PAGE, 2 * PAGE).unwrap();
+        allocate((8 * PAGE, memory.as_fd()), Some(&mapping), PAGE, 2 * PAGE).unwrap();
         assert!((2 * PAGE..8 * PAGE).contains(&touched()), "{}", touched());
         for (from, bytes) in
             [(1, PAGE), (0, 9 * PAGE), (8 * PAGE, 1), (u64::MAX - PAGE + 1, 2 * PAGE), (0, STEP + 1)]
         {
-            assert!(allocate((8 * PAGE, memory.as_fd()), from, bytes).is_err(), "{from} {bytes}");
+            assert!(allocate((8 * PAGE, memory.as_fd()), None, from, bytes).is_err(), "{from} {bytes}");
         }
         assert!(ftruncate(&memory, PAGE).is_err() && ftruncate(&memory, 9 * PAGE).is_err());
+        fcntl_add_seals(&memory, SealFlags::FUTURE_WRITE).unwrap();
+        allocate((8 * PAGE, memory.as_fd()), Some(&mapping), 4 * PAGE, PAGE).unwrap();
+        let late = allocate((8 * PAGE, memory.as_fd()), None, 6 * PAGE, PAGE);
+        assert!(late.is_err(), "sealed, it takes a mapping that was there before");
     }
 }

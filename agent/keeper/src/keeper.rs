@@ -162,10 +162,11 @@ impl Keeper {
             }
             Request::Arena { name, bytes } => self.make_arena(client, name, bytes),
             Request::Allocate { name, from, bytes } => {
-                let Some(memory) = self.kept.get(&name).and_then(Kept::arena) else {
+                let kept = self.kept.get(&name);
+                let Some((kept, arena)) = kept.and_then(|kept| Some((kept, kept.arena()?))) else {
                     return Err("there is no arena of that name".to_owned());
                 };
-                arenas::allocate(memory, from, bytes).map(|()| "ok".to_owned())
+                arenas::allocate(arena, kept.mapping.as_ref(), from, bytes).map(|()| "ok".to_owned())
             }
             Request::Room => Ok(format!("ok {} {}", self.resident_limit, arenas::used(self.arenas()))),
             Request::List { prefix, after } => Ok(self.list(&prefix, &after)),
@@ -186,8 +187,10 @@ impl Keeper {
         if let Err(full) = arenas::find_room(self.arenas(), bytes, self.resident_limit, cgroup::headroom()) {
             return Ok(full);
         }
-        let memory = arenas::make(bytes)?;
-        self.put(name, Kept::new(Kind::Arena { bytes }, u64::MAX, vec![memory], Some(client)))
+        let (memory, mapping) = arenas::make(bytes)?;
+        let mut kept = Kept::new(Kind::Arena { bytes }, u64::MAX, vec![memory], Some(client));
+        kept.mapping = Some(mapping);
+        self.put(name, kept)
     }
 
     fn put(&mut self, name: String, mut kept: Kept) -> Result<String, String> {

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use memmap2::MmapRaw;
+
 use crate::{protocol::Kind, refuse};
 
 /// What is kept under a name.
@@ -19,11 +21,14 @@ pub(crate) struct Kept {
     pub(crate) alone_since: Instant,
     /// Whether its readers get EIO.
     pub(crate) refuses: bool,
+    /// Of an arena that was made here, through which its memory is provided.
+    pub(crate) mapping: Option<MmapRaw>,
 }
 
 impl Kept {
     pub(crate) fn new(kind: Kind, grace: u64, descriptors: Vec<OwnedFd>, attendant: Option<u64>) -> Self {
-        Self { kind, grace, descriptors, attendant, alone_since: Instant::now(), refuses: false }
+        let (alone_since, refuses, mapping) = (Instant::now(), false, None);
+        Self { kind, grace, descriptors, attendant, alone_since, refuses, mapping }
     }
 
     pub(crate) fn borrowed(&self) -> Vec<BorrowedFd<'_>> {

@@ -18,7 +18,8 @@
 //! in memory, as one of its descriptors. GRACE is seconds from the end of the connection that attends to NAME until a
 //! FUSE connection's readers get EIO. The next `put`, `attend` or `drop` of NAME ends that: reads of the descriptor
 //! wait then (no O_NONBLOCK). BYTES of an arena are whole pages, and its size is sealed; `allocate` takes up to 256 MiB at a
-//! time, because nobody else is served meanwhile. An answer to anything else is `error` and why.
+//! time, because nobody else is served meanwhile, and works on one that is sealed against writing too, unless another
+//! keeper made it. An answer to anything else is `error` and why.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},

@@ -1,8 +1,8 @@
 //! From what is written to what is meant.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use weightd_expose::Config as ExposeConfig;
+use weightd_expose::{Config as ExposeConfig, HandoffConfig};
 use weightd_fetch::Config as FetchConfig;
 use weightd_source::Environment;
 use weightd_store::{Config as StoreConfig, io::EngineChoice};
@@ -12,7 +12,7 @@ use weightd_daemon::{LogConfig, LogFormat};
 
 use super::{
     Config, Mistake, access,
-    raw::{Raw, RawAgent, RawFetch, RawStore, RawVolumes, Setting},
+    raw::{Raw, RawAgent, RawFetch, RawHandoff, RawStore, RawVolumes, Setting},
     read::{self, Read, Reader},
     source,
 };
@@ -29,7 +29,8 @@ pub(super) fn check(
     let scrub_rate = raw.store.scrub_rate.clone();
     let store = store(&mut reader, raw.store);
     let fetch = fetch(&mut reader, raw.fetch, scrub_rate);
-    let expose = volumes(&mut reader, raw.volumes, &store.directory);
+    let handoff = handoff(&mut reader, raw.handoff, &socket);
+    let expose = volumes(&mut reader, raw.volumes, &store.directory, handoff);
     let access = access::check(&mut reader, raw.access);
     match source::check(&mut reader, raw.source, environment) {
         Some(source) if reader.mistakes.is_empty() => {
@@ -126,7 +127,25 @@ fn fetch(reader: &mut Reader, raw: RawFetch, scrub_rate: Setting) -> FetchConfig
     }
 }
 
-fn volumes(reader: &mut Reader, raw: RawVolumes, store: &std::path::Path) -> ExposeConfig {
+/// Its own socket is beside the control socket, unless told otherwise.
+fn handoff(reader: &mut Reader, raw: RawHandoff, socket: &Path) -> HandoffConfig {
+    let beside = socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let default = HandoffConfig::new(reader.get("handoff.directory", raw.directory, beside, read::path));
+    HandoffConfig {
+        resident_limit: reader
+            .get("handoff.resident_limit", raw.resident_limit, None, |value| read::bytes(value).map(Some)),
+        linger: reader.get("handoff.linger", raw.linger, default.linger, read::duration),
+        lock_limit: reader.get("handoff.lock_limit", raw.lock_limit, default.lock_limit, read::bytes),
+        leases: reader.get("handoff.leases", raw.leases, default.leases, leases),
+        ..default
+    }
+}
+
+fn leases(value: &toml::Value) -> Read<usize> {
+    read::count(1, 65_536)(value).map(|count| count as usize)
+}
+
+fn volumes(reader: &mut Reader, raw: RawVolumes, store: &Path, handoff: HandoffConfig) -> ExposeConfig {
     let directory = reader.get("volumes.directory", raw.directory, store.join("volumes"), read::path);
     let default = ExposeConfig::new(directory);
     ExposeConfig {
@@ -154,6 +173,7 @@ fn volumes(reader: &mut Reader, raw: RawVolumes, store: &std::path::Path) -> Exp
         warm_up: reader.get("volumes.warm_up", raw.warm_up, default.warm_up, read::truth),
         warm_up_floor_bytes: reader
             .get("volumes.warm_up_floor", raw.warm_up_floor, None, |value| read::bytes(value).map(Some)),
+        handoff,
         ..default
     }
 }

@@ -19,6 +19,7 @@ pub(super) struct Raw {
     pub(super) store: RawStore,
     pub(super) fetch: RawFetch,
     pub(super) volumes: RawVolumes,
+    pub(super) handoff: RawHandoff,
     pub(super) access: RawAccess,
     /// `[source]`: the source room knows what may stand here.
     pub(super) source: toml::Table,
@@ -79,6 +80,17 @@ pub(super) struct RawVolumes {
     pub(super) warm_up_floor: Setting,
 }
 
+/// `[handoff]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawHandoff {
+    pub(super) directory: Setting,
+    pub(super) resident_limit: Setting,
+    pub(super) linger: Setting,
+    pub(super) lock_limit: Setting,
+    pub(super) leases: Setting,
+}
+
 /// `[access]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -109,6 +121,7 @@ fn unknown_key(key: &str) -> Mistake {
         Some(("store", _)) => ("[store]", fields::<RawStore>()),
         Some(("fetch", _)) => ("[fetch]", fields::<RawFetch>()),
         Some(("volumes", _)) => ("[volumes]", fields::<RawVolumes>()),
+        Some(("handoff", _)) => ("[handoff]", fields::<RawHandoff>()),
         Some(("access", _)) => ("[access]", fields::<RawAccess>()),
         Some(_) | None => ("the file", fields::<Raw>()),
     };

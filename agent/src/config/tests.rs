@@ -94,6 +94,10 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         warm_up_floor = "10%"
         read_timeout = 5
         agent_timeout = "500ms"
+        [handoff]
+        resident_limit = 0
+        linger = 5
+        leases = 0
         [access]
         identity = "root"
         audience = "p.svc.id.goog"
@@ -111,7 +115,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "#,
     );
     for expected in [
-        "colour: is not known; the file has agent, store, fetch, volumes, access, source",
+        "colour: is not known; the file has agent, store, fetch, volumes, handoff, access, source",
         "agent.socket = 3: write an absolute path",
         "agent.log = \"!!\": write error,",
         "agent.metrics_address = \"localhost\": write an address and a port",
@@ -134,6 +138,9 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "volumes.warm_up_floor = \"10%\": write a size",
         "volumes.read_timeout = 5: write a time",
         "volumes.agent_timeout = \"500ms\": leaves an agent no time to come back: write \"1s\" or more",
+        "handoff.resident_limit = 0: must be more than nothing",
+        "handoff.linger = 5: write a time",
+        "handoff.leases = 0: write a whole number from 1 to 65536",
         "access.identity = \"root\": write \"pod\", or \"node\"",
         "access.audience = \"p.svc.id.goog\": means nothing without provider",
         "access.files = [\"/models/*\", \"/models/../etc\"]: write a list of absolute paths",

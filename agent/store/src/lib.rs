@@ -4,7 +4,7 @@
 //! snapshot directories of hard links, and an index of what changes (`docs/STORE.md` has every byte). A blob that
 //! is still arriving is a [`PartialBlob`]: its chunks are written, then recorded, and in the end the whole is
 //! committed. Reading order of the modules: `paths` and `manifest` (the format), `index`, `open` (recovery),
-//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage`, `evict` and `garbage` (room), `caching` (page cache), `verify` (rot), `wishes` (what is
+//! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage`, `evict` and `garbage` (room), `caching` (page cache), `landing` (shared memory), `verify` (rot), `wishes` (what is
 //! wanted here).
 
 mod caching;
@@ -17,6 +17,7 @@ mod garbage;
 mod gate;
 mod index;
 pub mod io;
+mod landing;
 mod links;
 mod manifest;
 mod metrics;
@@ -35,6 +36,7 @@ pub use error::StoreError;
 pub use evict::Removed;
 pub use garbage::Collected;
 pub use index::Job;
+pub use landing::Landing;
 pub use manifest::{
     BlobManifest, ManifestError, SnapshotEntry, SnapshotManifest, parse_blob_manifest,
     parse_snapshot_manifest,

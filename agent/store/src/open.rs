@@ -76,6 +76,7 @@ impl Store {
             usage: Mutex::new(Usage::default()),
             active: Mutex::default(),
             cached: Mutex::default(),
+            landings: Mutex::default(),
             begun: tokio::sync::Notify::new(),
             discarded: tokio::sync::broadcast::Sender::new(TOLD),
             replaced: tokio::sync::broadcast::Sender::new(TOLD),

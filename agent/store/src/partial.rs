@@ -11,7 +11,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, RwLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -21,7 +21,7 @@ use tokio::sync::{Notify, OnceCell, broadcast, futures::Notified};
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, Layout, Object, Placement, SafetensorsHeader};
 
 use crate::{
-    BlobManifest, Store, StoreError,
+    BlobManifest, Landing, Store, StoreError,
     gate::{Gate, write_to_the_end},
     index::{ChunkUpdate, PartialRecord},
     io::{Access, BLOCK_BYTES, Buffer, IoEngine, IoFile},
@@ -56,6 +56,8 @@ pub struct PartialBlob {
     gate: Gate,
     state: Mutex<State>,
     advanced: Notify,
+    /// Who wants it in memory.
+    pub(crate) landing: RwLock<Option<Weak<dyn Landing>>>,
     /// Set once the literal is written.
     literal: OnceCell<()>,
     /// Whether the file's name is durable.
@@ -130,7 +132,7 @@ impl PartialBlob {
     ) -> Result<(), StoreError> {
         let pass = self.gate.enter()?;
         let buffer = Arc::new(buffer);
-        let shown = self.show_in_memory(blob_offset, &buffer);
+        let shown = self.show_in_memory(blob_offset, &buffer, pieces);
         let outcome = write_to_the_end(&self.engine, &self.file, blob_offset, buffer, pass).await;
         outcome.map_err(|error| self.write_error(error))?;
         let mut state = lock(&self.state);
@@ -145,13 +147,22 @@ impl PartialBlob {
     }
 
     /// Lets readers have a chunk whose bytes are all in a buffer that is about to be written.
-    fn show_in_memory(&self, blob_offset: u64, buffer: &Arc<Buffer>) -> Option<InMemory<'_>> {
+    fn show_in_memory(
+        &self,
+        blob_offset: u64,
+        buffer: &Arc<Buffer>,
+        pieces: &[(usize, Crc32c)],
+    ) -> Option<InMemory<'_>> {
         let range = ByteRange::at(blob_offset, buffer.len() as u64);
         let chunk = u32::try_from(range.start / CHUNK_BYTES).ok()?;
         let literal = self.placement().literal_of_chunk(chunk).len() as u64;
         let whole = self.placement().chunk_range(chunk);
         if buffer.is_empty() || range != ByteRange::new(whole.start + literal, whole.end) {
             return None;
+        }
+        if let (true, Some(landing), [(_, crc)]) = (buffer.is_lent(), self.landing(), pieces) {
+            let literal = Crc32c::of(&self.placement().literal_of_chunk(chunk));
+            landing.landed(chunk, literal.combine(*crc, buffer.len() as u64));
         }
         lock(&self.state).in_memory.insert(chunk, Arc::clone(buffer));
         self.advanced.notify_waiters();
@@ -470,6 +481,9 @@ impl Store {
         {
             let cached = lock(&self.inner.cached);
             partial.file.set_cached(cached.contains(&partial.key()));
+            if let Some(landing) = lock(&self.inner.landings).get(&partial.key()) {
+                partial.land_in(Weak::clone(landing));
+            }
             lock(&self.inner.active).insert(partial.key(), Arc::clone(&partial));
         }
         self.inner.begun.notify_waiters();
@@ -533,6 +547,7 @@ impl Store {
             gate: self.inner.gate.clone(),
             state: Mutex::new(state),
             advanced: Notify::new(),
+            landing: RwLock::default(),
             literal: OnceCell::new(),
             name_is_durable: AtomicBool::new(false),
         }

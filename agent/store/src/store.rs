@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -11,7 +11,7 @@ use tokio::sync::{Notify, broadcast};
 use weightd_types::BlobKey;
 
 use crate::{
-    Config, Metrics, PartialBlob, StoreError,
+    Config, Landing, Metrics, PartialBlob, StoreError,
     catalog::Catalog,
     commit::{Committer, Order},
     gate::Gate,
@@ -29,7 +29,7 @@ pub struct Store {
 
 /// Locks that order work on the disk are taken in this order, each only while those before it are held or not needed:
 /// `changing`, `beginning`, `recording`. Those that guard values come after them, for moments without IO where that can
-/// be helped: `catalog`, then `usage`, or `cached` and `active`, then the index's own.
+/// be helped: `catalog`, then `usage`, or `cached`, `landings` and `active`, then the index's own.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: Config,
@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) active: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
     /// Blobs that stay in the page cache as they arrive.
     pub(crate) cached: Mutex<HashSet<BlobKey>>,
+    /// Blobs that are wanted in memory as they arrive, and where.
+    pub(crate) landings: Mutex<HashMap<BlobKey, Weak<dyn Landing>>>,
     /// Told when a blob begins to arrive.
     pub(crate) begun: Notify,
     /// Told of blobs that are thrown away because their bytes are wrong.

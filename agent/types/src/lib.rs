@@ -6,6 +6,7 @@
 mod blob;
 mod checksum;
 mod digest;
+mod model_files;
 mod object;
 mod path;
 mod placement;
@@ -19,6 +20,7 @@ mod weight_index;
 pub use blob::{BlobId, BlobKey, Layout, UnknownLayout};
 pub use checksum::{Checksums, Crc32c};
 pub use digest::{Digest, InvalidDigest};
+pub use model_files::ModelFiles;
 pub use object::{Object, Version};
 pub use path::{InvalidPath, ObjectPath};
 pub use placement::{Piece, Placement, Run};

@@ -14,6 +14,8 @@ use tokio::sync::{Notify, OnceCell};
 use weightd_store::io::{Buffer, BufferPool};
 use weightd_types::BlobKey;
 
+use super::Room;
+
 /// A chunk of a blob.
 pub(crate) type ChunkKey = (BlobKey, u32);
 
@@ -75,9 +77,24 @@ impl ChunkCache {
         self.filled.notify_waiters();
     }
 
+    /// Forgets the chunk that was used longest ago. Its memory is free once nobody copies from it any more.
+    fn drop_oldest(&self) -> bool {
+        let mut chunks = self.chunks();
+        let filled = chunks.iter().filter(|(_, entry)| entry.cell.initialized());
+        let oldest = filled.min_by_key(|(_, entry)| entry.used_at).map(|(key, _)| *key);
+        oldest.is_some_and(|key| chunks.remove(&key).is_some())
+    }
+
+    /// Forgets everything of a blob: its bytes were wrong.
+    pub(crate) fn forget(&self, blob: &BlobKey) {
+        self.chunks().retain(|(of, _), _| of != blob);
+    }
+}
+
+impl Room for ChunkCache {
     /// Memory for one more chunk, in the place of the least recently used one. Waits while all of it is being filled or
     /// copied from.
-    pub(crate) async fn buffer(&self) -> Buffer {
+    async fn buffer(&self) -> Buffer {
         loop {
             let mut filled = pin!(self.filled.notified());
             filled.as_mut().enable();
@@ -92,19 +109,6 @@ impl ChunkCache {
                 () = filled => {}
             }
         }
-    }
-
-    /// Forgets the chunk that was used longest ago. Its memory is free once nobody copies from it any more.
-    fn drop_oldest(&self) -> bool {
-        let mut chunks = self.chunks();
-        let filled = chunks.iter().filter(|(_, entry)| entry.cell.initialized());
-        let oldest = filled.min_by_key(|(_, entry)| entry.used_at).map(|(key, _)| *key);
-        oldest.is_some_and(|key| chunks.remove(&key).is_some())
-    }
-
-    /// Forgets everything of a blob: its bytes were wrong.
-    pub(crate) fn forget(&self, blob: &BlobKey) {
-        self.chunks().retain(|(of, _), _| of != blob);
     }
 }
 

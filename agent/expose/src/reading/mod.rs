@@ -2,33 +2,24 @@
 
 mod ahead;
 mod cache;
+mod chunks;
 
 use std::{
-    collections::HashMap,
     future::Future,
     ops::{Deref, Range},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use futures::future::join_all;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
-use weightd_store::{
-    PartialBlob, Store, StoreError, StoredBlob,
-    io::{Buffer, BufferPool},
-};
+use tokio::time::{Instant, timeout_at};
+use weightd_store::io::{Buffer, BufferPool};
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, SnapshotKey};
 
-use crate::{
-    Config, Metrics,
-    shown::{Condition, Shown},
-};
+use crate::{Config, handoff::Refusal, shown::Shown};
 use ahead::Ahead;
 use cache::ChunkCache;
-
-/// How often a reader who waits says so.
-const DEMAND_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) use chunks::{Chunks, Room, Target};
 
 /// What readers ask of whoever brings bytes: the one thing that flows against the stream.
 pub trait Demands: std::fmt::Debug + Send + Sync {
@@ -42,21 +33,37 @@ pub trait Demands: std::fmt::Debug + Send + Sync {
         blob: BlobKey,
         chunk: u32,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
+
+    /// The header of a safetensors object that has not begun to arrive.
+    fn header(
+        &self,
+        snapshot: SnapshotKey,
+        blob: BlobKey,
+    ) -> Pin<Box<dyn Future<Output = Result<bytes::Bytes, Refusal>> + Send + '_>>;
+
+    /// Finds a source's snapshot, or one by its id, for root on this node, and brings what is missing of it.
+    fn bring<'s>(
+        &'s self,
+        source: &'s str,
+    ) -> Pin<Box<dyn Future<Output = Result<Brought, Refusal>> + Send + 's>>;
+}
+
+/// A snapshot that is brought for someone.
+#[derive(Debug)]
+pub struct Brought {
+    /// Which.
+    pub key: SnapshotKey,
+    /// Whatever has to stay for as long as it is wanted.
+    pub held: Box<dyn std::any::Any + Send + Sync>,
 }
 
 /// Reads files of snapshots that are shown.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    store: Store,
+    chunks: Arc<Chunks>,
     cache: ChunkCache,
     ahead: Ahead,
-    demands: Arc<dyn Demands>,
     config: Config,
-    metrics: Metrics,
-    /// Complete blobs that were read through the agent, open.
-    stored: Mutex<HashMap<BlobKey, Arc<StoredBlob>>>,
-    /// Interrupted blobs that were read while nobody brought the rest, open.
-    interrupted: Mutex<HashMap<BlobKey, Arc<PartialBlob>>>,
 }
 
 /// Bytes of a file, for a reader.
@@ -87,33 +94,9 @@ fn within(range: ByteRange, chunk: u32) -> Range<usize> {
     to_usize(start)..to_usize(end)
 }
 
-/// A file of a snapshot, as far as reading it goes.
-#[derive(Debug, Clone, Copy)]
-struct Target {
-    snapshot: SnapshotKey,
-    blob: BlobKey,
-    chunk: u32,
-    range: ByteRange,
-}
-
 impl Reader {
-    pub(crate) fn new(
-        store: Store,
-        pool: BufferPool,
-        demands: Arc<dyn Demands>,
-        config: Config,
-        metrics: Metrics,
-    ) -> Self {
-        Self {
-            store,
-            cache: ChunkCache::new(pool),
-            ahead: Ahead::default(),
-            demands,
-            config,
-            metrics,
-            stored: Mutex::default(),
-            interrupted: Mutex::default(),
-        }
+    pub(crate) fn new(chunks: Arc<Chunks>, pool: BufferPool, config: Config) -> Self {
+        Self { chunks, cache: ChunkCache::new(pool), ahead: Ahead::default(), config }
     }
 
     /// A range that needs no waiting.
@@ -176,16 +159,14 @@ impl Reader {
             // What failed is tried again when it is read, and then someone is told.
             drop(loaded);
         };
-        join_all(follows.filter(|chunk| self.is_here(&blob, *chunk)).map(load)).await;
-    }
-
-    fn is_here(&self, blob: &BlobKey, chunk: u32) -> bool {
-        self.store.arriving(blob).map_or_else(|| self.store.has_blob(blob), |partial| partial.can_read(chunk))
+        join_all(follows.filter(|chunk| self.chunks.is_here(&blob, *chunk)).map(load)).await;
     }
 
     async fn chunk(&self, shown: &Shown, target: Target, deadline: Instant) -> Result<Arc<Buffer>, String> {
         let cell = self.cache.cell((target.blob, target.chunk));
-        let load = cell.get_or_try_init(async || Ok(Arc::new(self.load(shown, target).await?)));
+        let load = cell.get_or_try_init(async || {
+            Ok(Arc::new(self.chunks.load(shown.condition(), target, &self.cache).await?.buffer))
+        });
         match timeout_at(deadline, load).await {
             Ok(loaded) => {
                 self.cache.has_filled();
@@ -200,148 +181,20 @@ impl Reader {
         }
     }
 
-    /// Waits for a chunk to be here, wherever it comes from, and reads it.
-    async fn load(&self, shown: &Shown, target: Target) -> Result<Buffer, String> {
-        let mut condition = shown.condition();
-        // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
-        let mut demands = interval(DEMAND_AGAIN);
-        demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            // All made before looking, so that nothing is missed in between.
-            let begun = self.store.begun();
-            let mut begun = std::pin::pin!(begun);
-            begun.as_mut().enable();
-            if let Condition::Stopped(why) = &*condition.borrow_and_update() {
-                return Err(why.to_string());
-            }
-            if let Some(partial) = self.store.arriving(&target.blob) {
-                let advanced = partial.advanced();
-                let mut advanced = std::pin::pin!(advanced);
-                advanced.as_mut().enable();
-                if partial.can_read(target.chunk) {
-                    let buffer = self.cache.buffer().await;
-                    let read =
-                        partial.read_chunk(target.chunk, buffer).await.map_err(|error| text(&error))?;
-                    if let Some(buffer) = read {
-                        self.metrics.served_chunks.inc();
-                        return Ok(buffer);
-                    }
-                }
-                tokio::select! {
-                    () = advanced => {}
-                    _ = demands.tick() => self.demand(target),
-                    failed = Self::failed(&mut condition) => return Err(failed),
-                }
-            } else if let Some(blob) = self.stored(target.blob).await? {
-                return self.load_stored(target, &blob).await;
-            } else if !self.take_up_interrupted(target.blob).await? {
-                tokio::select! {
-                    () = begun => {}
-                    _ = demands.tick() => self.demand(target),
-                    failed = Self::failed(&mut condition) => return Err(failed),
-                }
-            }
-        }
-    }
-
-    /// Has what is here of an interrupted blob found as if it was arriving, although the origin may be away. Says whether
-    /// there is any; not twice of one blob.
-    async fn take_up_interrupted(&self, key: BlobKey) -> Result<bool, String> {
-        let is_known = || lock(&self.interrupted).contains_key(&key);
-        if is_known() {
-            return Ok(false);
-        }
-        let Some(partial) = self.store.take_up_recorded(key).await.map_err(|error| text(&error))? else {
-            return Ok(false);
-        };
-        lock(&self.interrupted).insert(key, partial);
-        Ok(true)
-    }
-
-    fn demand(&self, target: Target) {
-        self.metrics.demands.inc();
-        self.demands.demand(target.snapshot, target.blob, target.range);
-    }
-
-    /// Waits for a failure that waiting longer does not mend.
-    async fn failed(condition: &mut tokio::sync::watch::Receiver<Condition>) -> String {
-        loop {
-            if condition.changed().await.is_err() {
-                return "the volume is gone".to_owned();
-            }
-            match &*condition.borrow_and_update() {
-                Condition::Stopped(why) | Condition::Failed { why, is_lasting: true } => {
-                    return why.to_string();
-                }
-                Condition::Failed { .. } | Condition::Fine => {}
-            }
-        }
-    }
-
-    async fn load_stored(&self, target: Target, blob: &StoredBlob) -> Result<Buffer, String> {
-        let (buffer, good) =
-            blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(|error| text(&error))?;
-        if good {
-            self.metrics.served_chunks.inc();
-            return Ok(buffer);
-        }
-        drop(buffer);
-        tracing::warn!(path = %blob.path().display(), chunk = target.chunk, "a stored chunk rotted; fetching it again");
-        let repaired = self.demands.repair(target.snapshot, target.blob, target.chunk).await;
-        // What is open may not be the blob any more: the next read opens it anew, or demands what is missing.
-        self.close(&target.blob);
-        repaired?;
-        let (buffer, good) =
-            blob.check_chunk(target.chunk, self.cache.buffer().await).await.map_err(|error| text(&error))?;
-        if good {
-            Ok(buffer)
-        } else {
-            Err("a chunk is damaged on disk; the next read looks again".to_owned())
-        }
-    }
-
-    async fn stored(&self, key: BlobKey) -> Result<Option<Arc<StoredBlob>>, String> {
-        let known = lock(&self.stored).get(&key).cloned();
-        if known.is_some() {
-            return Ok(known);
-        }
-        let Some(blob) = self.store.stored_blob(key).await.map_err(|error| text(&error))? else {
-            return Ok(None);
-        };
-        if self.store.is_cached(&key) {
-            blob.read_cached();
-        }
-        let blob = Arc::new(blob);
-        lock(&self.interrupted).remove(&key);
-        lock(&self.stored).insert(key, Arc::clone(&blob));
-        Ok(Some(blob))
-    }
-
     /// Forgets a blob whose bytes were wrong, or that nobody reads any more.
     pub(crate) fn forget(&self, blob: &BlobKey) {
         self.cache.forget(blob);
-        self.close(blob);
+        self.chunks.close(blob);
     }
 
-    /// Lets go of all files.
-    pub(crate) fn close_all(&self) {
-        lock(&self.interrupted).clear();
-        lock(&self.stored).clear();
-    }
-
-    /// Lets go of a blob's file: the blob is in another one, or will be.
-    pub(crate) fn close(&self, blob: &BlobKey) {
-        lock(&self.interrupted).remove(blob);
-        lock(&self.stored).remove(blob);
+    /// Where chunks come from.
+    pub(crate) fn chunks(&self) -> &Arc<Chunks> {
+        &self.chunks
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn text(error: &StoreError) -> String {
-    error.to_string()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError};
-use weightd_types::{BlobKey, SnapshotKey};
+use weightd_types::{BlobKey, RESERVED_NAME, SnapshotKey};
 
 use super::{Inner, Serving, Volume, lock, table::occupied};
 use crate::{
@@ -30,6 +30,7 @@ impl Inner {
         let directory =
             self.store.snapshot(&key).and_then(|record| record.directory).ok_or_else(not_found)?;
         bind_read_only(&directory, target)?;
+        self.attach_handoff(key, target);
         lock(&self.held).insert(target.to_owned(), hold);
         self.refresh()?;
         Ok(Volume { target: target.to_owned(), snapshot: key, serving: Serving::Bind })
@@ -57,12 +58,20 @@ impl Inner {
         let directory = session.directory(&key);
         let bound = bind_read_only(&directory, target);
         if bound.is_ok() {
+            self.attach_handoff(key, target);
             lock(&self.held).insert(target.to_owned(), hold);
         }
         self.refresh()?;
         bound?;
         let serving = if self.shared.passes_through() { Serving::Passthrough } else { Serving::Fuse };
         Ok(Volume { target: target.to_owned(), snapshot: key, serving })
+    }
+
+    /// Puts the hand-off socket into a volume. One without it is a volume all the same: its files can be mapped.
+    fn attach_handoff(&self, key: SnapshotKey, target: &Path) {
+        if let Err(error) = self.handoff.attach(key, target) {
+            tracing::warn!(target = %target.display(), %error, "a volume has no hand-off socket; its files are there");
+        }
     }
 
     /// Adds a snapshot to the file system.
@@ -117,6 +126,10 @@ impl Inner {
         let is_volume = self.volumes_in(&mounts).iter().any(|volume| volume.target == target);
         if !is_volume {
             return Err(occupied(target, format!("a mount of {}, which is no volume", mount.source)));
+        }
+        let socket = target.join(RESERVED_NAME);
+        if mount_table::at(&mounts, &socket).is_some() {
+            detach(&socket)?;
         }
         detach(target)?;
         self.refresh()?;
@@ -218,6 +231,7 @@ impl Inner {
 
     pub(super) fn end_now(&self) {
         self.ended.store(true, Ordering::Release);
+        self.handoff.end();
         self.warm_up.end();
         if self.config.keeper.is_none()
             && let Ok(mounts) = self.mounts()
@@ -246,6 +260,7 @@ impl Inner {
 
     /// Bytes of a file turned out to be wrong. If any reader got some of them, the volume must not go on.
     pub(super) fn discarded(&self, blob: &BlobKey) {
+        self.handoff.discarded(blob);
         self.shared.reader.forget(blob);
         for (shown, position) in self.positions(blob) {
             self.stop(&shown, position);

@@ -23,7 +23,8 @@ use crate::{
     Condition, Config, Demands, ExposeError, Metrics,
     events::{Event, Events},
     fuse::{Family, Shared},
-    reading::Reader,
+    handoff::Handoff,
+    reading::{Chunks, Reader},
     session::FuseSession,
     warm_up::WarmUp,
 };
@@ -82,6 +83,7 @@ struct Inner {
     /// What is mounted, and so held.
     held: Mutex<BTreeMap<PathBuf, SnapshotUse>>,
     warm_up: Arc<WarmUp>,
+    handoff: Handoff,
     /// One volume at a time comes or goes.
     changing: tokio::sync::Mutex<()>,
     events: Arc<Events>,
@@ -97,7 +99,9 @@ impl Volumes {
         let metrics = Metrics::default();
         let pool = BufferPool::with_bytes(config.buffer_bytes)
             .map_err(ExposeError::mount("get memory for volumes at", &config.directory))?;
-        let reader = Reader::new(store.clone(), pool, demands, config.clone(), metrics.clone());
+        let chunks = Arc::new(Chunks::new(store.clone(), demands, metrics.clone()));
+        let handoff = Handoff::new(store.clone(), Arc::clone(&chunks), &config, metrics.clone())?;
+        let reader = Reader::new(chunks, pool, config.clone());
         let events = Arc::new(Events::default());
         let shared = Arc::new(Shared {
             store: store.clone(),
@@ -118,6 +122,7 @@ impl Volumes {
             ended: AtomicBool::new(false),
             held: Mutex::default(),
             warm_up,
+            handoff,
             changing: tokio::sync::Mutex::default(),
             events,
             metrics,
@@ -134,6 +139,8 @@ impl Volumes {
     /// [`ExposeError::Keeper`] when one is configured and cannot be reached.
     pub async fn adopt(&self) -> Result<Vec<Arc<SnapshotManifest>>, ExposeError> {
         let _changing = self.inner.changing.lock().await;
+        // First: sockets of volumes that are there are to be gone on with, before there are others.
+        self.inner.handoff.begin().await?;
         self.inner.blocking(Inner::adopt_now).await
     }
 
@@ -212,13 +219,14 @@ impl Volumes {
         self.inner.events.all()
     }
 
-    /// Whether a snapshot is shown while it loads, so that its transfer must go on.
+    /// Whether a snapshot is shown or leased while it loads, so that its transfer must go on.
     pub fn is_shown(&self, key: &SnapshotKey) -> bool {
-        self.inner.shared.find(Family::of(key)).is_some()
+        self.inner.shared.find(Family::of(key)).is_some() || self.inner.handoff.is_leased(key)
     }
 
     /// Says how the transfer of a snapshot is doing.
     pub fn report(&self, key: &SnapshotKey, condition: Condition) {
+        self.inner.handoff.report(key, &condition);
         let Some(shown) = self.inner.shared.find(Family::of(key)) else { return };
         if let Condition::Failed { why, .. } = &condition {
             self.inner.events.tell(&shown, None, why);

@@ -66,6 +66,7 @@ impl Inner {
         drop(held);
         self.metrics.volumes.set(i64::try_from(volumes.len()).unwrap_or(i64::MAX));
         self.hide_unseen(&volumes);
+        self.handoff.keep_only(|key| volumes.iter().any(|volume| volume.snapshot == *key));
         Ok(volumes)
     }
 

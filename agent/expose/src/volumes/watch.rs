@@ -69,8 +69,8 @@ impl Inner {
         match change {
             Change::Discarded(Some(blob)) => self.discarded(blob),
             Change::Discarded(None) => self.discarded_unseen(),
-            Change::Replaced(Some(blob)) => self.shared.reader.close(blob),
-            Change::Replaced(None) => self.shared.reader.close_all(),
+            Change::Replaced(Some(blob)) => self.shared.reader.chunks().close(blob),
+            Change::Replaced(None) => self.shared.reader.chunks().close_all(),
             Change::Tick => return self.refresh().map(drop),
         }
         Ok(())

@@ -5,7 +5,6 @@
 //! for the blobs from front to back while the loader still starts. Both take what fits into memory and no more, and only
 //! as long as a volume shows the snapshot.
 
-mod memory;
 mod pages;
 
 use std::{
@@ -24,8 +23,7 @@ use tokio::{runtime::Handle, sync::Semaphore, time::sleep};
 use weightd_store::{SnapshotEntry, SnapshotManifest, Store};
 use weightd_types::{BlobKey, SnapshotKey, display_bytes};
 
-use crate::{Config, Metrics};
-use memory::Memory;
+use crate::{Config, Metrics, free_memory::FreeMemory};
 use pages::{PIECE_BYTES, Pages};
 
 /// How long the disk is left to a reader whom the agent has read for, before looking again.
@@ -35,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct WarmUp {
     store: Store,
-    memory: Memory,
+    memory: FreeMemory,
     metrics: Metrics,
     state: Mutex<State>,
     /// One snapshot after the other: side by side none would be warm any sooner.
@@ -91,7 +89,7 @@ enum End {
 
 impl WarmUp {
     pub(crate) fn new(store: Store, config: &Config, metrics: Metrics) -> Self {
-        let (memory, turns) = (Memory::new("/", config.warm_up_floor_bytes), Arc::new(Semaphore::new(1)));
+        let (memory, turns) = (FreeMemory::new("/", config.warm_up_floor_bytes), Arc::new(Semaphore::new(1)));
         Self { store, memory, metrics, state: Mutex::default(), turns }
     }
 

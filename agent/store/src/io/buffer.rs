@@ -1,11 +1,15 @@
 //! A fixed number of chunk-sized buffers, which is what bounds the agent's memory whatever a model's size.
 //!
 //! Every buffer is an anonymous mapping of its own: page aligned, as O_DIRECT and the ring want it, and free until
-//! it is first touched. The buffer used last is handed out first, so a small job touches few of them.
+//! it is first touched. The buffer used last is handed out first, so a small job touches few of them. A buffer may also be
+//! a piece of memory that is someone else's, in which the bytes are to stay.
+#![allow(unsafe_code, reason = "memory of others is reached by its address")]
 
 use std::{
+    any::Any,
     fmt, io,
     ops::{Deref, DerefMut},
+    ptr::NonNull,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -19,18 +23,43 @@ pub struct BufferPool {
     shared: Arc<Shared>,
 }
 
-/// Room for one chunk, with a filled part at its front. Goes back to its pool when dropped.
+/// Room for one chunk, with a filled part at its front. Goes back where it came from when dropped.
 pub struct Buffer {
+    memory: Memory,
+    filled: usize,
+}
+
+enum Memory {
+    Pooled(Pooled),
+    Lent(Lent),
+}
+
+/// Memory of a pool.
+struct Pooled {
     /// `None` only while the buffer is dropped.
     memory: Option<MmapMut>,
     /// What goes back into the pool instead of memory that was left to the kernel.
     replacement: OnceLock<MmapMut>,
     index: u32,
-    filled: usize,
     pool: Arc<Shared>,
     /// Released after `drop` has put the memory back: fields are dropped after it has run.
     _permit: OwnedSemaphorePermit,
 }
+
+/// Memory of someone else.
+struct Lent {
+    start: NonNull<u8>,
+    len: usize,
+    /// Keeps it; `None` only while the buffer is dropped.
+    owner: Option<Box<dyn Any + Send + Sync>>,
+    /// Set when the memory was left to the kernel: then nobody may ever have it again.
+    is_abandoned: OnceLock<()>,
+}
+
+// SAFETY: whoever lends the memory promises that no other reference to it exists while the buffer does.
+unsafe impl Send for Lent {}
+// SAFETY: as above; shared, it is only read.
+unsafe impl Sync for Lent {}
 
 struct Shared {
     /// A stack: the buffer that came back last is on top.
@@ -84,7 +113,8 @@ impl BufferPool {
     fn take(&self, permit: OwnedSemaphorePermit) -> Buffer {
         let (index, memory) = self.shared.free().pop().expect("there is a free buffer for every free permit");
         let (memory, replacement, pool) = (Some(memory), OnceLock::new(), Arc::clone(&self.shared));
-        Buffer { memory, replacement, index, filled: 0, pool, _permit: permit }
+        let pooled = Pooled { memory, replacement, index, pool, _permit: permit };
+        Buffer { memory: Memory::Pooled(pooled), filled: 0 }
     }
 }
 
@@ -96,6 +126,22 @@ impl Buffer {
     )]
     pub const CAPACITY: usize = CHUNK_BYTES as usize;
 
+    /// A buffer over memory of the caller's, where the bytes are to stay. It comes empty. `owner` is dropped when nobody, the
+    /// kernel included, uses the memory any more.
+    ///
+    /// # Safety
+    /// `len` bytes from `start` on are there as long as `owner` is, and nobody else in this process has a reference to any of
+    /// them for as long.
+    ///
+    /// # Panics
+    /// When the memory does not begin on a block, as direct IO needs it, or is longer than [`Buffer::CAPACITY`].
+    pub unsafe fn lent(start: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Self {
+        assert!((start.as_ptr() as u64).is_multiple_of(super::BLOCK_BYTES), "it begins on a block");
+        assert!(len <= Self::CAPACITY, "{len} bytes are more than a chunk");
+        let lent = Lent { start, len, owner: Some(owner), is_abandoned: OnceLock::new() };
+        Self { memory: Memory::Lent(lent), filled: 0 }
+    }
+
     /// How many bytes are filled.
     pub fn len(&self) -> usize {
         self.filled
@@ -106,9 +152,17 @@ impl Buffer {
         self.filled == 0
     }
 
-    /// How many bytes fit in all: [`Buffer::CAPACITY`].
+    /// How many bytes fit in all: [`Buffer::CAPACITY`], unless it is someone else's memory.
     pub fn capacity(&self) -> usize {
-        Self::CAPACITY
+        match &self.memory {
+            Memory::Pooled(_) => Self::CAPACITY,
+            Memory::Lent(lent) => lent.len,
+        }
+    }
+
+    /// Whether it is someone else's memory.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.memory, Memory::Lent(_))
     }
 
     /// Forgets what is filled.
@@ -120,9 +174,9 @@ impl Buffer {
     /// user of the buffer left there.
     ///
     /// # Panics
-    /// When `len` is more than [`Buffer::CAPACITY`].
+    /// When `len` is more than [`Buffer::capacity`].
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= Self::CAPACITY, "{len} bytes do not fit a buffer of {}", Self::CAPACITY);
+        assert!(len <= self.capacity(), "{len} bytes do not fit a buffer of {}", self.capacity());
         self.filled = len;
     }
 
@@ -141,46 +195,68 @@ impl Buffer {
         &mut self.whole_mut()[filled..]
     }
 
-    /// The buffer's place in its pool, from zero; the ring registers it under this number.
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// Whether the buffer is one of `pool`'s.
-    pub(super) fn belongs_to(&self, pool: &BufferPool) -> bool {
-        Arc::ptr_eq(&self.pool, &pool.shared)
+    /// The buffer's place in that pool, from zero, if it is one of it; the ring registers it under this number.
+    pub(super) fn index_in(&self, pool: &BufferPool) -> Option<u32> {
+        match &self.memory {
+            Memory::Pooled(pooled) => Arc::ptr_eq(&pooled.pool, &pool.shared).then_some(pooled.index),
+            Memory::Lent(_) => None,
+        }
     }
 
     /// Filled or not, all of it.
     pub(super) fn whole(&self) -> &[u8] {
-        self.memory.as_deref().expect("a buffer keeps its memory until it is dropped")
+        match &self.memory {
+            Memory::Pooled(pooled) => pooled.memory.as_deref().expect(KEPT),
+            // SAFETY: whoever lent it promised that it is there, and nobody else's.
+            Memory::Lent(lent) => unsafe { std::slice::from_raw_parts(lent.start.as_ptr(), lent.len) },
+        }
     }
 
     /// Filled or not, all of it.
     pub(super) fn whole_mut(&mut self) -> &mut [u8] {
-        self.memory.as_deref_mut().expect("a buffer keeps its memory until it is dropped")
+        match &mut self.memory {
+            Memory::Pooled(pooled) => pooled.memory.as_deref_mut().expect(KEPT),
+            // SAFETY: as for `whole`.
+            Memory::Lent(lent) => unsafe { std::slice::from_raw_parts_mut(lent.start.as_ptr(), lent.len) },
+        }
     }
 
-    /// Leaves the memory to the kernel for ever and goes on with fresh memory: the way out for a ring that failed
+    /// Leaves the memory to the kernel for ever, and a pool goes on with fresh memory: the way out for a ring that failed
     /// while the kernel may still write into it.
     pub(super) fn abandon_memory(&mut self) {
-        std::mem::forget(self.memory.replace(fresh()));
+        match &mut self.memory {
+            Memory::Pooled(pooled) => std::mem::forget(pooled.memory.replace(fresh())),
+            Memory::Lent(lent) => drop(lent.is_abandoned.set(())),
+        }
     }
 
     /// As [`Buffer::abandon_memory`], of memory that others may be reading: they go on, and the pool gets fresh memory once
     /// the last of them is done.
     pub(super) fn abandon_shared_memory(&self) {
-        self.replacement.get_or_init(fresh);
+        match &self.memory {
+            Memory::Pooled(pooled) => drop(pooled.replacement.get_or_init(fresh)),
+            Memory::Lent(lent) => drop(lent.is_abandoned.set(())),
+        }
     }
 }
 
-impl Drop for Buffer {
+const KEPT: &str = "a buffer keeps its memory until it is dropped";
+
+impl Drop for Pooled {
     fn drop(&mut self) {
         let Some(mut memory) = self.memory.take() else { return };
         if let Some(fresh) = self.replacement.take() {
             std::mem::forget(std::mem::replace(&mut memory, fresh));
         }
         self.pool.free().push((self.index, memory));
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if self.is_abandoned.get().is_some() {
+            std::mem::forget(self.owner.take());
+        }
     }
 }
 
@@ -201,7 +277,7 @@ impl DerefMut for Buffer {
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffer").field("index", &self.index).field("len", &self.filled).finish()
+        f.debug_struct("Buffer").field("is_lent", &self.is_lent()).field("len", &self.filled).finish()
     }
 }
 
@@ -241,11 +317,12 @@ mod tests {
         let pool = BufferPool::new(3).unwrap();
         let first = pool.acquire().await;
         let second = pool.acquire().await;
-        assert_eq!((first.index(), second.index(), pool.in_use()), (0, 1, 2));
+        let indices = [&first, &second].map(|buffer| buffer.index_in(&pool));
+        assert_eq!((indices, pool.in_use()), ([Some(0), Some(1)], 2));
         drop(first);
         drop(second);
         assert_eq!(pool.in_use(), 0);
-        assert_eq!(pool.acquire().await.index(), 1);
+        assert_eq!(pool.acquire().await.index_in(&pool), Some(1));
     }
 
     #[tokio::test]
@@ -255,12 +332,12 @@ mod tests {
         assert!(pool.try_acquire().is_none());
         let waiting = tokio::spawn({
             let pool = pool.clone();
-            async move { pool.acquire().await.index() }
+            async move { pool.acquire().await.index_in(&pool) }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(held);
-        assert_eq!(waiting.await.unwrap(), 0);
+        assert_eq!(waiting.await.unwrap(), Some(0));
     }
 
     #[test]
@@ -274,5 +351,24 @@ mod tests {
         assert_eq!(&buffer[Buffer::CAPACITY - 3..], b"abc");
         buffer.clear();
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn lent_memory_is_filled_in_place_and_given_back() {
+        let mut memory = MmapMut::map_anon(2 * 4096).unwrap();
+        let owner = Arc::new(());
+        let lend = |memory: &mut MmapMut| {
+            let start = NonNull::new(memory.as_mut_ptr()).unwrap();
+            // SAFETY: the mapping outlives the buffers of this test, and is not looked at meanwhile.
+            unsafe { Buffer::lent(start, 4096, Box::new(Arc::clone(&owner))) }
+        };
+        let mut buffer = lend(&mut memory);
+        assert_eq!((buffer.capacity(), buffer.extend_from_slice(&[7; 5000])), (4096, 4096));
+        assert_eq!(Arc::strong_count(&owner), 2);
+        drop(buffer);
+        assert_eq!(Arc::strong_count(&owner), 1);
+        assert_eq!((memory[4095], memory[4096]), (7, 0));
+        lend(&mut memory).abandon_memory();
+        assert_eq!(Arc::strong_count(&owner), 2, "the kernel may still write there");
     }
 }

@@ -138,7 +138,7 @@ impl Transfer {
     pub(super) fn read(file: Arc<IoFile>, offset: u64, len: usize, buffer: Buffer) -> Self {
         let refused = if !offset.is_multiple_of(super::BLOCK_BYTES) {
             Some(format!("a read at {offset} does not begin on a block"))
-        } else if len > Buffer::CAPACITY {
+        } else if len.next_multiple_of(block_bytes()) > buffer.capacity() {
             Some(format!("a read of {len} bytes does not fit a buffer"))
         } else {
             None

@@ -38,19 +38,16 @@ impl Registered {
 
     /// The number under which the kernel knows this buffer, registering it if that has not been tried.
     pub(super) fn index(&mut self, submitter: &Submitter<'_>, buffer: &Buffer) -> Option<u16> {
-        if !buffer.belongs_to(&self.pool) {
-            return None;
-        }
-        let state = self.states.get_mut(usize::try_from(buffer.index()).ok()?)?;
+        let index = buffer.index_in(&self.pool)?;
+        let state = self.states.get_mut(usize::try_from(index).ok()?)?;
         if *state == State::Unused {
-            *state = register(submitter, buffer);
+            *state = register(submitter, index, buffer);
         }
-        if *state == State::Registered { u16::try_from(buffer.index()).ok() } else { None }
+        if *state == State::Registered { u16::try_from(index).ok() } else { None }
     }
 }
 
-fn register(submitter: &Submitter<'_>, buffer: &Buffer) -> State {
-    let index = buffer.index();
+fn register(submitter: &Submitter<'_>, index: u32, buffer: &Buffer) -> State {
     let memory = buffer.whole();
     let vector = libc::iovec { iov_base: memory.as_ptr().cast_mut().cast(), iov_len: memory.len() };
     // SAFETY: the vector describes the buffer's whole mapping. The pool, of which `Registered` holds a handle for as

@@ -1,4 +1,4 @@
-//! How much page cache there is room for.
+//! How much memory there is room for, page cache or other.
 //!
 //! Page cache counts as available memory, because the kernel takes it back when someone needs it: reading a file does
 //! not make less of what is available. So what is warm has to fit into what is available, together with a floor that
@@ -19,7 +19,7 @@ const FLOOR_DIVISOR: u64 = 10;
 
 /// The memory of the machine, and of the cgroups this process is in.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct FreeMemory {
     /// Where `proc` and `sys` are.
     root: PathBuf,
     floor: Option<u64>,
@@ -33,19 +33,19 @@ struct Bound {
     available: u64,
 }
 
-impl Memory {
-    pub(super) fn new(root: impl Into<PathBuf>, floor: Option<u64>) -> Self {
+impl FreeMemory {
+    pub(crate) fn new(root: impl Into<PathBuf>, floor: Option<u64>) -> Self {
         Self { root: root.into(), floor }
     }
 
-    /// Whether so much page cache, what is there of it included, fits. The error says why not.
-    pub(super) fn has_room_for(&self, bytes: u64) -> Result<(), String> {
+    /// Whether so much page cache, what is there of it included, fits, or so much other memory. The error says why not.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), String> {
         let machine = self.machine().ok_or("/proc/meminfo does not say how much memory is available")?;
         for Bound { whose, total, available } in std::iter::once(machine).chain(self.cgroups()) {
             let floor = self.floor.unwrap_or_else(|| FLOOR_BYTES.max(total / FLOOR_DIVISOR));
             if bytes.saturating_add(floor) > available {
                 return Err(format!(
-                    "{whose} has {} available of {}, and volumes.warm_up_floor leaves {} of that alone",
+                    "{whose} has {} available of {}, and {} of that is left alone",
                     display_bytes(available),
                     display_bytes(total),
                     display_bytes(floor)
@@ -127,11 +127,11 @@ mod tests {
     #[test]
     fn what_is_warm_and_the_floor_fit_into_what_is_available() {
         let root = machine(50 * GIB);
-        let room = |floor, bytes| Memory::new(root.path(), floor).has_room_for(bytes);
+        let room = |floor, bytes| FreeMemory::new(root.path(), floor).has_room_for(bytes);
         assert_eq!(room(None, 40 * GIB), Ok(()), "a tenth is left alone");
         let why = room(None, 40 * GIB + 1).unwrap_err();
         assert!(why.contains("the machine has 50.00 GiB available of 100.00 GiB"), "{why}");
-        assert!(why.contains("volumes.warm_up_floor leaves 10.00 GiB"), "{why}");
+        assert!(why.contains("10.00 GiB of that is left alone"), "{why}");
         assert_eq!(room(Some(GIB), 49 * GIB), Ok(()));
         room(Some(GIB), 49 * GIB + 1).unwrap_err();
         room(Some(u64::MAX), 0).unwrap_err();
@@ -140,17 +140,17 @@ mod tests {
     #[test]
     fn memory_that_cannot_be_looked_at_is_not_there() {
         let root = tempfile::tempdir().unwrap();
-        Memory::new(root.path(), Some(0)).has_room_for(0).unwrap_err();
+        FreeMemory::new(root.path(), Some(0)).has_room_for(0).unwrap_err();
         fs::create_dir(root.path().join("proc")).unwrap();
         fs::write(root.path().join("proc/meminfo"), "MemTotal: many kB\nMemAvailable: 1 kB\n").unwrap();
-        Memory::new(root.path(), Some(0)).has_room_for(0).unwrap_err();
-        Memory::new("/", Some(1)).has_room_for(1).unwrap();
+        FreeMemory::new(root.path(), Some(0)).has_room_for(0).unwrap_err();
+        FreeMemory::new("/", Some(1)).has_room_for(1).unwrap();
     }
 
     #[test]
     fn the_bounds_of_its_cgroups_count_and_page_cache_does_not_fill_them() {
         let root = machine(50 * GIB);
-        let room = |bytes| Memory::new(root.path(), None).has_room_for(bytes);
+        let room = |bytes| FreeMemory::new(root.path(), None).has_room_for(bytes);
         let current = ("memory.current", (6 * GIB).to_string());
         let stat = format!("anon 1\nactive_file {}\ninactive_file {}\n", GIB, 3 * GIB);
         let stat = ("memory.stat", stat);
@@ -177,7 +177,7 @@ mod tests {
     fn a_cgroup_that_cannot_be_seen_is_no_bound() {
         let root = machine(50 * GIB);
         fs::write(root.path().join("proc/self/cgroup"), "4:memory:/a\n0::/../b\n").unwrap();
-        assert_eq!(Memory::new(root.path(), None).cgroups(), []);
-        assert_eq!(Memory::new(root.path(), None).has_room_for(GIB), Ok(()));
+        assert_eq!(FreeMemory::new(root.path(), None).cgroups(), []);
+        assert_eq!(FreeMemory::new(root.path(), None).has_room_for(GIB), Ok(()));
     }
 }

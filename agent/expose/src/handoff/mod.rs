@@ -1,0 +1,174 @@
+//! Tensors in memory that processes share. `docs/HANDOFF.md` says what clients see.
+//!
+//! Reading order: `arrangement` (where bytes lie), `memory` and `arena` (what they lie in), `resident` and `residents` (blobs
+//! in memory, for all who lease them), `packets`, `table`, `progress` and `lease` (one client), `sockets` (where clients come).
+
+mod arena;
+mod arrangement;
+mod lease;
+mod memory;
+mod packets;
+mod progress;
+mod refusal;
+mod resident;
+mod residents;
+mod sockets;
+mod table;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use weightd_store::{
+    Store,
+    io::{Buffer, BufferPool},
+};
+use weightd_types::{BlobKey, SnapshotKey};
+
+pub use refusal::Refusal;
+
+use crate::{
+    Config, ExposeError, Metrics,
+    reading::{Brought, Chunks, Room},
+    shown::Condition,
+};
+use memory::Provider;
+use residents::Residents;
+use sockets::Sockets;
+
+/// Buffers for chunks that cannot be read straight into their place.
+const BUFFERS: usize = 8;
+
+/// What an operator decides about hand-off.
+#[derive(Debug, Clone)]
+pub struct HandoffConfig {
+    /// Where sockets are: the node's own, and those that are mounted into volumes.
+    pub directory: PathBuf,
+    /// Most bytes of tensors in memory; `None` for what the keeper has, or without one half of the machine's memory.
+    pub resident_limit: Option<u64>,
+    /// How long what nobody leases stays in memory.
+    pub linger: Duration,
+    /// Most bytes that are kept from being swapped.
+    pub lock_limit: u64,
+    /// Most leases at once.
+    pub leases: usize,
+}
+
+impl HandoffConfig {
+    /// The defaults, with sockets in a directory.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            resident_limit: None,
+            linger: Duration::from_mins(10),
+            lock_limit: u64::MAX,
+            leases: 1024,
+        }
+    }
+}
+
+/// Tensors in memory, and who has them.
+#[derive(Debug, Clone)]
+pub(crate) struct Handoff {
+    inner: Arc<Inner>,
+    sockets: Arc<Sockets>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    store: Store,
+    chunks: Arc<Chunks>,
+    residents: Arc<Residents>,
+    pool: BufferPool,
+    metrics: Metrics,
+    /// How transfers of leased snapshots are doing.
+    conditions: Mutex<HashMap<SnapshotKey, watch::Sender<Condition>>>,
+}
+
+impl Room for BufferPool {
+    async fn buffer(&self) -> Buffer {
+        self.acquire().await
+    }
+}
+
+impl Handoff {
+    pub(crate) fn new(
+        store: Store,
+        chunks: Arc<Chunks>,
+        config: &Config,
+        metrics: Metrics,
+    ) -> Result<Self, ExposeError> {
+        let HandoffConfig { directory, resident_limit, linger, lock_limit, leases } = config.handoff.clone();
+        let pool = BufferPool::new(BUFFERS).map_err(ExposeError::mount("get memory for", &directory))?;
+        let provider = Provider::new(config.keeper.clone(), resident_limit, lock_limit);
+        let residents = Residents::new(store.clone(), provider.clone(), linger, metrics.clone());
+        tokio::spawn(Residents::look_after(Arc::downgrade(&residents)));
+        let conditions = Mutex::default();
+        let inner = Arc::new(Inner { store, chunks, residents, pool, metrics, conditions });
+        let sockets = Arc::new(Sockets::new(directory, provider, leases, Arc::downgrade(&inner)));
+        Ok(Self { inner, sockets })
+    }
+
+    /// Takes over what an earlier agent left, and listens on the node's socket. May be called again.
+    pub(crate) async fn begin(&self) -> Result<(), ExposeError> {
+        self.inner.residents.adopt().await?;
+        self.sockets.begin().await
+    }
+
+    /// Has a volume of a snapshot reach it by its socket. Blocks.
+    pub(crate) fn attach(&self, key: SnapshotKey, target: &Path) -> Result<(), ExposeError> {
+        self.sockets.attach(key, target)
+    }
+
+    /// Listens for volumes of these snapshots and no others.
+    pub(crate) fn keep_only(&self, is_shown: impl Fn(&SnapshotKey) -> bool) {
+        self.sockets.keep_only(is_shown);
+    }
+
+    /// Whether someone leases a snapshot, so that its transfer must go on.
+    pub(crate) fn is_leased(&self, key: &SnapshotKey) -> bool {
+        self.inner.conditions().get(key).is_some_and(|condition| condition.receiver_count() > 0)
+    }
+
+    /// Says how the transfer of a snapshot is doing.
+    pub(crate) fn report(&self, key: &SnapshotKey, condition: &Condition) {
+        let mut conditions = self.inner.conditions();
+        conditions.retain(|_, condition| condition.receiver_count() > 0);
+        if let Some(known) = conditions.get(key) {
+            known.send_replace(condition.clone());
+        }
+    }
+
+    /// Bytes of a blob turned out to be wrong.
+    pub(crate) fn discarded(&self, blob: &BlobKey) {
+        self.inner.residents.discard(blob, "it did not match its checksum after part of it was handed out");
+    }
+
+    /// Ends all leases. What is in memory stays for the next agent, if there is a keeper.
+    pub(crate) fn end(&self) {
+        self.sockets.end();
+    }
+}
+
+impl Inner {
+    fn conditions(&self) -> MutexGuard<'_, HashMap<SnapshotKey, watch::Sender<Condition>>> {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn condition(&self, key: SnapshotKey) -> watch::Receiver<Condition> {
+        self.conditions().entry(key).or_insert_with(|| watch::Sender::new(Condition::Fine)).subscribe()
+    }
+
+    /// The snapshot of a source or of that name, which is brought if it is not here.
+    async fn find(&self, source: &str) -> Result<(SnapshotKey, Option<Brought>), Refusal> {
+        if source.is_empty() {
+            return Err(Refusal::usage("the node's socket serves every snapshot: name a source"));
+        }
+        let brought = self.chunks.demands().bring(source).await?;
+        Ok((brought.key, Some(brought)))
+    }
+}

@@ -1,0 +1,183 @@
+//! What of a lease is ready, and what its client was told of that.
+
+use std::sync::Arc;
+
+use weightd_proto::v1::{HandoffRange, HandoffReady};
+use weightd_types::CHUNK_BYTES;
+
+use super::{
+    arena::Chunk,
+    resident::{Resident, Trust},
+};
+
+/// Most ranges in one message: it has to fit into a packet.
+const RANGES: usize = 4000;
+
+/// How a lease's tensors come.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    files: Vec<FileProgress>,
+    /// Files by arena.
+    by_arena: Vec<Vec<usize>>,
+    arenas: Vec<ArenaProgress>,
+}
+
+/// Of one file.
+#[derive(Debug)]
+struct FileProgress {
+    /// Position in the table of its first tensor.
+    first: u32,
+    /// Chunks that each tensor still lacks.
+    lacking: Vec<u32>,
+}
+
+/// Of one arena.
+#[derive(Debug)]
+struct ArenaProgress {
+    resident: Arc<Resident>,
+    /// Changes it had seen when it was looked at last.
+    changes: Option<u64>,
+    seen: Vec<bool>,
+    is_verified: bool,
+}
+
+/// Chunks that a tensor lies in; none for one without bytes.
+pub(crate) fn chunks_of(resident: &Resident, tensor: usize) -> std::ops::Range<u32> {
+    let info = &resident.header().tensors()[tensor].1;
+    let data = resident.header().raw().len() as u64;
+    let (start, end) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
+    let number = |chunk: u64| u32::try_from(chunk).expect("32 bits count 32 PiB of chunks");
+    if start == end { 0..0 } else { number(start / CHUNK_BYTES)..number(end.div_ceil(CHUNK_BYTES)) }
+}
+
+impl Progress {
+    /// Of a lease of these files, each with the number of its arena.
+    pub(crate) fn new(files: &[(String, usize)], residents: &[Arc<Resident>]) -> Self {
+        let mut by_arena = vec![Vec::new(); residents.len()];
+        let mut first = 0;
+        let progress = files.iter().enumerate().map(|(at, (_, arena))| {
+            by_arena[*arena].push(at);
+            let resident = &residents[*arena];
+            let tensors = 0..resident.header().tensors().len();
+            let lacking: Vec<u32> = tensors.map(|tensor| chunks_of(resident, tensor).len() as u32).collect();
+            let file = FileProgress { first, lacking };
+            first += file.lacking.len() as u32;
+            file
+        });
+        let files = progress.collect();
+        let arena = |resident: &Arc<Resident>| {
+            let seen = vec![false; resident.arena().arrangement().chunk_count() as usize];
+            ArenaProgress { resident: Arc::clone(resident), changes: None, seen, is_verified: false }
+        };
+        Self { files, by_arena, arenas: residents.iter().map(arena).collect() }
+    }
+
+    /// File and tensor at a position of the table.
+    pub(crate) fn locate(&self, position: u32) -> Option<(usize, usize)> {
+        let file = self.files.partition_point(|file| file.first <= position).checked_sub(1)?;
+        // Files without tensors begin where the next one does.
+        let tensor = (position - self.files[file].first) as usize;
+        (tensor < self.files[file].lacking.len()).then_some((file, tensor))
+    }
+
+    /// How many tensors there are.
+    pub(crate) fn tensors(&self) -> u32 {
+        self.files.last().map_or(0, |file| file.first + file.lacking.len() as u32)
+    }
+
+    /// Whether everything is ready and verified, as far as it was looked.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.arenas.iter().all(|arena| arena.is_verified)
+    }
+
+    /// Why the lease must end, if something of it is wrong: file and cause.
+    pub(crate) fn wrong(&self) -> Option<(usize, Arc<str>)> {
+        self.arenas.iter().enumerate().find_map(|(at, arena)| match arena.resident.trust() {
+            Trust::Wrong(why) => Some((self.by_arena[at].first().copied()?, why)),
+            Trust::Provisional | Trust::Verified => None,
+        })
+    }
+
+    /// Looks at what has come since the last time, and says what is new.
+    pub(crate) fn news(&mut self) -> Vec<HandoffReady> {
+        let (mut ready, mut verified) = (Vec::new(), Vec::new());
+        for (at, arena) in self.arenas.iter_mut().enumerate() {
+            let files = &self.by_arena[at];
+            let changes = arena.resident.arena().changes();
+            if arena.changes != Some(changes) {
+                if arena.changes.is_none() {
+                    // Those without bytes are ready from the beginning.
+                    for &file in files {
+                        let FileProgress { first, lacking } = &self.files[file];
+                        let empty = lacking.iter().enumerate().filter(|(_, lacking)| **lacking == 0);
+                        ready.extend(empty.map(|(tensor, _)| first + tensor as u32));
+                    }
+                }
+                arena.changes = Some(changes);
+                arena.look(|chunk, resident| {
+                    for &file in files {
+                        self.files[file].came(chunk, resident, &mut ready);
+                    }
+                });
+            }
+            if !arena.is_verified && arena.resident.trust() == Trust::Verified {
+                arena.is_verified = true;
+                for &file in files {
+                    let FileProgress { first, lacking } = &self.files[file];
+                    verified.extend(*first..*first + lacking.len() as u32);
+                }
+            }
+        }
+        let mut messages = messages(ready, false);
+        messages.extend(self::messages(verified, true));
+        messages
+    }
+}
+
+impl ArenaProgress {
+    /// Says of each chunk once that it is here.
+    fn look(&mut self, mut came: impl FnMut(u32, &Resident)) {
+        for chunk in 0..self.seen.len() {
+            let number = u32::try_from(chunk).expect("32 bits count 32 PiB of chunks");
+            if !self.seen[chunk] && matches!(self.resident.arena().state(number), Chunk::Here(_)) {
+                self.seen[chunk] = true;
+                came(number, &self.resident);
+            }
+        }
+    }
+}
+
+impl FileProgress {
+    /// A chunk came: its tensors lack one less.
+    fn came(&mut self, chunk: u32, resident: &Resident, ready: &mut Vec<u32>) {
+        let range = resident.arena().arrangement().chunk_range(chunk);
+        let data = resident.header().raw().len() as u64;
+        let tensors = resident.header().tensors();
+        let from = tensors.partition_point(|(_, info)| data + info.data_offsets.1 as u64 <= range.start);
+        for (tensor, (_, info)) in tensors.iter().enumerate().skip(from) {
+            if data + info.data_offsets.0 as u64 >= range.end {
+                break;
+            }
+            if info.data_offsets.0 == info.data_offsets.1 {
+                continue;
+            }
+            self.lacking[tensor] -= 1;
+            if self.lacking[tensor] == 0 {
+                ready.push(self.first + tensor as u32);
+            }
+        }
+    }
+}
+
+/// Positions as ranges, in messages that fit into packets.
+fn messages(mut positions: Vec<u32>, verified: bool) -> Vec<HandoffReady> {
+    positions.sort_unstable();
+    let mut ranges: Vec<HandoffRange> = Vec::new();
+    for position in positions {
+        match ranges.last_mut() {
+            Some(last) if last.end == position => last.end += 1,
+            _ => ranges.push(HandoffRange { start: position, end: position + 1 }),
+        }
+    }
+    ranges.chunks(RANGES).map(|tensors| HandoffReady { tensors: tensors.to_vec(), verified }).collect()
+}

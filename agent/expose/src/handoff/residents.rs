@@ -1,0 +1,323 @@
+//! All blobs in memory: made when someone leases them, kept for a while after that, and gone when memory is needed.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+use weightd_store::{Landing, Store};
+use weightd_types::{BlobKey, Crc32c, SafetensorsHeader, display_bytes};
+
+use super::{
+    arena::Arena,
+    arrangement::{self, Arrangement},
+    memory::{Provider, Usage},
+    refusal::Refusal,
+    resident::{Resident, Trust, confirm},
+};
+use crate::{ExposeError, Metrics, keeper::NoRoom};
+
+/// What arenas are called with the keeper, before their blob's key.
+const ARENA: &str = "handoff-arena/";
+/// What is remembered of one that is whole.
+const NOTE: &str = "handoff-note/";
+/// How often it is looked what nobody leases any more.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the next agent needs to know of an arena that is whole and verified.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    arrangement: u32,
+    chunks: Vec<Crc32c>,
+}
+
+/// All blobs in memory.
+#[derive(Debug)]
+pub(crate) struct Residents {
+    store: Store,
+    provider: Provider,
+    linger: Duration,
+    metrics: Metrics,
+    /// Told of everything that changes.
+    pub(crate) changed: Arc<Notify>,
+    all: Mutex<HashMap<BlobKey, Entry>>,
+    /// One lease at a time makes arenas, so that two that do not fit together do not each get half.
+    making: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    resident: Arc<Resident>,
+    /// Since when nobody leases it.
+    idle_since: Option<Instant>,
+}
+
+impl Entry {
+    /// Whoever leases it has it too.
+    fn is_leased(&self) -> bool {
+        Arc::strong_count(&self.resident) > 1
+    }
+}
+
+impl Residents {
+    pub(crate) fn new(store: Store, provider: Provider, linger: Duration, metrics: Metrics) -> Arc<Self> {
+        let (changed, all, making) = (Arc::default(), Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(Self { store, provider, linger, metrics, changed, all, making })
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<BlobKey, Entry>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blobs in memory for someone who leases them, made where they are not there: all of them or none. `name` is what they
+    /// are together.
+    pub(crate) async fn lease(
+        self: &Arc<Self>,
+        wanted: Vec<(BlobKey, SafetensorsHeader, u64)>,
+        name: &str,
+    ) -> Result<Vec<Arc<Resident>>, Refusal> {
+        let _making = self.making.lock().await;
+        let mut leased = Vec::with_capacity(wanted.len());
+        let mut missing = 0;
+        for (blob, header, bytes) in &wanted {
+            if self.known(blob).is_none() {
+                missing += Arrangement::of(header, *bytes).arena_bytes();
+            }
+        }
+        for (blob, header, bytes) in wanted {
+            let resident = match self.known(&blob) {
+                Some(resident) => resident,
+                None => self.make(blob, header, bytes, name, &mut missing).await?,
+            };
+            leased.push(resident);
+        }
+        Ok(leased)
+    }
+
+    /// The header of a blob that is in memory, and the blob's length.
+    pub(crate) fn header_of(&self, blob: &BlobKey) -> Option<(SafetensorsHeader, u64)> {
+        let resident = self.known(blob)?;
+        Some((resident.header().clone(), resident.arena().arrangement().blob_bytes()))
+    }
+
+    fn known(&self, blob: &BlobKey) -> Option<Arc<Resident>> {
+        self.all().get(blob).map(|entry| Arc::clone(&entry.resident))
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        blob: BlobKey,
+        header: SafetensorsHeader,
+        bytes: u64,
+        model: &str,
+        missing: &mut u64,
+    ) -> Result<Arc<Resident>, Refusal> {
+        let (arrangement, name) = (Arrangement::of(&header, bytes), format!("{ARENA}{blob}"));
+        let length = arrangement.arena_bytes();
+        let memory = loop {
+            let (provider, name, there) = (self.provider.clone(), name.clone(), self.usage());
+            let made = blocking(move || provider.make(&name, length, there)).await?;
+            match made.map_err(|error| Refusal::of(&error))? {
+                Ok(memory) => break memory,
+                Err(full) => match self.take_idlest() {
+                    Some(blob) => self.let_go(&blob).await?,
+                    None => return Err(no_room(model, *missing, &full)),
+                },
+            }
+        };
+        *missing -= length;
+        let arena = Arena::new(name, arrangement, memory, self.provider.clone(), Arc::clone(&self.changed));
+        let arena = arena.map_err(|error| Refusal::memory(format!("{model}: {error}")))?;
+        let resident = self.insert(Resident::new(
+            blob,
+            header,
+            Arc::new(arena),
+            Trust::Provisional,
+            Arc::clone(&self.changed),
+        ));
+        let landing = Arc::downgrade(&resident);
+        self.store.land_in(blob, landing as Weak<dyn Landing>);
+        tokio::spawn(Arc::clone(self).see_confirmed(Arc::downgrade(&resident)));
+        Ok(resident)
+    }
+
+    fn insert(&self, resident: Resident) -> Arc<Resident> {
+        let resident = Arc::new(resident);
+        let entry = Entry { resident: Arc::clone(&resident), idle_since: None };
+        self.all().insert(resident.blob(), entry);
+        self.measure();
+        resident
+    }
+
+    /// Has what is confirmed kept for the next agent, and what is wrong forgotten.
+    async fn see_confirmed(self: Arc<Self>, resident: Weak<Resident>) {
+        let Some(resident) = confirm(resident, self.store.clone()).await else { return };
+        let (blob, chunks) = (resident.blob(), resident.arena().checksums());
+        if let Trust::Wrong(why) = resident.trust() {
+            drop(resident);
+            return self.discard(&blob, &why);
+        }
+        drop(resident);
+        let Some(chunks) = chunks else { return };
+        let note = Note { arrangement: arrangement::VERSION, chunks };
+        let provider = self.provider.clone();
+        let kept = blocking(move || {
+            provider.with_keeper(|keeper| {
+                let note = keeper.note(&note)?;
+                keeper.put_plain(&format!("{NOTE}{blob}"), &[std::os::fd::AsFd::as_fd(&note)])
+            })
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!(%error, "the next agent will not find a model in memory");
+        }
+    }
+
+    /// Takes over what an earlier agent left with the keeper: what is whole, and still in the store.
+    pub(crate) async fn adopt(self: &Arc<Self>) -> Result<(), ExposeError> {
+        let provider = self.provider.clone();
+        let listed = blocking(move || provider.with_keeper(|keeper| keeper.list(ARENA))).await;
+        // When the agent ends at this moment there is nothing to take over.
+        let Ok(names) = listed else { return Ok(()) };
+        for name in names?.unwrap_or_default() {
+            let blob = name.strip_prefix(ARENA).and_then(|key| key.parse::<BlobKey>().ok());
+            let is_known = blob.is_some_and(|blob| self.known(&blob).is_some());
+            let adopted = match blob.filter(|_| !is_known) {
+                Some(blob) => self.adopt_one(blob, &name).await,
+                None => None,
+            };
+            match adopted {
+                Some(resident) => drop(self.insert(resident)),
+                None if is_known => {}
+                None => self.forget(name.strip_prefix(ARENA).unwrap_or_default().to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn adopt_one(&self, blob: BlobKey, name: &str) -> Option<Resident> {
+        let stored = self.store.stored_blob(blob).await.ok()??;
+        let header = super::table::stored_header(&stored, &self.store).await.ok()?;
+        let (provider, name) = (self.provider.clone(), name.to_owned());
+        let bytes = stored.manifest().blob_bytes;
+        let changed = Arc::clone(&self.changed);
+        let taken = blocking(move || {
+            let found = provider.with_keeper(|keeper| {
+                let note = keeper.attend_to(&format!("{NOTE}{blob}"))?.and_then(|mut found| found.pop());
+                let note = note.map(|note| keeper.read_note::<Note>(note)).transpose()?;
+                Ok((note, keeper.attend_to(&name)?.and_then(|mut found| found.pop())))
+            });
+            let (note, memory) = found.ok()??;
+            let note = note.filter(|note| note.arrangement == arrangement::VERSION)?;
+            let arrangement = Arrangement::of(&header, bytes);
+            let arena =
+                Arena::adopt(name, arrangement, memory?, provider, &note.chunks, Arc::clone(&changed));
+            let arena = Arc::new(arena.ok()?);
+            Some(Resident::new(blob, header, arena, Trust::Verified, changed))
+        });
+        taken.await.ok()?
+    }
+
+    /// Bytes of a blob turned out to be wrong: nobody is given it from here on, and who has it hears of it.
+    pub(crate) fn discard(&self, blob: &BlobKey, why: &str) {
+        let Some(entry) = self.all().remove(blob) else { return };
+        entry.resident.set_trust(Trust::Wrong(why.into()));
+        self.forget(blob.to_string());
+        self.measure();
+    }
+
+    fn usage(&self) -> Usage {
+        let all = self.all();
+        all.values().fold(Usage::default(), |sum, entry| {
+            let (provided, promised) = entry.resident.arena().provided();
+            Usage { bytes: sum.bytes + provided + promised, promised: sum.promised + promised }
+        })
+    }
+
+    fn measure(&self) {
+        self.metrics.resident_bytes.set(i64::try_from(self.usage().bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Takes out what nobody has leased for longest.
+    fn take_idlest(&self) -> Option<BlobKey> {
+        let mut all = self.all();
+        let idle = all.iter().filter(|(_, entry)| !entry.is_leased());
+        let longest = idle.min_by_key(|(_, entry)| entry.idle_since.unwrap_or_else(Instant::now));
+        let blob = *longest?.0;
+        all.remove(&blob);
+        Some(blob)
+    }
+
+    /// Has the keeper let go of an arena. Clients that have it mapped keep it.
+    async fn let_go(&self, blob: &BlobKey) -> Result<(), Refusal> {
+        self.measure();
+        let (provider, blob) = (self.provider.clone(), blob.to_string());
+        blocking(move || forget(&provider, &blob)).await
+    }
+
+    /// As [`Residents::let_go`], for those who do not wait for it.
+    fn forget(&self, blob: String) {
+        let provider = self.provider.clone();
+        drop(tokio::task::spawn_blocking(move || forget(&provider, &blob)));
+    }
+
+    /// Looks after them until nobody has them: what nobody leased for long enough goes, or sooner when the node is short of memory.
+    pub(crate) async fn look_after(this: Weak<Self>) {
+        loop {
+            sleep(LOOK).await;
+            let Some(this) = this.upgrade() else { return };
+            let is_short = this.provider.is_short();
+            let mut gone = Vec::new();
+            this.all().retain(|blob, entry| {
+                if entry.is_leased() {
+                    entry.idle_since = None;
+                    return true;
+                }
+                let idle = entry.idle_since.get_or_insert_with(Instant::now).elapsed();
+                let stays = idle < this.linger && !is_short;
+                if !stays {
+                    gone.push(*blob);
+                }
+                stays
+            });
+            for blob in gone {
+                tracing::debug!(%blob, is_short, "no longer in memory");
+                this.forget(blob.to_string());
+            }
+            this.measure();
+        }
+    }
+}
+
+fn forget(provider: &Provider, blob: &str) {
+    let asked = provider.with_keeper(|keeper| {
+        keeper.drop_name(&format!("{NOTE}{blob}"))?;
+        keeper.drop_name(&format!("{ARENA}{blob}"))
+    });
+    if let Err(error) = asked {
+        tracing::debug!(%error, "the keeper still has an arena");
+    }
+}
+
+fn no_room(model: &str, bytes: u64, full: &NoRoom) -> Refusal {
+    let limit = match full.limit {
+        u64::MAX => String::new(),
+        limit => format!(" of {}", display_bytes(limit)),
+    };
+    Refusal::memory(format!(
+        "{model}: {} of tensors do not fit into the memory for hand-off{limit}, of which {} is in use: {}; raise \
+         handoff.resident_limit and the keeper's --resident-limit, or map the files of the volume",
+        display_bytes(bytes),
+        display_bytes(full.used),
+        full.why
+    ))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::stopping())
+}

@@ -1,0 +1,179 @@
+//! What a lease is of: which files of a snapshot, and which tensors are where in their arenas.
+
+use std::{collections::BTreeMap, io::Write, os::fd::OwnedFd, sync::Arc};
+
+use bytes::Bytes;
+use prost::Message;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use weightd_proto::v1::{FailureKind, HandoffFile, HandoffTable, HandoffTensor};
+use weightd_store::{SnapshotEntry, SnapshotManifest, Store, StoreError, StoredBlob};
+use weightd_types::{BlobKey, ByteRange, Layout, ModelFiles, SafetensorsHeader, WeightIndex};
+
+use super::{refusal::Refusal, resident::Resident};
+use crate::reading::{Demands, Target};
+
+/// The files of a snapshot that someone wants.
+pub(crate) fn chosen<'m>(
+    manifest: &'m SnapshotManifest,
+    files: &[String],
+) -> Result<Vec<&'m SnapshotEntry>, Refusal> {
+    let named = |name: &String| {
+        let found = manifest.objects.iter().find(|entry| entry.object.path.as_str() == name);
+        let missing =
+            || Refusal::new(FailureKind::NotFound, format!("{} has no file {name:?}", manifest.source));
+        let entry = found.ok_or_else(missing)?;
+        match entry.object.path.is_safetensors() {
+            true => Ok(entry),
+            false => Err(Refusal::usage(format!(
+                "{}: {name} holds no tensors: it is no .safetensors file",
+                manifest.source
+            ))),
+        }
+    };
+    files.iter().map(named).collect()
+}
+
+/// Which files hold the model, when nobody says: those at the top of the snapshot.
+pub(crate) fn at_top(manifest: &SnapshotManifest) -> Result<ModelFiles<'_>, Refusal> {
+    let paths = manifest.objects.iter().map(|entry| entry.object.path.as_str());
+    let found = ModelFiles::among(paths.filter(|path| !path.contains('/')));
+    match found {
+        ModelFiles::None => Err(Refusal::new(
+            FailureKind::NotFound,
+            format!("{} has no .safetensors file at its top", manifest.source),
+        )),
+        ModelFiles::Ambiguous(indices) => Err(Refusal::usage(format!(
+            "{} has {} indices ({}): name the files of one model",
+            manifest.source,
+            indices.len(),
+            indices.join(", ")
+        ))),
+        found => Ok(found),
+    }
+}
+
+/// The shards that an index names.
+pub(crate) fn shards(manifest: &SnapshotManifest, name: &str, json: &[u8]) -> Result<Vec<String>, Refusal> {
+    let invalid = |error| Refusal::new(FailureKind::Corrupt, format!("{}/{name} {error}", manifest.source));
+    let index = WeightIndex::parse(json).map_err(invalid)?;
+    let is_there = |shard: &str| manifest.objects.iter().any(|entry| entry.object.path.as_str() == shard);
+    index.check_shards(is_there).map_err(invalid)?;
+    Ok(index.shards().into_iter().map(str::to_owned).collect())
+}
+
+/// The header that a blob begins with, and the blob's length, if that can be known without its bytes.
+pub(crate) async fn header(
+    store: &Store,
+    demands: &Arc<dyn Demands>,
+    manifest: &SnapshotManifest,
+    entry: &SnapshotEntry,
+) -> Result<Option<(SafetensorsHeader, u64)>, Refusal> {
+    let path = &entry.object.path;
+    let corrupt =
+        |why: String| Refusal::new(FailureKind::Corrupt, format!("{}/{path} {why}", manifest.source));
+    let store_failed = |error: StoreError| Refusal::new(FailureKind::Unavailable, error.to_string());
+    if let Some(stored) = store.stored_blob(entry.blob).await.map_err(store_failed)? {
+        let bytes = stored.manifest().blob_bytes;
+        return Ok(Some((stored_header(&stored, store).await.map_err(corrupt)?, bytes)));
+    }
+    if entry.blob.layout == Layout::Original {
+        return Ok(None);
+    }
+    let raw = match store.recorded_header(entry.blob, &entry.object).await.map_err(store_failed)? {
+        Some(recorded) if !recorded.is_empty() => recorded,
+        _ => demands.header(manifest.key(), entry.blob).await?,
+    };
+    let own = SafetensorsHeader::parse(raw, entry.object.size).map_err(|error| corrupt(error.to_string()))?;
+    let placement = own.aligned().map_err(|error| corrupt(error.to_string()))?;
+    let bytes = placement.blob_len();
+    let header = SafetensorsHeader::parse(placement.literal().clone(), bytes);
+    Ok(Some((header.map_err(|error| corrupt(error.to_string()))?, bytes)))
+}
+
+/// The header that a complete blob begins with. The error is for people.
+pub(crate) async fn stored_header(stored: &StoredBlob, store: &Store) -> Result<SafetensorsHeader, String> {
+    let bytes = stored.manifest().blob_bytes;
+    let literal = stored.placement().literal();
+    let raw = if literal.is_empty() { read_header(stored, store).await? } else { literal.clone() };
+    SafetensorsHeader::parse(raw, bytes).map_err(|error| error.to_string())
+}
+
+/// Reads as many chunks of a blob as its header takes.
+async fn read_header(stored: &StoredBlob, store: &Store) -> Result<Bytes, String> {
+    let bytes = stored.manifest().blob_bytes;
+    let mut raw = Vec::new();
+    let mut needed = 1;
+    for chunk in 0..stored.placement().chunk_count() {
+        if raw.len() as u64 >= needed {
+            break;
+        }
+        let read = stored.check_chunk(chunk, store.pool().acquire().await).await;
+        let (buffer, good) = read.map_err(|error| error.to_string())?;
+        if !good {
+            return Err("has a damaged header on disk".to_owned());
+        }
+        raw.extend_from_slice(&buffer);
+        needed = SafetensorsHeader::length(&raw, bytes).map_err(|error| error.to_string())?;
+    }
+    raw.truncate(usize::try_from(needed).map_err(|error| error.to_string())?);
+    Ok(raw.into())
+}
+
+/// A chunk of a blob, for whoever waits for all of it.
+pub(crate) fn target(manifest: &SnapshotManifest, blob: BlobKey, chunk: u32, range: ByteRange) -> Target {
+    Target { snapshot: manifest.key(), blob, chunk, range }
+}
+
+/// The table of a lease: a sealed file in memory, and its length. Files are in the order of `files`, with the number of the
+/// arena that each is in.
+pub(crate) fn table(
+    files: &[(String, usize)],
+    residents: &[Arc<Resident>],
+) -> Result<(OwnedFd, u64), Refusal> {
+    let number = |number: usize| u32::try_from(number).expect("files and tensors are counted in 32 bits");
+    let mut table = HandoffTable::default();
+    for (at, (path, arena)) in files.iter().enumerate() {
+        let (resident, file) = (&residents[*arena], number(at));
+        let header = resident.header();
+        let metadata = header.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        table.files.push(HandoffFile { path: path.clone(), metadata });
+        let (data, arrangement) = (header.raw().len() as u64, resident.arena().arrangement());
+        table.tensors.extend(header.tensors().iter().map(|(name, info)| {
+            let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+            HandoffTensor {
+                name: name.clone(),
+                dtype: info.dtype.to_string(),
+                shape: info.shape.iter().map(|&length| length as u64).collect(),
+                file,
+                arena: number(*arena),
+                offset: if start == end { 0 } else { arrangement.place_of(data + start) },
+                bytes: end - start,
+            }
+        }));
+    }
+    let bytes = table.encode_to_vec();
+    let failed =
+        |error: std::io::Error| Refusal::memory(format!("the table of tensors cannot be made: {error}"));
+    let sealed = || {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = std::fs::File::from(memfd_create("weightd-table", flags)?);
+        file.write_all(&bytes)?;
+        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals)?;
+        Ok(file)
+    };
+    Ok((sealed().map_err(failed)?.into(), bytes.len() as u64))
+}
+
+/// A tensor that two of the files have.
+pub(crate) fn check_names(files: &[(String, usize)], residents: &[Arc<Resident>]) -> Result<(), Refusal> {
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for (path, arena) in files {
+        for (name, _) in residents[*arena].header().tensors() {
+            if let Some(first) = seen.insert(name, path) {
+                return Err(Refusal::usage(format!("{first} and {path} both hold the tensor {name:?}")));
+            }
+        }
+    }
+    Ok(())
+}
