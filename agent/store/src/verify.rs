@@ -1,8 +1,9 @@
 //! Finding rot: stored chunks are read and compared with what was recorded.
 
-use std::{ops::Range, sync::Arc};
+use std::{io::IoSliceMut, ops::Range, sync::Arc};
 
 use bytes::Bytes;
+use rustix::io::{ReadWriteFlags, preadv2};
 use weightd_types::{BlobKey, ByteRange, Crc32c, Placement, SnapshotKey};
 
 use crate::{
@@ -79,6 +80,29 @@ impl StoredBlob {
             self.store.metrics().bad_chunks.inc();
         }
         Ok((buffer, good))
+    }
+
+    /// Takes a chunk from the page cache, without waiting for the disk. Says whether all of it was there, and is what was
+    /// recorded; else the buffer is as good as empty.
+    pub fn take_cached_chunk(&self, chunk: u32, buffer: &mut Buffer) -> bool {
+        let range = self.placement.chunk_range(chunk);
+        let len = index(range.len());
+        buffer.clear();
+        if range.end > self.file.len() || buffer.capacity() < len {
+            return false;
+        }
+        let memory = &mut buffer.spare_mut()[..len];
+        let mut taken = 0;
+        while taken < len {
+            let part = &mut [IoSliceMut::new(&mut memory[taken..])];
+            let at = range.start + taken as u64;
+            match preadv2(self.file.buffered(), part, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) | Err(_) => return false,
+                Ok(read) => taken += read,
+            }
+        }
+        buffer.set_len(len);
+        Crc32c::of(buffer) == self.manifest.chunk_crc32c[chunk as usize]
     }
 
     /// Writes right bytes over a bad chunk. `buffer` holds the whole chunk.

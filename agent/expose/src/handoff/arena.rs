@@ -119,6 +119,11 @@ impl Arena {
         Ok(Self { name, arrangement, mapping, lent, provider, steps, chunks, changes, changed })
     }
 
+    /// What it is called, with the keeper too.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn arrangement(&self) -> &Arrangement {
         &self.arrangement
     }

@@ -1,6 +1,12 @@
 //! One client's lease, from its first message to the end of its connection.
 
-use std::{collections::VecDeque, io, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt, TryStreamExt};
 use rustix::net::UCred;
@@ -52,8 +58,10 @@ struct Lease {
     residents: Vec<Arc<Resident>>,
     progress: Progress,
     condition: watch::Receiver<Condition>,
-    /// What the client wants before others: arena and chunks.
-    wanted: VecDeque<(usize, Range<u32>)>,
+    /// Tensors that the client wants before others, by their positions in the table.
+    wanted: VecDeque<u32>,
+    /// What is brought now: arena and chunks.
+    current: Option<(usize, Range<u32>)>,
     /// What is brought when nothing is wanted; empty when nothing else shall be.
     rest: VecDeque<(usize, Range<u32>)>,
     loads: JoinSet<Result<(), String>>,
@@ -156,7 +164,7 @@ impl Lease {
                 all.map(|(at, resident)| (at, 0..resident.arena().arrangement().chunk_count())).collect()
             }
         };
-        let (wanted, loads) = (VecDeque::new(), JoinSet::new());
+        let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
         let lease = Self {
             inner,
             manifest,
@@ -165,6 +173,7 @@ impl Lease {
             progress,
             condition,
             wanted,
+            current,
             rest,
             loads,
             _hold: hold,
@@ -257,23 +266,34 @@ impl Lease {
     fn take(&mut self, request: HandoffRequest) -> Result<(), Refusal> {
         match request.request {
             Some(Request::Want(HandoffWant { tensors, .. })) => {
-                let mut wanted = VecDeque::new();
+                let there = self.progress.tensors();
+                let mut wanted: Vec<u32> = Vec::new();
                 for HandoffRange { start, end } in tensors {
-                    if start > end || end > self.progress.tensors() {
-                        let tensors = self.progress.tensors();
+                    if start > end || end > there {
                         return Err(Refusal::usage(self.about(&format!(
-                            "the tensors {start} to {end} were wanted, and there are {tensors}"
+                            "the tensors {start} to {end} were wanted, and there are {there}"
                         ))));
                     }
-                    wanted.extend((start..end).filter_map(|position| self.place_of(position)));
+                    // Who wants the same again and again gets it once.
+                    let room = (2 * there as usize).saturating_sub(wanted.len());
+                    wanted.extend((start..end).take(room));
                 }
                 // What is wanted last is waited for now.
-                wanted.append(&mut self.wanted);
-                self.wanted = wanted;
+                self.rest.extend(self.current.take());
+                self.want(wanted);
                 Ok(())
             }
             Some(Request::Open(_)) => Err(Refusal::usage("a lease is opened once")),
             None => Err(Refusal::usage("a message of a kind that this agent does not know")),
+        }
+    }
+
+    /// Puts tensors before those that were wanted earlier, as many of which are remembered as there are tensors.
+    fn want(&mut self, tensors: Vec<u32>) {
+        let is_news: HashSet<u32> = tensors.iter().copied().collect();
+        self.wanted.retain(|position| !is_news.contains(position));
+        for position in tensors.into_iter().rev() {
+            self.wanted.push_front(position);
         }
     }
 
@@ -296,13 +316,16 @@ impl Lease {
 
     fn next(&mut self) -> Option<(usize, u32)> {
         loop {
-            let queue = if self.wanted.is_empty() { &mut self.rest } else { &mut self.wanted };
-            let (arena, chunks) = queue.front_mut()?;
+            if self.current.is_none() {
+                let wanted = self.wanted.pop_front().and_then(|position| self.place_of(position));
+                self.current = wanted.or_else(|| self.rest.pop_front());
+            }
+            let (arena, chunks) = self.current.as_mut()?;
             let arena = *arena;
             match chunks.next() {
                 Some(chunk) if self.residents[arena].is_here(chunk) => {}
                 Some(chunk) => return Some((arena, chunk)),
-                None => drop(queue.pop_front()),
+                None => self.current = None,
             }
         }
     }

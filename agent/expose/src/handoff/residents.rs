@@ -2,8 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -23,9 +26,9 @@ use super::{
 };
 use crate::{ExposeError, Metrics, keeper::NoRoom};
 
-/// What arenas are called with the keeper, before their blob's key.
+/// What arenas are called with the keeper, before their blob's key and what tells those of one blob apart.
 const ARENA: &str = "handoff-arena/";
-/// What is remembered of one that is whole.
+/// What is remembered of one that is whole, before its name.
 const NOTE: &str = "handoff-note/";
 /// How often it is looked what nobody leases any more.
 const LOOK: Duration = Duration::from_secs(1);
@@ -118,7 +121,7 @@ impl Residents {
         model: &str,
         missing: &mut u64,
     ) -> Result<Arc<Resident>, Refusal> {
-        let (arrangement, name) = (Arrangement::of(&header, bytes), format!("{ARENA}{blob}"));
+        let (arrangement, name) = (Arrangement::of(&header, bytes), name_of(&blob));
         let length = arrangement.arena_bytes();
         let memory = loop {
             let (provider, name, there) = (self.provider.clone(), name.clone(), self.usage());
@@ -126,13 +129,14 @@ impl Residents {
             match made.map_err(|error| Refusal::of(&error))? {
                 Ok(memory) => break memory,
                 Err(full) => match self.take_idlest() {
-                    Some(blob) => self.let_go(&blob).await?,
+                    Some(arena) => self.let_go(arena).await?,
                     None => return Err(no_room(model, *missing, &full)),
                 },
             }
         };
         *missing -= length;
-        let arena = Arena::new(name, arrangement, memory, self.provider.clone(), Arc::clone(&self.changed));
+        let arena =
+            Arena::new(name.clone(), arrangement, memory, self.provider.clone(), Arc::clone(&self.changed));
         let arena = arena.map_err(|error| Refusal::memory(format!("{model}: {error}")))?;
         let resident = self.insert(Resident::new(
             blob,
@@ -159,6 +163,7 @@ impl Residents {
     async fn see_confirmed(self: Arc<Self>, resident: Weak<Resident>) {
         let Some(resident) = confirm(resident, self.store.clone()).await else { return };
         let (blob, chunks) = (resident.blob(), resident.arena().checksums());
+        let name = resident.arena().name().to_owned();
         if let Trust::Wrong(why) = resident.trust() {
             drop(resident);
             return self.discard(&blob, &why);
@@ -170,7 +175,7 @@ impl Residents {
         let kept = blocking(move || {
             provider.with_keeper(|keeper| {
                 let note = keeper.note(&note)?;
-                keeper.put_plain(&format!("{NOTE}{blob}"), &[std::os::fd::AsFd::as_fd(&note)])
+                keeper.put_plain(&format!("{NOTE}{name}"), &[std::os::fd::AsFd::as_fd(&note)])
             })
         });
         if let Ok(Err(error)) = kept.await {
@@ -185,16 +190,18 @@ impl Residents {
         // When the agent ends at this moment there is nothing to take over.
         let Ok(names) = listed else { return Ok(()) };
         for name in names?.unwrap_or_default() {
-            let blob = name.strip_prefix(ARENA).and_then(|key| key.parse::<BlobKey>().ok());
+            let key = name.strip_prefix(ARENA).and_then(|rest| rest.split('/').next());
+            let blob = key.and_then(|key| key.parse::<BlobKey>().ok());
             let is_known = blob.is_some_and(|blob| self.known(&blob).is_some());
             let adopted = match blob.filter(|_| !is_known) {
                 Some(blob) => self.adopt_one(blob, &name).await,
                 None => None,
             };
+            let is_ours = || self.all().values().any(|entry| entry.resident.arena().name() == name);
             match adopted {
                 Some(resident) => drop(self.insert(resident)),
-                None if is_known => {}
-                None => self.forget(name.strip_prefix(ARENA).unwrap_or_default().to_owned()),
+                None if is_ours() => {}
+                None => self.forget(name),
             }
         }
         Ok(())
@@ -208,7 +215,7 @@ impl Residents {
         let changed = Arc::clone(&self.changed);
         let taken = blocking(move || {
             let found = provider.with_keeper(|keeper| {
-                let note = keeper.attend_to(&format!("{NOTE}{blob}"))?.and_then(|mut found| found.pop());
+                let note = keeper.attend_to(&format!("{NOTE}{name}"))?.and_then(|mut found| found.pop());
                 let note = note.map(|note| keeper.read_note::<Note>(note)).transpose()?;
                 Ok((note, keeper.attend_to(&name)?.and_then(|mut found| found.pop())))
             });
@@ -227,7 +234,7 @@ impl Residents {
     pub(crate) fn discard(&self, blob: &BlobKey, why: &str) {
         let Some(entry) = self.all().remove(blob) else { return };
         entry.resident.set_trust(Trust::Wrong(why.into()));
-        self.forget(blob.to_string());
+        self.forget(entry.resident.arena().name().to_owned());
         self.measure();
     }
 
@@ -243,27 +250,26 @@ impl Residents {
         self.metrics.resident_bytes.set(i64::try_from(self.usage().bytes).unwrap_or(i64::MAX));
     }
 
-    /// Takes out what nobody has leased for longest.
-    fn take_idlest(&self) -> Option<BlobKey> {
+    /// Takes out what nobody has leased for longest. Says what its arena is called.
+    fn take_idlest(&self) -> Option<String> {
         let mut all = self.all();
         let idle = all.iter().filter(|(_, entry)| !entry.is_leased());
         let longest = idle.min_by_key(|(_, entry)| entry.idle_since.unwrap_or_else(Instant::now));
         let blob = *longest?.0;
-        all.remove(&blob);
-        Some(blob)
+        all.remove(&blob).map(|entry| entry.resident.arena().name().to_owned())
     }
 
     /// Has the keeper let go of an arena. Clients that have it mapped keep it.
-    async fn let_go(&self, blob: &BlobKey) -> Result<(), Refusal> {
+    async fn let_go(&self, arena: String) -> Result<(), Refusal> {
         self.measure();
-        let (provider, blob) = (self.provider.clone(), blob.to_string());
-        blocking(move || forget(&provider, &blob)).await
+        let provider = self.provider.clone();
+        blocking(move || forget(&provider, &arena)).await
     }
 
     /// As [`Residents::let_go`], for those who do not wait for it.
-    fn forget(&self, blob: String) {
+    fn forget(&self, arena: String) {
         let provider = self.provider.clone();
-        drop(tokio::task::spawn_blocking(move || forget(&provider, &blob)));
+        drop(tokio::task::spawn_blocking(move || forget(&provider, &arena)));
     }
 
     /// Looks after them until nobody has them: what nobody leased for long enough goes, or sooner when the node is short of memory.
@@ -273,7 +279,7 @@ impl Residents {
             let Some(this) = this.upgrade() else { return };
             let is_short = this.provider.is_short();
             let mut gone = Vec::new();
-            this.all().retain(|blob, entry| {
+            this.all().retain(|_, entry| {
                 if entry.is_leased() {
                     entry.idle_since = None;
                     return true;
@@ -281,27 +287,34 @@ impl Residents {
                 let idle = entry.idle_since.get_or_insert_with(Instant::now).elapsed();
                 let stays = idle < this.linger && !is_short;
                 if !stays {
-                    gone.push(*blob);
+                    gone.push(entry.resident.arena().name().to_owned());
                 }
                 stays
             });
-            for blob in gone {
-                tracing::debug!(%blob, is_short, "no longer in memory");
-                this.forget(blob.to_string());
+            for arena in gone {
+                tracing::debug!(arena, is_short, "no longer in memory");
+                this.forget(arena);
             }
             this.measure();
         }
     }
 }
 
-fn forget(provider: &Provider, blob: &str) {
+fn forget(provider: &Provider, arena: &str) {
     let asked = provider.with_keeper(|keeper| {
-        keeper.drop_name(&format!("{NOTE}{blob}"))?;
-        keeper.drop_name(&format!("{ARENA}{blob}"))
+        keeper.drop_name(&format!("{NOTE}{arena}"))?;
+        keeper.drop_name(arena)
     });
     if let Err(error) = asked {
         tracing::debug!(%error, "the keeper still has an arena");
     }
+}
+
+/// What an arena of a blob is called: never as another one, which someone may still have.
+fn name_of(blob: &BlobKey) -> String {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    format!("{ARENA}{blob}/{since}-{}", MADE.fetch_add(1, Ordering::Relaxed))
 }
 
 fn no_room(model: &str, bytes: u64, full: &NoRoom) -> Refusal {

@@ -37,6 +37,8 @@ const KEPT: &str = "handoff-socket/";
 /// Who may connect to a snapshot's socket: whoever gets there, which is who has a volume of it.
 const EVERYONE: u32 = 0o666;
 const ROOT: u32 = 0o600;
+/// Of all leases, one socket's clients may have so many.
+const SHARE: usize = 4;
 /// After an error of the system, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -49,6 +51,7 @@ pub(crate) struct Sockets {
     runtime: Handle,
     /// Snapshots that are listened for; cancelled, they are not.
     listening: Mutex<HashMap<SnapshotKey, CancellationToken>>,
+    /// How many there are, and how many there may be. One socket's clients leave room for those of others.
     leases: Arc<AtomicUsize>,
     most_leases: usize,
     /// Whether the node's socket was made.
@@ -203,6 +206,7 @@ impl Sockets {
 }
 
 async fn accept_all(this: Weak<Sockets>, listener: PacketListener, scope: Scope) {
+    let own_leases = Arc::default();
     loop {
         let accepted = listener.accept().await;
         let Some(this) = this.upgrade() else { return };
@@ -210,10 +214,14 @@ async fn accept_all(this: Weak<Sockets>, listener: PacketListener, scope: Scope)
             Ok((packets, who)) => {
                 let Some(inner) = this.inner.upgrade() else { return };
                 let (ended, most) = (this.ended.clone(), this.most_leases);
-                let leases = Counted::one_more(&this.leases);
+                let own_most = most.div_ceil(SHARE);
+                let (all, own) = (Counted::one_more(&this.leases), Counted::one_more(&own_leases));
                 tokio::spawn(async move {
-                    if leases.count() > most {
-                        let message = format!("there are {most} leases already: handoff.leases");
+                    let (all, own) = (all, own);
+                    if all.number > most || own.number > own_most {
+                        let message = format!(
+                            "there are {own_most} leases of this volume, or {most} of this node: handoff.leases"
+                        );
                         let refusal = Refusal::new(FailureKind::TryAgain, message).into_message();
                         let answer = HandoffAnswer { answer: Some(Answer::Failed(refusal)) };
                         let _ = tokio::time::timeout(PAUSE, packets.send(&answer, &[])).await;
@@ -236,6 +244,7 @@ async fn accept_all(this: Weak<Sockets>, listener: PacketListener, scope: Scope)
 /// One of those that are counted, for as long as it lives.
 struct Counted {
     counter: Arc<AtomicUsize>,
+    /// How many there were with it when it came.
     number: usize,
 }
 
@@ -243,11 +252,6 @@ impl Counted {
     fn one_more(counter: &Arc<AtomicUsize>) -> Self {
         let number = counter.fetch_add(1, Ordering::AcqRel) + 1;
         Self { counter: Arc::clone(counter), number }
-    }
-
-    /// How many there were with it when it came.
-    fn count(&self) -> usize {
-        self.number
     }
 }
 

@@ -157,11 +157,14 @@ impl Chunks {
         memory: &impl Room,
     ) -> Result<Loaded, String> {
         let crc = blob.manifest().chunk_crc32c[target.chunk as usize];
-        let check = async || {
-            let checked = blob.check_chunk(target.chunk, memory.buffer().await).await;
-            checked.map_err(|error| text(&error))
-        };
-        if let (buffer, true) = check().await? {
+        let check =
+            async |buffer: Buffer| blob.check_chunk(target.chunk, buffer).await.map_err(|error| text(&error));
+        let mut buffer = memory.buffer().await;
+        if blob.take_cached_chunk(target.chunk, &mut buffer) {
+            self.metrics.served_chunks.inc();
+            return Ok(Loaded { buffer, crc });
+        }
+        if let (buffer, true) = check(buffer).await? {
             self.metrics.served_chunks.inc();
             return Ok(Loaded { buffer, crc });
         }
@@ -170,7 +173,7 @@ impl Chunks {
         // What is open may not be the blob any more: the next read opens it anew, or demands what is missing.
         self.close(&target.blob);
         repaired?;
-        match check().await? {
+        match check(memory.buffer().await).await? {
             (buffer, true) => Ok(Loaded { buffer, crc }),
             _ => Err("a chunk is damaged on disk; the next read looks again".to_owned()),
         }
