@@ -12,9 +12,12 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! And always of the sockets where it lends tensors in shared memory: [`handoff`].
 
 #[cfg(feature = "control")]
 mod control;
+pub mod handoff;
 
 #[cfg(feature = "control")]
 pub use control::{Client, ConnectError, DEFAULT_SOCKET, Error, Events};
