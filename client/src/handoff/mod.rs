@@ -41,6 +41,7 @@ pub use opening::Opening;
 pub use safetensors::Dtype;
 pub use session::Session;
 pub use table::{File, Table, Tensor};
+pub use weightd_proto::v1::FailureKind;
 
 /// Where the agent of a node lends tensors of any snapshot, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weightd/handoff.sock";
