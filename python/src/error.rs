@@ -1,8 +1,9 @@
 //! What goes wrong, and the Python exception it becomes.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use pyo3::PyErr;
+use weightd_client::handoff::{self, FailureKind};
 use weightd_types::{HeaderError, WeightIndexError};
 
 /// Longest message. A header from outside may have a name of megabytes, which its parser repeats.
@@ -13,8 +14,27 @@ const MESSAGE_CHARACTERS: usize = 1000;
 pub(crate) enum Error {
     #[error("{}: no such file or directory", .0.display())]
     NotFound(PathBuf),
-    #[error("{} is a URI, and a path is needed: show it as a directory (`weightctl mount URI DIRECTORY`) and open that", .0.display())]
+    #[error("{} is a URI, which only an agent can open, and agent=False forbids to ask one: show it as a directory (`weightctl mount URI DIRECTORY`) and open that", .0.display())]
     Uri(PathBuf),
+    #[error("{what}: {source}{}", remedy(what, source))]
+    Handoff {
+        /// Path or URI.
+        what: String,
+        #[source]
+        source: handoff::Error,
+    },
+    #[error("{what}: the agent went away, and no other came within {} s; tensors that were ready stay right, for the others open it again once weightd runs", waited.as_secs())]
+    Lost {
+        /// Path or URI.
+        what: String,
+        waited: Duration,
+    },
+    #[error("{} is not below the directory of {}: an agent knows its files by where they are from there", path.display(), socket.display())]
+    NotBelow { path: PathBuf, socket: PathBuf },
+    #[error(
+        "{what}: the agent sent tensors of {file}, which was not asked for; it is broken, or of another version than this package"
+    )]
+    OtherFile { what: String, file: String },
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -64,6 +84,10 @@ mod exceptions {
     import_exception!(weightd.errors, Closed);
     import_exception!(weightd.errors, CannotShare);
     import_exception!(weightd.errors, NoMemory);
+    import_exception!(weightd.errors, NoAgent);
+    import_exception!(weightd.errors, NotPermitted);
+    import_exception!(weightd.errors, AgentFailed);
+    import_exception!(weightd.errors, Unsupported);
 }
 
 impl From<Error> for PyErr {
@@ -83,12 +107,55 @@ impl From<Error> for PyErr {
             Error::Closed(_) => exceptions::Closed::new_err(message),
             Error::Share { .. } => exceptions::CannotShare::new_err(message),
             Error::NoMemory { .. } => exceptions::NoMemory::new_err(message),
+            Error::Handoff { source, .. } => of_agent(&source, message),
+            Error::Lost { .. } => exceptions::NoAgent::new_err(message),
+            Error::NotBelow { .. } => exceptions::Unsupported::new_err(message),
+            Error::OtherFile { .. } => exceptions::AgentFailed::new_err(message),
         }
     }
 }
 
+/// What an agent says, or that it says nothing.
+fn of_agent(error: &handoff::Error, message: String) -> PyErr {
+    if matches!(error, handoff::Error::Failed { .. } | handoff::Error::Connect { .. }) {
+        match error.kind() {
+            FailureKind::NotFound => return exceptions::NotFound::new_err(message),
+            FailureKind::Corrupt => return exceptions::InvalidFile::new_err(message),
+            FailureKind::NotPermitted => return exceptions::NotPermitted::new_err(message),
+            FailureKind::Memory => return exceptions::NoMemory::new_err(message),
+            FailureKind::Unspecified
+            | FailureKind::Usage
+            | FailureKind::Unavailable
+            | FailureKind::Disk
+            | FailureKind::TryAgain => {}
+        }
+    }
+    match error {
+        handoff::Error::Connect { .. } | handoff::Error::Silent { .. } | handoff::Error::AgentGone { .. } => {
+            exceptions::NoAgent::new_err(message)
+        }
+        handoff::Error::Failed { .. }
+        | handoff::Error::Broken { .. }
+        | handoff::Error::Changed { .. }
+        | handoff::Error::System { .. } => exceptions::AgentFailed::new_err(message),
+    }
+}
+
+/// What to do, behind the message.
+fn remedy(what: &str, error: &handoff::Error) -> String {
+    if let Some(remedy) = error.remedy() {
+        return format!("; {remedy}");
+    }
+    match error {
+        handoff::Error::Connect { .. } if what.contains("://") => {
+            "; name its socket with agent= or WEIGHTD_HANDOFF_SOCKET, or show the model as a directory (`weightctl mount URI DIRECTORY`) and open that".to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
 /// A message that cannot break the log it ends in.
-fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     let mut line: String =
         message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_CHARACTERS).collect();
     if message.chars().nth(MESSAGE_CHARACTERS).is_some() {

@@ -1,13 +1,17 @@
 //! The Python package `weightd`: the tensors of a model, as frameworks take them, without a copy.
 //!
-//! Here is what Python cannot do: checking headers, mapping files, and lending memory by DLPack. What frameworks want
+//! Here is what Python cannot do: checking headers, mapping files and what an agent lends, and lending memory by DLPack. What frameworks want
 //! on top is Python, in `weightd/` beside this crate.
 
+mod borrow;
 mod dlpack;
 mod dtype;
 mod error;
 mod files;
+mod lease;
 mod memory;
+mod model;
+mod opening;
 mod tensor;
 mod tensors;
 
@@ -17,8 +21,5 @@ use pyo3::pymodule;
 #[pymodule(name = "_native")]
 mod native {
     #[pymodule_export]
-    use crate::{
-        tensor::Tensor,
-        tensors::{Tensors, open},
-    };
+    use crate::{opening::open, tensor::Tensor, tensors::Tensors};
 }

@@ -6,9 +6,11 @@ use std::{
     fs::File,
     io,
     ptr::{self, NonNull},
+    sync::Arc,
 };
 
 use memmap2::{MmapOptions, MmapRaw};
+use weightd_client::handoff::Session;
 
 /// Where copies begin: a cache line, which is what JAX needs to use memory in place.
 const COPY_ALIGNMENT: usize = 64;
@@ -18,6 +20,8 @@ const COPY_ALIGNMENT: usize = 64;
 pub(crate) enum Memory {
     /// A private mapping of a file: what is written stays here.
     Mapped(MmapRaw),
+    /// A private mapping of an arena, and what must not end before it.
+    Lent { map: MmapRaw, _lease: Arc<Session> },
     /// A copy of a tensor.
     Copied(Copied),
 }
@@ -36,6 +40,16 @@ impl Memory {
         Ok(Self::Mapped(MmapRaw::from(map)))
     }
 
+    /// An arena that an agent lends as long as the session lasts.
+    pub(crate) fn lent(map: MmapRaw, session: Arc<Session>) -> Self {
+        Self::Lent { map, _lease: session }
+    }
+
+    /// For tensors without bytes.
+    pub(crate) fn nothing() -> Self {
+        Self::Copied(Copied::new(0).expect("there is room for one cache line"))
+    }
+
     /// A copy of `length` bytes from `offset` on, at an address that suits every type. None when there is no memory for it.
     pub(crate) fn copy(&self, offset: usize, length: usize) -> Option<Self> {
         assert!(offset.checked_add(length).is_some_and(|end| end <= self.len()), "a part of this memory");
@@ -48,7 +62,7 @@ impl Memory {
     /// Its first byte.
     pub(crate) fn start(&self) -> *mut u8 {
         match self {
-            Self::Mapped(map) => map.as_mut_ptr(),
+            Self::Mapped(map) | Self::Lent { map, .. } => map.as_mut_ptr(),
             Self::Copied(copied) => copied.start.as_ptr(),
         }
     }
@@ -56,7 +70,7 @@ impl Memory {
     /// How many bytes it has.
     fn len(&self) -> usize {
         match self {
-            Self::Mapped(map) => map.len(),
+            Self::Mapped(map) | Self::Lent { map, .. } => map.len(),
             Self::Copied(copied) => copied.length,
         }
     }

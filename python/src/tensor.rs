@@ -3,16 +3,18 @@
 use std::{path::Path, sync::Arc};
 
 use pyo3::{
+    IntoPyObjectExt,
     prelude::*,
     types::{PyDict, PyTuple},
 };
 use safetensors::Dtype;
 
 use crate::{
+    borrow::is_uri,
     dlpack::{self, Shared},
     dtype,
     error::Error,
-    files::Entry,
+    lease::Lease,
     memory::Memory,
 };
 
@@ -27,46 +29,54 @@ pub(crate) struct Tensor {
     name: Arc<str>,
     dtype: Dtype,
     shape: Arc<[usize]>,
+    bytes: usize,
+    place: Place,
+}
+
+/// Where the bytes of a tensor are.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// There.
+    Here { memory: Arc<Memory>, offset: usize },
+    /// In an arena that an agent lends, when it has come.
+    Lent { lease: Arc<Lease>, position: usize, offset: usize },
+}
+
+/// A tensor that is there.
+struct Present<'a> {
+    tensor: &'a Tensor,
     memory: Arc<Memory>,
     offset: usize,
-    bytes: usize,
 }
 
 impl Tensor {
-    pub(crate) fn new(entry: &Entry<'_>) -> Self {
-        let (start, end) = entry.info.data_offsets;
-        Self {
-            file: entry.file.path.clone(),
-            name: entry.name.into(),
-            dtype: entry.info.dtype,
-            shape: entry.info.shape.as_slice().into(),
-            memory: entry.file.memory.clone(),
-            offset: entry.offset(),
-            bytes: end - start,
-        }
+    pub(crate) fn new(
+        file: Arc<Path>,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: usize,
+        place: Place,
+    ) -> Self {
+        Self { file, name: name.into(), dtype, shape: shape.into(), bytes, place }
     }
 
-    fn address(&self) -> usize {
-        self.memory.start() as usize + self.offset
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
-    fn is_aligned(&self) -> bool {
-        self.address().is_multiple_of(dtype::alignment(self.dtype))
+    /// The file it is in.
+    pub(crate) fn path(&self) -> &Path {
+        &self.file
     }
 
-    fn copy(&self) -> Result<Self, Error> {
-        let no_memory = || Error::NoMemory {
-            path: self.file.to_path_buf(),
-            tensor: self.name.to_string(),
-            bytes: self.bytes,
+    /// Waits until it is there.
+    fn present(&self, py: Python<'_>) -> PyResult<Present<'_>> {
+        let (memory, offset) = match &self.place {
+            Place::Here { memory, offset } => (memory.clone(), *offset),
+            Place::Lent { lease, position, offset } => (lease.memory(py, *position)?, *offset),
         };
-        let copy = self.memory.copy(self.offset, self.bytes).ok_or_else(no_memory)?;
-        Ok(Self { memory: Arc::new(copy), offset: 0, ..self.clone() })
-    }
-
-    /// Itself, or a copy where its type cannot be used.
-    fn aligned(&self) -> Result<Self, Error> {
-        if self.is_aligned() { Ok(self.clone()) } else { self.copy() }
+        Ok(Present { tensor: self, memory, offset })
     }
 
     fn refuse(&self, reason: impl Into<String>) -> Error {
@@ -74,36 +84,65 @@ impl Tensor {
         Error::Share { path, tensor, reason: reason.into() }
     }
 
-    /// As DLPack describes it, and whether that is a copy.
-    fn shared(&self, copy: Option<bool>) -> Result<(Shared, bool), Error> {
-        let Some(dlpack_type) = dtype::dlpack(self.dtype) else {
-            return Err(self.refuse(format!(
-                "{} packs several elements into a byte; raw() gives the bytes",
-                self.dtype
-            )));
-        };
-        let copied = copy.unwrap_or(!self.is_aligned());
-        if !copied && !self.is_aligned() {
-            return Err(self.refuse(format!(
-                "it does not lie on a multiple of {} bytes, and no copy is allowed",
-                dtype::alignment(self.dtype)
-            )));
-        }
-        let tensor = if copied { self.copy()? } else { self.clone() };
-        let offset = tensor.offset;
-        let shared = Shared::new(tensor.memory, offset, dlpack_type, &tensor.shape);
-        Ok((shared.ok_or_else(|| self.refuse("its shape is beyond what DLPack can say"))?, copied))
-    }
-
     fn convert<'py>(&self, py: Python<'py>, function: &str) -> PyResult<Bound<'py, PyAny>> {
         py.import("weightd._frameworks")?.call_method1(function, (self.clone(),))
     }
 }
 
+impl Present<'_> {
+    fn address(&self) -> usize {
+        self.memory.start() as usize + self.offset
+    }
+
+    fn is_aligned(&self) -> bool {
+        self.address().is_multiple_of(dtype::alignment(self.tensor.dtype))
+    }
+
+    fn copy(&self) -> Result<Self, Error> {
+        let Self { tensor, .. } = *self;
+        let no_memory = || Error::NoMemory {
+            path: tensor.file.to_path_buf(),
+            tensor: tensor.name.to_string(),
+            bytes: tensor.bytes,
+        };
+        let copy = self.memory.copy(self.offset, tensor.bytes).ok_or_else(no_memory)?;
+        Ok(Self { tensor, memory: Arc::new(copy), offset: 0 })
+    }
+
+    /// As DLPack describes it, and whether that is a copy.
+    fn shared(self, copy: Option<bool>) -> Result<(Shared, bool), Error> {
+        let Self { tensor, .. } = self;
+        let Some(dlpack_type) = dtype::dlpack(tensor.dtype) else {
+            return Err(tensor.refuse(format!(
+                "{} packs several elements into a byte; raw() gives the bytes",
+                tensor.dtype
+            )));
+        };
+        let copied = copy.unwrap_or(!self.is_aligned());
+        if !copied && !self.is_aligned() {
+            return Err(tensor.refuse(format!(
+                "it does not lie on a multiple of {} bytes, and no copy is allowed",
+                dtype::alignment(tensor.dtype)
+            )));
+        }
+        let there = if copied { self.copy()? } else { self };
+        let shared = Shared::new(there.memory, there.offset, dlpack_type, &tensor.shape);
+        Ok((shared.ok_or_else(|| tensor.refuse("its shape is beyond what DLPack can say"))?, copied))
+    }
+}
+
+/// A path as Python has it; a URI as text, because a path would lose one of its slashes.
+pub(crate) fn shown<'py>(py: Python<'py>, path: &Path) -> PyResult<Bound<'py, PyAny>> {
+    if is_uri(path) {
+        return Ok(path.to_string_lossy().into_pyobject(py)?.into_any());
+    }
+    path.into_bound_py_any(py)
+}
+
 #[pymethods]
 impl Tensor {
-    #[getter]
-    fn name(&self) -> &str {
+    #[getter(name)]
+    fn python_name(&self) -> &str {
         &self.name
     }
 
@@ -125,16 +164,29 @@ impl Tensor {
 
     /// The file it is in.
     #[getter]
-    fn file(&self) -> &Path {
-        &self.file
+    fn file<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        shown(py, &self.file)
+    }
+
+    /// Whether it may be used without waiting. Of mapped files nobody knows what reading takes.
+    #[getter]
+    fn ready(&self) -> bool {
+        match &self.place {
+            Place::Here { .. } => true,
+            Place::Lent { lease, position, .. } => lease.is_ready(*position),
+        }
     }
 
     /// Its bytes, as a tensor of one dimension and the type "U8" over the same memory; a copy only where the tensor does
     /// not lie on a multiple of its element.
-    fn raw(&self, py: Python<'_>) -> Result<Self, Error> {
-        // A copy may wait for bytes that are on their way; other threads need not.
-        let aligned = py.detach(|| self.aligned())?;
-        Ok(Self { dtype: Dtype::U8, shape: [self.bytes].into(), ..aligned })
+    fn raw(&self, py: Python<'_>) -> PyResult<Self> {
+        let mut present = self.present(py)?;
+        if !present.is_aligned() {
+            // A copy may wait for bytes that are on their way; other threads need not.
+            present = py.detach(|| present.copy())?;
+        }
+        let place = Place::Here { memory: present.memory, offset: present.offset };
+        Ok(Self { dtype: Dtype::U8, shape: [self.bytes].into(), place, ..self.clone() })
     }
 
     fn torch<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -166,7 +218,8 @@ impl Tensor {
                 format!("it is in the processor's memory, not on DLPack's device ({kind}, {number})");
             return Err(self.refuse(reason).into());
         }
-        let (shared, copied) = py.detach(|| self.shared(copy))?;
+        let present = self.present(py)?;
+        let (shared, copied) = py.detach(|| present.shared(copy))?;
         match max_version {
             Some((major, _)) if major >= 1 => dlpack::versioned(py, shared, copied),
             _ => dlpack::legacy(py, shared),
@@ -189,7 +242,7 @@ impl Tensor {
         interface.set_item("shape", self.shape(py)?)?;
         interface.set_item("typestr", numpy_type)?;
         let read_only = false;
-        interface.set_item("data", (self.address(), read_only))?;
+        interface.set_item("data", (self.present(py)?.address(), read_only))?;
         Ok(interface)
     }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    ops::Range,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,86 +12,105 @@ use pyo3::{
     types::{PyIterator, PyList},
 };
 
-use crate::{error::Error, files::Files, tensor::Tensor};
+use crate::{
+    error::Error,
+    model::Model,
+    tensor::{Tensor, shown},
+};
 
-/// How tensors came here. Hand-off by an agent will be another way.
 const MAPPED_FILES: &str = "mapped files";
+const SHARED_MEMORY: &str = "shared memory";
 
 /// The tensors of a model.
 #[pyclass(module = "weightd", frozen)]
 #[derive(Debug)]
 pub(crate) struct Tensors {
     path: PathBuf,
+    /// Why they are not in shared memory.
+    why: Option<String>,
     /// None once it was closed. Tensors that were given out live on.
-    files: Mutex<Option<Arc<Files>>>,
-}
-
-/// Opens a file of tensors, or all of a directory.
-#[pyfunction]
-pub(crate) fn open(py: Python<'_>, path: PathBuf) -> PyResult<Tensors> {
-    let files = py.detach(|| Files::open(&path))?;
-    Ok(Tensors { path, files: Mutex::new(Some(Arc::new(files))) })
+    model: Mutex<Option<Arc<Model>>>,
 }
 
 impl Tensors {
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Files>>> {
-        // What is in there is replaced as a whole, so a panic elsewhere leaves nothing half done.
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `why` says why they are not in shared memory, where they are not.
+    pub(crate) fn new(path: PathBuf, model: Model, why: Option<String>) -> Self {
+        Self { path, why, model: Mutex::new(Some(Arc::new(model))) }
     }
 
-    fn files(&self) -> Result<Arc<Files>, Error> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Model>>> {
+        // What is in there is replaced as a whole, so a panic elsewhere leaves nothing half done.
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn model(&self) -> Result<Arc<Model>, Error> {
         self.lock().clone().ok_or_else(|| Error::Closed(self.path.clone()))
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::NoTensor { path: self.path.clone(), tensor: name.to_owned() }
     }
 }
 
 #[pymethods]
 impl Tensors {
     #[getter]
-    fn path(&self) -> &Path {
-        &self.path
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        shown(py, &self.path)
     }
 
     #[getter]
-    #[expect(clippy::unused_self, reason = "one way so far")]
     fn how(&self) -> &'static str {
-        MAPPED_FILES
+        if self.why.is_some() { MAPPED_FILES } else { SHARED_MEMORY }
+    }
+
+    #[getter]
+    fn why(&self) -> Option<&str> {
+        self.why.as_deref()
     }
 
     /// The files that the tensors are in.
     #[getter(files)]
-    fn paths(&self) -> Result<Vec<PathBuf>, Error> {
-        Ok(self.files()?.files.iter().map(|file| file.path.to_path_buf()).collect())
+    fn paths<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.model()?.paths().map(|path| shown(py, path)).collect()
     }
 
     /// Names, sorted.
     fn keys(&self) -> Result<Vec<String>, Error> {
-        Ok(self.files()?.by_name().map(|entry| entry.name.to_owned()).collect())
+        Ok(self.model()?.by_name().map(|tensor| tensor.name().to_owned()).collect())
     }
 
     /// Names as the tensors lie in their files.
     fn offset_keys(&self) -> Result<Vec<String>, Error> {
-        Ok(self.files()?.by_offset().map(|entry| entry.name.to_owned()).collect())
+        Ok(self.model()?.by_offset().iter().map(|tensor| tensor.name().to_owned()).collect())
     }
 
     fn values(&self) -> Result<Vec<Tensor>, Error> {
-        Ok(self.files()?.by_name().map(|entry| Tensor::new(&entry)).collect())
+        Ok(self.model()?.by_name().cloned().collect())
     }
 
     fn items(&self) -> Result<Vec<(String, Tensor)>, Error> {
-        Ok(self.files()?.by_name().map(|entry| (entry.name.to_owned(), Tensor::new(&entry))).collect())
+        Ok(self.model()?.by_name().map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect())
     }
 
     /// What the files say of themselves. What two of them contradict each other in is left out.
     fn metadata(&self) -> Result<BTreeMap<String, String>, Error> {
-        let files = self.files()?;
-        let mut merged: BTreeMap<&String, Option<&String>> = BTreeMap::new();
-        for (name, value) in files.files.iter().flat_map(|file| file.header.metadata()) {
-            merged
-                .entry(name)
-                .and_modify(|known| *known = known.filter(|known| *known == value))
-                .or_insert(Some(value));
-        }
-        Ok(merged.into_iter().filter_map(|(name, value)| Some((name.clone(), value?.clone()))).collect())
+        Ok(self.model()?.metadata())
+    }
+
+    /// Waits until the tensors of these names, or all, may be used without waiting. Mapped files wait as they are read.
+    #[pyo3(signature = (names=None))]
+    fn wait(&self, py: Python<'_>, names: Option<Vec<String>>) -> PyResult<()> {
+        let model = self.model()?;
+        let positions: Vec<Range<usize>> = match names {
+            None => std::iter::once(0..model.len()).collect(),
+            Some(names) => {
+                let position = |name: &String| model.position(name).ok_or_else(|| self.missing(name));
+                let positions = names.iter().map(position).collect::<Result<Vec<_>, _>>()?;
+                positions.into_iter().map(|at| at..at + 1).collect()
+            }
+        };
+        model.lease().map_or(Ok(()), |lease| lease.wait(py, &positions))
     }
 
     /// Lets go of the files. Tensors that were given out stay as they are.
@@ -99,12 +119,12 @@ impl Tensors {
     }
 
     fn __len__(&self) -> Result<usize, Error> {
-        Ok(self.files()?.len())
+        Ok(self.model()?.len())
     }
 
     fn __contains__(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let files = self.files()?;
-        Ok(name.extract::<String>().is_ok_and(|name| files.find(&name).is_some()))
+        let model = self.model()?;
+        Ok(name.extract::<String>().is_ok_and(|name| model.find(&name).is_some()))
     }
 
     fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyIterator>> {
@@ -112,10 +132,7 @@ impl Tensors {
     }
 
     fn __getitem__(&self, name: &str) -> Result<Tensor, Error> {
-        let files = self.files()?;
-        let entry = files.find(name);
-        let missing = || Error::NoTensor { path: self.path.clone(), tensor: name.to_owned() };
-        entry.as_ref().map(Tensor::new).ok_or_else(missing)
+        self.model()?.find(name).cloned().ok_or_else(|| self.missing(name))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -129,7 +146,7 @@ impl Tensors {
 
     fn __repr__(&self) -> String {
         let state = match &*self.lock() {
-            Some(files) => format!("{} tensors, {MAPPED_FILES}", files.len()),
+            Some(model) => format!("{} tensors, {}", model.len(), self.how()),
             None => "closed".to_owned(),
         };
         format!("<weightd.Tensors of {:?}: {state}>", self.path)

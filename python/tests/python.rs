@@ -101,6 +101,11 @@ fn whose_memory_it_is() {
 }
 
 #[test]
+fn tensors_are_borrowed_from_agents() {
+    run(&require!(with("numpy", python())), "numpy", "test_handoff");
+}
+
+#[test]
 fn capsules_are_as_dlpack_says() {
     run(&require!(with("numpy", python())), "numpy", "test_dlpack");
 }

@@ -123,7 +123,7 @@ class SafeOpen(models.WithDirectory):
                 with self.assertRaises((IndexError, TypeError, ValueError), msg=index):
                     mine[index]
             else:
-                self.refuses(weightd.InvalidIndex, ['w'], mine.__getitem__, index)
+                self.refuses(weightd.InvalidIndex, [self.path, "'w'"], mine.__getitem__, index)
 
     def test_what_is_missing_is_refused_by_both(self):
         for file in self.both():

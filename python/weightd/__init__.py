@@ -9,12 +9,15 @@
 from ._native import Tensor, Tensors, open
 from ._safe_open import Slice, safe_open
 from .errors import (
+    AgentFailed,
     CannotShare,
     Closed,
     InvalidFile,
     InvalidIndex,
+    NoAgent,
     NoMemory,
     NotFound,
+    NotPermitted,
     TensorNotFound,
     Unreadable,
     Unsupported,
@@ -25,12 +28,15 @@ from .errors import (
 SafetensorError = WeightdError
 
 __all__ = [
+    "AgentFailed",
     "CannotShare",
     "Closed",
     "InvalidFile",
     "InvalidIndex",
+    "NoAgent",
     "NoMemory",
     "NotFound",
+    "NotPermitted",
     "SafetensorError",
     "Slice",
     "Tensor",

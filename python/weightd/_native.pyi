@@ -1,26 +1,42 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional, final
+from typing import Any, Literal, Optional, final
 
 __all__ = ["Tensor", "Tensors", "open"]
 
-def open(path: str | os.PathLike[str]) -> Tensors:
-    """Opens a .safetensors file, or the directory of a model. Nothing of the tensors is read."""
+def open(
+    path: str | os.PathLike[str],
+    *,
+    verified: bool = False,
+    agent: str | os.PathLike[str] | Literal[False] | None = None,
+) -> Tensors:
+    """Opens a .safetensors file, the directory of a model, or a URI. Nothing of the tensors is read.
+
+    In a volume, and for a URI, they come from the agent in shared memory. Of a path without an agent the files are mapped.
+    `agent` is the agent's socket, instead of the one that is found; False asks none. With `verified`, a tensor in shared
+    memory is used only when its file is known to be what the origin has.
+    """
 
 @final
 class Tensors:
     """The tensors of a model by their names. Closing it leaves tensors that were given out as they are."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path | str:
+        """What was opened: a path, or a URI as text."""
+
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[Path] | list[str]:
         """The files that the tensors are in."""
 
     @property
     def how(self) -> str:
-        """How the tensors came here: "mapped files"."""
+        """How the tensors came here: "shared memory" or "mapped files"."""
+
+    @property
+    def why(self) -> Optional[str]:
+        """Why they are not in shared memory; None when they are."""
 
     def keys(self) -> list[str]:
         """All names, sorted."""
@@ -32,6 +48,12 @@ class Tensors:
     def items(self) -> list[tuple[str, Tensor]]: ...
     def metadata(self) -> dict[str, str]:
         """What the files say of themselves, but for what they contradict each other in."""
+
+    def wait(self, names: Optional[list[str]] = None) -> None:
+        """Waits until the tensors of these names, or all, may be used without waiting; the agent brings these first.
+
+        Mapped files wait for their bytes as they are read, and never here.
+        """
 
     def close(self) -> None: ...
     def __len__(self) -> int: ...
@@ -45,6 +67,7 @@ class Tensors:
 class Tensor:
     """A tensor in this process's memory, which lives as long as the last array over it.
 
+    Whatever uses the memory of a tensor waits until an agent has brought it, while other threads run.
     The memory may be written to: pages that are written to become this process's own.
     """
 
@@ -59,8 +82,12 @@ class Tensor:
     @property
     def nbytes(self) -> int: ...
     @property
-    def file(self) -> Path:
+    def file(self) -> Path | str:
         """The file it is in."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be used without waiting. Of mapped files nobody knows, so they are."""
 
     def raw(self) -> Tensor:
         """Its bytes: a tensor of one dimension and the type "U8" over the same memory.

@@ -148,9 +148,9 @@ def _checked(index, tensor):
     parts = index if isinstance(index, tuple) else (index,)
     dimensions = sum(part is not Ellipsis for part in parts)
     if len(parts) - dimensions > 1:
-        raise InvalidIndex(f"Only one ellipsis (...) is allowed in slice index (tensor {tensor.name!r})")
+        raise _invalid(tensor, "Only one ellipsis (...) is allowed in slice index")
     if dimensions > len(shape):
-        raise InvalidIndex(f"{tensor.name!r} of shape {list(shape)} has fewer dimensions than the index {index!r}")
+        raise _invalid(tensor, f"shape {list(shape)} has fewer dimensions than the index {index!r}")
     checked, at = [], 0
     for position, part in enumerate(parts):
         if part is Ellipsis:
@@ -171,18 +171,19 @@ def _checked_part(part, position, dimension, tensor):
         try:
             step = part.indices(size)[2]
         except (TypeError, ValueError) as error:
-            raise InvalidIndex(f"Unsupported slice at position {position}: {error} (tensor {tensor.name!r})") from None
+            raise _invalid(tensor, f"Unsupported slice at position {position}: {error}") from None
         if step < 0:
-            raise InvalidIndex(f"Slice step must be a positive integer, got {step} (tensor {tensor.name!r})")
+            raise _invalid(tensor, f"Slice step must be a positive integer, got {step}")
         return part
     try:
         number = operator.index(part)
     except TypeError:
-        raise InvalidIndex(
-            f"Unsupported slice index at position {position}: expected slice, int, or ellipsis (tensor {tensor.name!r})"
-        ) from None
+        problem = f"Unsupported slice index at position {position}: expected slice, int, or ellipsis"
+        raise _invalid(tensor, problem) from None
     if not -size <= number < size:
-        raise InvalidIndex(
-            f"index {number} out of bounds for tensor dimension #{dimension} of size {size} (tensor {tensor.name!r})"
-        )
+        raise _invalid(tensor, f"index {number} out of bounds for tensor dimension #{dimension} of size {size}")
     return number
+
+
+def _invalid(tensor, problem):
+    return InvalidIndex(f"{tensor.file}: {problem} (tensor {tensor.name!r})")

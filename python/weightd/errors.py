@@ -40,5 +40,17 @@ class NoMemory(WeightdError, MemoryError):
     """No memory for a copy."""
 
 
+class NoAgent(WeightdError, ConnectionError):
+    """No agent answers, or it went away and no other came."""
+
+
+class NotPermitted(WeightdError, PermissionError):
+    """The agent may not give that to this process, or the origin not to the agent."""
+
+
+class AgentFailed(WeightdError, OSError):
+    """The agent cannot do what it was asked, for whatever reason has no exception of its own."""
+
+
 class Unsupported(WeightdError, TypeError):
     """A framework, a device or a type that cannot be served."""

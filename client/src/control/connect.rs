@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::{Service, service_fn};
 
-use crate::ConnectError;
+use super::ConnectError;
 
 /// Connects now, so that a socket nobody serves is an error here and not in the first call; reconnects by itself
 /// when the agent was restarted.

@@ -1,0 +1,73 @@
+//! Memory that an agent lends, as a file that can be mapped.
+#![expect(unsafe_code, reason = "mapping a file for writing, privately")]
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+
+/// An arena. It is as long as it says, and sealed against shrinking, so that no mapping of it can lose its memory.
+#[derive(Debug)]
+pub struct Arena {
+    file: OwnedFd,
+    bytes: usize,
+}
+
+impl Arena {
+    /// Checks what an agent sent; the error says what is wrong with it.
+    pub(super) fn new(file: OwnedFd, bytes: u64) -> Result<Self, String> {
+        check(file.as_fd(), bytes, SealFlags::SHRINK)?;
+        let bytes = usize::try_from(bytes).map_err(|_| format!("says {bytes} bytes"))?;
+        Ok(Self { file, bytes })
+    }
+
+    /// Its length, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Maps it as model servers need it: pages that are written to become this process's own, and nobody else sees
+    /// what was written. Nothing is reserved for that.
+    ///
+    /// The mapping outlives arena and session, but the lease ends with the session.
+    ///
+    /// # Errors
+    /// When the system refuses, as for want of address space.
+    pub fn map_private(&self) -> io::Result<MmapRaw> {
+        // SAFETY: only raw pointers to the mapping are given out, never references, because others fill it meanwhile.
+        // That it cannot shrink was checked when it came.
+        let map = unsafe { MmapOptions::new().len(self.bytes).no_reserve_swap().map_copy(&self.file) }?;
+        Ok(map.into())
+    }
+
+    /// Maps it for reading, as all others have it: for the driver of an accelerator. Writing to it is a fault.
+    ///
+    /// # Errors
+    /// When the system refuses, as for want of address space.
+    pub fn map_shared(&self) -> io::Result<MmapRaw> {
+        MmapOptions::new().len(self.bytes).map_raw_read_only(&self.file)
+    }
+}
+
+impl AsFd for Arena {
+    /// The file in memory, for those who have ways of their own to use it. It is open for reading.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Whether a descriptor is of a file in memory that has so many bytes, and these seals.
+pub(super) fn check(file: BorrowedFd<'_>, bytes: u64, seals: SealFlags) -> Result<(), String> {
+    let has = fcntl_get_seals(file).map_err(|error| format!("is no file in memory ({error})"))?;
+    if !has.contains(seals) {
+        return Err("is not sealed".to_owned());
+    }
+    let stat = fstat(file).map_err(|error| error.to_string())?;
+    match u64::try_from(stat.st_size) {
+        Ok(found) if found >= bytes => Ok(()),
+        _ => Err(format!("has {} bytes, not {bytes}", stat.st_size)),
+    }
+}

@@ -1,0 +1,60 @@
+//! Which tensors have arrived.
+
+use weightd_proto::v1::HandoffReady;
+
+/// How much of a tensor is known to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Missing,
+    /// All bytes, which nobody has confirmed yet.
+    Provisional,
+    /// All bytes, and they are the origin's.
+    Verified,
+}
+
+/// What is known of each tensor.
+#[derive(Debug)]
+pub(super) struct Readiness {
+    levels: Vec<Level>,
+    /// How many are not verified.
+    unverified: usize,
+}
+
+impl Readiness {
+    /// Of that many tensors, all of them there or none.
+    pub(super) fn new(tensors: usize, complete: bool) -> Self {
+        let level = if complete { Level::Verified } else { Level::Missing };
+        Self { levels: vec![level; tensors], unverified: if complete { 0 } else { tensors } }
+    }
+
+    /// Whether a tensor is there.
+    pub(super) fn has(&self, position: usize, verified: bool) -> bool {
+        self.levels[position] >= if verified { Level::Verified } else { Level::Provisional }
+    }
+
+    /// Whether all are there, and verified.
+    pub(super) fn is_complete(&self) -> bool {
+        self.unverified == 0
+    }
+
+    /// Takes note of what an agent says; the error says what is wrong with that.
+    pub(super) fn learn(&mut self, ready: &HandoffReady) -> Result<(), &'static str> {
+        let level = if ready.verified { Level::Verified } else { Level::Provisional };
+        for range in &ready.tensors {
+            let range = range.start as usize..range.end as usize;
+            let levels = self.levels.get_mut(range).ok_or("named tensors that are not there")?;
+            for known in levels.iter_mut().filter(|known| **known < level) {
+                *known = level;
+                self.unverified -= usize::from(level == Level::Verified);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what was never confirmed, because some of it has turned out to be wrong.
+    pub(super) fn forget_provisional(&mut self) {
+        for known in self.levels.iter_mut().filter(|known| **known == Level::Provisional) {
+            *known = Level::Missing;
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What an agent lends: arenas that are mapped when they are needed, and waiting for what is not there yet. When the agent
+//! ends, the next one is found, and brings what is missing.
+
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use pyo3::prelude::*;
+use weightd_client::handoff::{self, Opening, Session};
+
+use crate::{error::Error, memory::Memory};
+
+/// How long the next agent may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long Python waits for anything before it looks whether somebody wants to interrupt it.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// The tensors of one model, as agents lend them.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// What was opened, for messages.
+    what: String,
+    /// Whether only what is known to be the origin's counts as ready.
+    verified: bool,
+    /// At each agent so far. Only the last can still bring anything; what was ready at an earlier one stays where it is.
+    terms: Mutex<Vec<Arc<Term>>>,
+    /// The next agent, as soon as it answers.
+    next: Mutex<Option<Opening>>,
+}
+
+/// The time of one agent.
+#[derive(Debug)]
+struct Term {
+    session: Arc<Session>,
+    /// Its arenas, as far as they were used.
+    memory: Mutex<Vec<Option<Arc<Memory>>>>,
+}
+
+impl Lease {
+    /// Of a session that was just opened.
+    pub(crate) fn new(what: String, session: Session, verified: bool) -> Self {
+        Self { what, verified, terms: Mutex::new(vec![Arc::new(Term::new(session))]), next: Mutex::default() }
+    }
+
+    /// The session at the latest agent.
+    pub(crate) fn session(&self) -> Arc<Session> {
+        self.latest().session.clone()
+    }
+
+    /// Whether a tensor may be used without waiting.
+    pub(crate) fn is_ready(&self, position: usize) -> bool {
+        self.holder(position).is_some()
+    }
+
+    /// The memory that a tensor lies in, once it is ready.
+    pub(crate) fn memory(&self, py: Python<'_>, position: usize) -> PyResult<Arc<Memory>> {
+        let holder = match self.holder(position) {
+            Some(holder) => holder,
+            None => {
+                self.wait(py, std::slice::from_ref(&(position..position + 1)))?;
+                // What was ready may be found wrong a moment later.
+                self.holder(position).ok_or_else(|| self.lost())?
+            }
+        };
+        Ok(holder
+            .memory(holder.session.table().tensors()[position].arena)
+            .map_err(|source| Error::Io { path: self.what.clone().into(), source })?)
+    }
+
+    /// Waits until all of these are ready. Other threads run meanwhile, and signals are heard.
+    pub(crate) fn wait(&self, py: Python<'_>, tensors: &[Range<usize>]) -> PyResult<()> {
+        loop {
+            let missing = self.missing(tensors);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let latest = self.latest();
+            match self.wait_at(py, &latest.session, &missing)? {
+                Ok(()) => {}
+                Err(error) if error.is_absence() => self.go_on(py, &latest)?,
+                Err(source) => return Err(Error::Handoff { what: self.what.clone(), source }.into()),
+            }
+        }
+    }
+
+    /// Waits for one agent; what it says of itself is apart from what Python says.
+    fn wait_at(
+        &self,
+        py: Python<'_>,
+        session: &Session,
+        tensors: &[Range<usize>],
+    ) -> PyResult<Result<(), handoff::Error>> {
+        if let Err(error) = py.detach(|| session.want(tensors, self.verified)) {
+            return Ok(Err(error));
+        }
+        loop {
+            match py.detach(|| session.wait_for(tensors, self.verified, GLANCE)) {
+                Ok(true) => return Ok(Ok(())),
+                Ok(false) => py.check_signals()?,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Goes on at the next agent, unless another thread does before.
+    fn go_on(&self, py: Python<'_>, gone: &Arc<Term>) -> PyResult<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !py.detach(|| self.try_next(gone))? {
+            if Instant::now() >= deadline {
+                return Err(self.lost().into());
+            }
+            py.check_signals()?;
+        }
+        Ok(())
+    }
+
+    fn try_next(&self, gone: &Arc<Term>) -> Result<bool, Error> {
+        let mut next = lock(&self.next);
+        if !Arc::ptr_eq(&self.latest(), gone) {
+            return Ok(true);
+        }
+        let opening = next.get_or_insert_with(|| gone.session.reopen());
+        let outcome = opening.wait(GLANCE);
+        let ended = !matches!(outcome, Ok(None));
+        if ended {
+            *next = None;
+        }
+        let session = outcome.map_err(|source| Error::Handoff { what: self.what.clone(), source })?;
+        lock(&self.terms).extend(session.map(|session| Arc::new(Term::new(session))));
+        Ok(ended)
+    }
+
+    fn lost(&self) -> Error {
+        Error::Lost { what: self.what.clone(), waited: PATIENCE }
+    }
+
+    fn latest(&self) -> Arc<Term> {
+        lock(&self.terms).last().expect("there was an agent").clone()
+    }
+
+    /// Where a tensor is ready.
+    fn holder(&self, position: usize) -> Option<Arc<Term>> {
+        lock(&self.terms).iter().find(|term| term.session.is_ready(position, self.verified)).cloned()
+    }
+
+    fn missing(&self, tensors: &[Range<usize>]) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for position in tensors.iter().cloned().flatten().filter(|&position| !self.is_ready(position)) {
+            match ranges.last_mut() {
+                Some(last) if last.end == position => last.end += 1,
+                _ => ranges.push(position..position + 1),
+            }
+        }
+        ranges
+    }
+}
+
+impl Term {
+    fn new(session: Session) -> Self {
+        let memory = Mutex::new(vec![None; session.arenas()]);
+        Self { session: Arc::new(session), memory }
+    }
+
+    fn memory(&self, arena: usize) -> io::Result<Arc<Memory>> {
+        let mut known = lock(&self.memory);
+        if let Some(memory) = &known[arena] {
+            return Ok(memory.clone());
+        }
+        let memory = Arc::new(Memory::lent(self.session.arena(arena).map_private()?, self.session.clone()));
+        known[arena] = Some(memory.clone());
+        Ok(memory)
+    }
+}
+
+/// What is behind these locks is whole at all times, so a panic elsewhere does no harm.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
