@@ -12,6 +12,7 @@ mod crash;
 mod csi;
 mod daemon;
 mod faults;
+mod handoff;
 mod logs;
 mod output;
 mod place;
