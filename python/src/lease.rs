@@ -66,17 +66,15 @@ impl Lease {
 
     /// The memory that a tensor lies in, once it is ready.
     pub(crate) fn memory(&self, py: Python<'_>, position: usize) -> PyResult<Arc<Memory>> {
-        let holder = match self.holder(position) {
-            Some(holder) => holder,
-            None => {
-                self.wait(py, std::slice::from_ref(&(position..position + 1)))?;
-                // What was ready may be found wrong a moment later.
-                self.holder(position).ok_or_else(|| self.lost())?
+        let holder = loop {
+            match self.holder(position) {
+                Some(holder) => break holder,
+                None => self.wait(py, std::slice::from_ref(&(position..position + 1)))?,
             }
         };
-        Ok(holder
-            .memory(holder.session.table().tensors()[position].arena)
-            .map_err(|source| Error::Io { path: self.what.clone().into(), source })?)
+        let arena = holder.session.table().tensors()[position].arena;
+        let failed = |source| Error::Io { path: self.what.clone().into(), source };
+        Ok(holder.memory(arena).map_err(failed)?)
     }
 
     /// Waits until all of these are ready. Other threads run meanwhile, and signals are heard.
