@@ -5,6 +5,7 @@ use std::{
     io,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,14 @@ pub(crate) struct Lease {
     terms: Mutex<Vec<Arc<Term>>>,
     /// The next agent, as soon as it answers.
     next: Mutex<Option<Opening>>,
+}
+
+/// That an agent is gone.
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    since: Instant,
+    /// How many tensors were missing then.
+    missing: usize,
 }
 
 /// The time of one agent.
@@ -57,21 +66,20 @@ impl Lease {
 
     /// The memory that a tensor lies in, once it is ready.
     pub(crate) fn memory(&self, py: Python<'_>, position: usize) -> PyResult<Arc<Memory>> {
-        let holder = match self.holder(position) {
-            Some(holder) => holder,
-            None => {
-                self.wait(py, std::slice::from_ref(&(position..position + 1)))?;
-                // What was ready may be found wrong a moment later.
-                self.holder(position).ok_or_else(|| self.lost())?
+        let holder = loop {
+            match self.holder(position) {
+                Some(holder) => break holder,
+                None => self.wait(py, std::slice::from_ref(&(position..position + 1)))?,
             }
         };
-        Ok(holder
-            .memory(holder.session.table().tensors()[position].arena)
-            .map_err(|source| Error::Io { path: self.what.clone().into(), source })?)
+        let arena = holder.session.table().tensors()[position].arena;
+        let failed = |source| Error::Io { path: self.what.clone().into(), source };
+        Ok(holder.memory(arena).map_err(failed)?)
     }
 
     /// Waits until all of these are ready. Other threads run meanwhile, and signals are heard.
     pub(crate) fn wait(&self, py: Python<'_>, tensors: &[Range<usize>]) -> PyResult<()> {
+        let mut lost: Option<Lost> = None;
         loop {
             let missing = self.missing(tensors);
             if missing.is_empty() {
@@ -80,7 +88,15 @@ impl Lease {
             let latest = self.latest();
             match self.wait_at(py, &latest.session, &missing)? {
                 Ok(()) => {}
-                Err(error) if error.is_absence() => self.go_on(py, &latest)?,
+                Err(error) if error.is_absence() => {
+                    let missing = missing.iter().map(Range::len).sum();
+                    // Agents that come and go without bringing anything are no better than none.
+                    let since = lost
+                        .filter(|lost| missing >= lost.missing)
+                        .map_or_else(Instant::now, |lost| lost.since);
+                    lost = Some(Lost { since, missing });
+                    self.go_on(py, &latest, since + PATIENCE)?;
+                }
                 Err(source) => return Err(Error::Handoff { what: self.what.clone(), source }.into()),
             }
         }
@@ -106,15 +122,18 @@ impl Lease {
     }
 
     /// Goes on at the next agent, unless another thread does before.
-    fn go_on(&self, py: Python<'_>, gone: &Arc<Term>) -> PyResult<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !py.detach(|| self.try_next(gone))? {
+    fn go_on(&self, py: Python<'_>, gone: &Arc<Term>, deadline: Instant) -> PyResult<()> {
+        loop {
+            // It has just gone; and one that goes again and again shall not keep a processor busy.
+            py.detach(|| thread::park_timeout(GLANCE));
+            py.check_signals()?;
             if Instant::now() >= deadline {
                 return Err(self.lost().into());
             }
-            py.check_signals()?;
+            if py.detach(|| self.try_next(gone))? {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn try_next(&self, gone: &Arc<Term>) -> Result<bool, Error> {
@@ -129,7 +148,12 @@ impl Lease {
             *next = None;
         }
         let session = outcome.map_err(|source| Error::Handoff { what: self.what.clone(), source })?;
-        lock(&self.terms).extend(session.map(|session| Arc::new(Term::new(session))));
+        if let Some(session) = session {
+            let mut terms = lock(&self.terms);
+            // Agents that brought nothing need not be remembered.
+            terms.retain(|term| term.session.has_any());
+            terms.push(Arc::new(Term::new(session)));
+        }
         Ok(ended)
     }
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import threading
 import time
 
@@ -136,6 +137,13 @@ class Finding(WithAgent):
         self.assertIn(self.socket, tensors.why)
         self.assertIn(tensors.why, log.output[0])
         self.assertEqual(tensors["a"].numpy().tobytes(), right("F32", (64, 64)))
+
+    def test_an_agent_that_never_answers_is_not_waited_for_for_long(self):
+        self.serve(agent.Client.until_it_ends)
+        with self.assertLogs("weightd", "WARNING"):
+            tensors = weightd.open(self.directory)
+        self.assertEqual(tensors.how, "mapped files")
+        self.assertIn("answered", tensors.why)
 
     def test_an_agent_without_room_leaves_the_files(self):
         self.serve(lambda client: client.fail("memory", "x does not fit", "raise the limit"))
@@ -273,6 +281,20 @@ class Waiting(WithAgent):
             self.assertEqual(used(), right("U8", (4096,), position))
             self.assertTrue(tensor.ready)
         self.assertEqual(self.wants, [([(at, at + 1)], False) for at in range(3)])
+
+    def test_whoever_waits_can_be_interrupted(self):
+        self.serve(self.on_request(end=0))
+        tensors = weightd.open(self.directory)
+        # No other agent comes, so it waits for that one now.
+        for _ in range(2):
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+            with self.assertRaises(KeyboardInterrupt):
+                tensors["a"].numpy()
+        node = self.at("node.sock")
+        self.serve(agent.Client.until_it_ends, path=node)
+        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        with self.assertRaises(KeyboardInterrupt):
+            weightd.open("gs://models/x", agent=node)
 
     def test_what_is_waited_for_is_asked_for_in_that_order(self):
         self.serve(self.on_request())

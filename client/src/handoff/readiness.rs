@@ -32,6 +32,11 @@ impl Readiness {
         self.levels[position] >= if verified { Level::Verified } else { Level::Provisional }
     }
 
+    /// Whether any is there.
+    pub(super) fn has_any(&self) -> bool {
+        self.levels.iter().any(|level| *level > Level::Missing)
+    }
+
     /// Whether all are there, and verified.
     pub(super) fn is_complete(&self) -> bool {
         self.unverified == 0

@@ -127,6 +127,15 @@ impl Session {
         self.has(&state, position, verified)
     }
 
+    /// Whether there is any tensor so far.
+    pub fn has_any(&self) -> bool {
+        let mut state = self.lock();
+        if !state.readiness.has_any() {
+            self.catch_up(&mut state);
+        }
+        state.readiness.has_any()
+    }
+
     /// Whether every tensor is there, and known to be what the origin has.
     pub fn is_complete(&self) -> bool {
         let mut state = self.lock();

@@ -71,8 +71,14 @@ impl Table {
         std::fs::File::from(file)
             .read_exact_at(&mut encoded, 0)
             .map_err(|error| format!("sent a table that cannot be read ({error})"))?;
-        let table = HandoffTable::decode(encoded.as_slice())
-            .map_err(|error| format!("sent a table that is none ({error})"))?;
+        let arenas: Vec<_> = arenas.iter().map(Arena::bytes).collect();
+        Self::parse(&encoded, &arenas)
+    }
+
+    /// Of tensors in arenas of these lengths.
+    fn parse(encoded: &[u8], arenas: &[usize]) -> Result<Self, String> {
+        let table =
+            HandoffTable::decode(encoded).map_err(|error| format!("sent a table that is none ({error})"))?;
         Self::checked(table, arenas)
     }
 
@@ -108,7 +114,7 @@ impl Table {
         &self.order[at - before..=at + behind]
     }
 
-    fn checked(table: HandoffTable, arenas: &[Arena]) -> Result<Self, String> {
+    fn checked(table: HandoffTable, arenas: &[usize]) -> Result<Self, String> {
         let file_count = table.files.len();
         let tensors = table.tensors.into_iter().map(|tensor| checked_tensor(tensor, file_count, arenas));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
@@ -126,7 +132,7 @@ impl Table {
     }
 }
 
-fn checked_tensor(tensor: HandoffTensor, files: usize, arenas: &[Arena]) -> Result<Tensor, String> {
+fn checked_tensor(tensor: HandoffTensor, files: usize, arenas: &[usize]) -> Result<Tensor, String> {
     let problem = |problem: &str| format!("sent the tensor {:?}, {problem}", tensor.name);
     let number = |number: u64| usize::try_from(number).map_err(|_| problem("whose numbers are too large"));
     let dtype = dtype(&tensor.dtype).ok_or_else(|| problem("whose type is unknown"))?;
@@ -143,8 +149,8 @@ fn checked_tensor(tensor: HandoffTensor, files: usize, arenas: &[Arena]) -> Resu
         if !offset.is_multiple_of(ALIGNMENT) {
             return Err(problem("which does not begin on a multiple of 256 bytes"));
         }
-        let arena = arenas.get(arena).ok_or_else(|| problem("in an arena that is not there"))?;
-        if offset.checked_add(bytes).is_none_or(|end| end > arena.bytes()) {
+        let length = *arenas.get(arena).ok_or_else(|| problem("in an arena that is not there"))?;
+        if offset.checked_add(bytes).is_none_or(|end| end > length) {
             return Err(problem("which lies outside of its arena"));
         }
     }
@@ -179,4 +185,44 @@ fn dtype(name: &str) -> Option<Dtype> {
         de::{IntoDeserializer, value::Error},
     };
     Dtype::deserialize(IntoDeserializer::<Error>::into_deserializer(name)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use weightd_proto::v1::HandoffFile;
+
+    use super::*;
+
+    fn tensor(name: &str, offset: u64, bytes: u64) -> HandoffTensor {
+        let (name, dtype) = (name.to_owned(), "U8".to_owned());
+        HandoffTensor { name, dtype, shape: vec![bytes], offset, bytes, ..HandoffTensor::default() }
+    }
+
+    #[test]
+    fn tensors_know_who_is_on_their_pages() {
+        let page = page_size() as u64;
+        let places =
+            [("a", 0, 2 * page), ("b", 3 * page + 512, page), ("none", 0, 0), ("c", 2 * page, page + 300)];
+        let table = HandoffTable {
+            files: vec![HandoffFile::default()],
+            tensors: places.map(|(name, offset, bytes)| tensor(name, offset, bytes)).into(),
+        };
+        let table = Table::parse(&table.encode_to_vec(), &[8 * page_size()]).unwrap();
+        let on_pages_of = |position| table.on_pages_of(position);
+        assert_eq!(on_pages_of(0), [0]);
+        assert_eq!([on_pages_of(1), on_pages_of(3)], [[3, 1]; 2]);
+        assert!(on_pages_of(2).is_empty());
+    }
+
+    #[test]
+    fn any_bytes_are_a_table_inside_of_its_arenas_or_none() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let arenas = [4096, 300];
+            let Ok(table) = Table::parse(bytes, &arenas) else { return };
+            for (position, tensor) in table.tensors().iter().enumerate() {
+                assert!(tensor.bytes == 0 || tensor.offset + tensor.bytes <= arenas[tensor.arena]);
+                assert_eq!(tensor.bytes == 0, table.on_pages_of(position).is_empty());
+            }
+        });
+    }
 }

@@ -39,6 +39,7 @@ fn the_next_agent_brings_what_is_missing() {
     let next = session.resume(LONG).unwrap();
     assert!(std::ptr::eq(session.table(), next.table()), "a table that is the same is there once");
     assert!(session.is_ready(0, false) && !next.is_ready(0, false));
+    assert!(session.has_any() && !next.has_any());
     next.wait(&[1..3], false).unwrap();
     assert_eq!((bytes(&session, 0), bytes(&next, 2)), (vec![0; 4096], vec![2; 4096]));
 }
