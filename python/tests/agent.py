@@ -130,14 +130,14 @@ class Client:
         return self.opened
 
     def hear_want(self):
-        """Ranges of the tensors that are wanted, and whether verified; None at the end."""
+        """Ranges of the tensors that are wanted; None at the end."""
         heard = self.hear()
         if heard is None:
             return None
         assert heard[0] == WANT, heard
         said = list(fields(heard[1]))
         ranges = [dict(fields(value)) for field, value in said if field == 1]
-        return [(each.get(1, 0), each.get(2, 0)) for each in ranges], bool(dict(said).get(2))
+        return [(each.get(1, 0), each.get(2, 0)) for each in ranges]
 
     def say(self, kind, message, descriptors=()):
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []

@@ -253,10 +253,10 @@ class Waiting(WithAgent):
             brought = 0
             while brought != end and (want := client.hear_want()) is not None:
                 self.wants.append(want)
-                for position in (at for start, stop in want[0] for at in range(start, stop)):
+                for position in (at for start, stop in want for at in range(start, stop)):
                     self.go.acquire()
                     self.model.fill([position])
-                    client.ready(position, position + 1, verified or want[1])
+                    client.ready(position, position + 1, verified)
                     brought += 1
 
         return serve
@@ -280,7 +280,7 @@ class Waiting(WithAgent):
             self.go.release()
             self.assertEqual(used(), right("U8", (4096,), position))
             self.assertTrue(tensor.ready)
-        self.assertEqual(self.wants, [([(at, at + 1)], False) for at in range(3)])
+        self.assertEqual(self.wants, [[(at, at + 1)] for at in range(3)])
 
     def test_whoever_waits_can_be_interrupted(self):
         self.serve(self.on_request(end=0))
@@ -303,15 +303,15 @@ class Waiting(WithAgent):
         tensors.wait(["c", "a"])
         self.assertTrue(tensors["a"].ready and tensors["c"].ready and not tensors["b"].ready)
         tensors.wait()
-        self.assertEqual(self.wants, [([(2, 3), (0, 1)], False), ([(1, 2)], False)])
+        self.assertEqual(self.wants, [[(2, 3), (0, 1)], [(1, 2)]])
         self.refuses(KeyError, ['"z"'], tensors.wait, ["a", "z"])
 
     def test_verified_waits_until_it_is(self):
-        self.serve(self.on_request())
+        self.serve(self.on_request(verified=True))
         self.go.release(3)
         tensors = weightd.open(self.directory, verified=True)
         tensors.wait()
-        self.assertEqual(self.wants, [([(0, 3)], True)])
+        self.assertEqual(self.wants, [[(0, 3)]])
 
     def test_what_is_written_before_the_rest_has_come_harms_nothing(self):
         self.model = agent.Model({"1.safetensors": {"a": ("U8", (300,)), "b": ("U8", (300,))}})

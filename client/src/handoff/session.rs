@@ -145,14 +145,14 @@ impl Session {
         state.readiness.is_complete()
     }
 
-    /// Asks the agent to bring tensors before others, in this order; `verified` asks to hear of them only when their
-    /// files are known to be what the origin has. Tensors that are there already are not asked for.
+    /// Asks the agent to bring tensors before others, in this order: those that are not there yet, or with `verified` not
+    /// known to be what the origin has.
     ///
     /// # Errors
     /// [`Error::AgentGone`] when the connection has ended; the other errors are why the agent ended it.
     pub fn want(&self, tensors: &[Range<usize>], verified: bool) -> Result<(), Error> {
         let missing = self.missing(tensors, verified);
-        missing.chunks(RANGES).try_for_each(|ranges| self.say_want(ranges.to_vec(), verified))
+        missing.chunks(RANGES).try_for_each(|ranges| self.say_want(ranges.to_vec()))
     }
 
     /// Waits until all of these are there, or `patience` is over: then it is false. Ask for them with [`Session::want`]
@@ -251,9 +251,9 @@ impl Session {
         ranges
     }
 
-    fn say_want(&self, tensors: Vec<HandoffRange>, verified: bool) -> Result<(), Error> {
+    fn say_want(&self, tensors: Vec<HandoffRange>) -> Result<(), Error> {
         let deadline = after(PATIENCE);
-        let want = Said::Want(HandoffWant { tensors, verified });
+        let want = Said::Want(HandoffWant { tensors });
         loop {
             // An agent that cannot say what it has to say does not listen either.
             let mut state = self.lock();

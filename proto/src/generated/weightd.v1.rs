@@ -1648,7 +1648,7 @@ pub mod handoff_answer {
         /// After `opened`, until all were sent. Beside each, descriptors of as many arenas as it has lengths.
         #[prost(message, tag = "2")]
         Arenas(super::HandoffArenas),
-        /// Whenever tensors are ready that were wanted.
+        /// Whenever tensors are ready, wanted or not.
         #[prost(message, tag = "3")]
         Ready(super::HandoffReady),
         /// The lease has ended. The last message of a connection.
@@ -1752,14 +1752,12 @@ pub struct HandoffRange {
 pub struct HandoffWant {
     #[prost(message, repeated, tag = "1")]
     pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
-    /// Only when their files are confirmed to be what the origin has.
-    #[prost(bool, tag = "2")]
-    pub verified: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HandoffReady {
     #[prost(message, repeated, tag = "1")]
     pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
+    /// Also what the origin has.
     #[prost(bool, tag = "2")]
     pub verified: bool,
 }

@@ -148,6 +148,16 @@ impl Arena {
         self.chunks().iter().map(crc).collect()
     }
 
+    /// Whether what is here has these checksums.
+    pub(crate) fn is_like(&self, expected: &[Crc32c]) -> bool {
+        let is_like = |(chunk, expected): (&Chunk, &Crc32c)| match chunk {
+            Chunk::Here(crc) => crc == expected,
+            Chunk::Absent | Chunk::Claimed => true,
+        };
+        let chunks = self.chunks();
+        chunks.len() == expected.len() && chunks.iter().zip(expected).all(is_like)
+    }
+
     /// How often any chunk's state has changed, for whoever looks again.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)

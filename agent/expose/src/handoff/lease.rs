@@ -34,6 +34,8 @@ use crate::{reading::Brought, shown::Condition};
 const VERSION: u32 = 1;
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take to hear why its lease has ended.
+const LEAVE_TAKING: Duration = Duration::from_secs(1);
 /// Chunks that are brought for a lease at once: enough to keep a disk busy, and few enough that what a client wants next comes
 /// next.
 const AT_ONCE: usize = 8;
@@ -102,7 +104,13 @@ pub(crate) async fn serve(inner: Arc<Inner>, packets: Packets, who: Option<UCred
             tracing::warn!(pid, ?uid, why = refusal.message, "a lease was ended");
             // Who does not listen any more is not told.
             let answer = HandoffAnswer { answer: Some(Answer::Failed(refusal.into_message())) };
-            let _ = timeout(PATIENCE, packets.send(&answer, &[])).await;
+            let told = async {
+                packets.send(&answer, &[]).await?;
+                // What it said meanwhile and nobody reads would have the kernel throw the answer away.
+                while packets.receive_any().await? > 0 {}
+                io::Result::Ok(())
+            };
+            let _ = timeout(LEAVE_TAKING, told).await;
         }
     }
 }
@@ -265,7 +273,7 @@ impl Lease {
 
     fn take(&mut self, request: HandoffRequest) -> Result<(), Refusal> {
         match request.request {
-            Some(Request::Want(HandoffWant { tensors, .. })) => {
+            Some(Request::Want(HandoffWant { tensors })) => {
                 let there = self.progress.tensors();
                 let mut wanted: Vec<u32> = Vec::new();
                 for HandoffRange { start, end } in tensors {

@@ -82,24 +82,29 @@ impl PacketListener {
 }
 
 impl Packets {
-    /// The next message; `None` at the end. What does not fit is cut off, and descriptors beside it are closed by the kernel.
+    /// The next message; `None` at the end. Descriptors beside it are closed by the kernel.
     pub(crate) async fn receive<M: Message + Default>(&self) -> io::Result<Option<M>> {
         let mut bytes = vec![0; MESSAGE_BYTES];
+        match self.receive_into(&mut bytes).await? {
+            0 => Ok(None),
+            whole if whole > bytes.len() => Err(io::Error::other(format!("it has {whole} bytes"))),
+            whole => M::decode(&bytes[..whole]).map(Some).map_err(io::Error::other),
+        }
+    }
+
+    /// Length of the next packet, whatever it is; zero at the end.
+    pub(crate) async fn receive_any(&self) -> io::Result<usize> {
+        self.receive_into(&mut [0]).await
+    }
+
+    /// Length of the next packet, which is cut off where it does not fit.
+    async fn receive_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let received = ready.try_io(|socket| {
-                let (received, whole) = recv(socket.get_ref(), bytes.as_mut_slice(), RecvFlags::TRUNC)?;
-                Ok((received, whole))
-            });
-            let Ok(received) = received else { continue };
-            let (received, whole) = received?;
-            if whole > received {
-                return Err(io::Error::other(format!("a message has {whole} bytes")));
+            let received = ready.try_io(|socket| Ok(recv(socket.get_ref(), &mut *bytes, RecvFlags::TRUNC)?));
+            if let Ok(received) = received {
+                return received.map(|(_, whole)| whole);
             }
-            if received == 0 {
-                return Ok(None);
-            }
-            return M::decode(&bytes[..received]).map(Some).map_err(io::Error::other);
         }
     }
 

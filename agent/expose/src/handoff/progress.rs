@@ -87,7 +87,8 @@ impl Progress {
 
     /// Whether everything is ready and verified, as far as it was looked.
     pub(crate) fn is_complete(&self) -> bool {
-        self.arenas.iter().all(|arena| arena.is_verified)
+        let is_ready = || self.files.iter().flat_map(|file| &file.lacking).all(|&lacking| lacking == 0);
+        self.arenas.iter().all(|arena| arena.is_verified) && is_ready()
     }
 
     /// Why the lease must end, if something of it is wrong: file and cause.
@@ -103,15 +104,11 @@ impl Progress {
         let (mut ready, mut verified) = (Vec::new(), Vec::new());
         for (at, arena) in self.arenas.iter_mut().enumerate() {
             let files = &self.by_arena[at];
-            let changes = arena.resident.arena().changes();
+            let (changes, before) = (arena.resident.arena().changes(), ready.len());
             if arena.changes != Some(changes) {
                 if arena.changes.is_none() {
                     // Those without bytes are ready from the beginning.
-                    for &file in files {
-                        let FileProgress { first, lacking } = &self.files[file];
-                        let empty = lacking.iter().enumerate().filter(|(_, lacking)| **lacking == 0);
-                        ready.extend(empty.map(|(tensor, _)| first + tensor as u32));
-                    }
+                    files.iter().for_each(|&file| ready.extend(self.files[file].ready()));
                 }
                 arena.changes = Some(changes);
                 arena.look(|chunk, resident| {
@@ -120,12 +117,11 @@ impl Progress {
                     }
                 });
             }
-            if !arena.is_verified && arena.resident.trust() == Trust::Verified {
+            if arena.is_verified {
+                verified.extend_from_slice(&ready[before..]);
+            } else if arena.resident.trust() == Trust::Verified {
                 arena.is_verified = true;
-                for &file in files {
-                    let FileProgress { first, lacking } = &self.files[file];
-                    verified.extend(*first..*first + lacking.len() as u32);
-                }
+                files.iter().for_each(|&file| verified.extend(self.files[file].ready()));
             }
         }
         let mut messages = messages(ready, false);
@@ -148,6 +144,12 @@ impl ArenaProgress {
 }
 
 impl FileProgress {
+    /// Positions in the table of those that lack nothing.
+    fn ready(&self) -> impl Iterator<Item = u32> + '_ {
+        let ready = self.lacking.iter().enumerate().filter(|(_, lacking)| **lacking == 0);
+        ready.map(|(tensor, _)| self.first + tensor as u32)
+    }
+
     /// A chunk came: its tensors lack one less.
     fn came(&mut self, chunk: u32, resident: &Resident, ready: &mut Vec<u32>) {
         let range = resident.arena().arrangement().chunk_range(chunk);

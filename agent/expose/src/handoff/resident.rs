@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::sleep,
 };
 use weightd_store::{Landing, Store, StoreError, io::Buffer};
 use weightd_types::{BlobKey, Crc32c, SafetensorsHeader};
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) enum Trust {
     /// They arrived whole; what the origin says of the whole was not compared yet.
     Provisional,
-    /// All are here, and are what the origin has.
+    /// The origin has the same, as far as they are here; what comes later is compared as it comes.
     Verified,
     /// Some are not: why.
     Wrong(Arc<str>),
@@ -147,28 +147,37 @@ impl Landing for Resident {
 }
 
 /// Waits until a blob is confirmed, and compares what is in memory with what was confirmed: a chunk may have been damaged on its
-/// way, and fetched again since.
-pub(crate) async fn confirm(resident: Weak<Resident>, store: Store) -> Option<Arc<Resident>> {
+/// way, and fetched again since. What comes later is compared as it comes.
+pub(crate) async fn confirm(resident: &Weak<Resident>, store: &Store) -> Option<()> {
     let blob = resident.upgrade()?.blob;
     loop {
-        let changed = Arc::clone(&resident.upgrade()?.changed);
-        let news = changed.notified();
-        let here = resident.upgrade()?.arena.checksums();
-        if let Some(here) = here {
-            match confirmed(&store, blob).await {
-                Ok(Some(expected)) => {
-                    let resident = resident.upgrade()?;
-                    let why = || "part of it was damaged on its way, and was fetched again";
-                    let trust = if here == expected { Trust::Verified } else { Trust::Wrong(why().into()) };
-                    resident.set_trust(trust);
-                    return Some(resident);
-                }
-                Ok(None) => {}
-                Err(error) => tracing::debug!(%blob, %error, "not confirmed yet"),
+        match confirmed(store, blob).await {
+            Ok(Some(expected)) => {
+                let resident = resident.upgrade()?;
+                let trust = match resident.arena.is_like(&expected) {
+                    true => Trust::Verified,
+                    false => Trust::Wrong("part of it was damaged on its way, and was fetched again".into()),
+                };
+                resident.set_trust(trust);
+                return Some(());
             }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%blob, %error, "not confirmed yet"),
         }
         // Nobody says when a blob is confirmed, and nobody may want it any more.
-        let _ = timeout(LOOK, news).await;
+        sleep(LOOK).await;
+        resident.upgrade()?;
+    }
+}
+
+/// Waits until all of a blob is here. Gives the checksums of its chunks.
+pub(crate) async fn filled(resident: &Weak<Resident>) -> Option<Vec<Crc32c>> {
+    loop {
+        let here = resident.upgrade()?.arena.checksums();
+        match here {
+            Some(chunks) => return Some(chunks),
+            None => sleep(LOOK).await,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +23,7 @@ use super::{
     arrangement::{self, Arrangement},
     memory::{Provider, Usage},
     refusal::Refusal,
-    resident::{Resident, Trust, confirm},
+    resident::{Resident, Trust, confirm, filled},
 };
 use crate::{ExposeError, Metrics, keeper::NoRoom};
 
@@ -159,23 +160,27 @@ impl Residents {
         resident
     }
 
-    /// Has what is confirmed kept for the next agent, and what is wrong forgotten.
+    /// Has what is confirmed and whole kept for the next agent, and what is wrong forgotten.
     async fn see_confirmed(self: Arc<Self>, resident: Weak<Resident>) {
-        let Some(resident) = confirm(resident, self.store.clone()).await else { return };
-        let (blob, chunks) = (resident.blob(), resident.arena().checksums());
-        let name = resident.arena().name().to_owned();
-        if let Trust::Wrong(why) = resident.trust() {
-            drop(resident);
+        if confirm(&resident, &self.store).await.is_none() {
+            return;
+        }
+        let Some((blob, trust)) = resident.upgrade().map(|resident| (resident.blob(), resident.trust()))
+        else {
+            return;
+        };
+        if let Trust::Wrong(why) = trust {
             return self.discard(&blob, &why);
         }
-        drop(resident);
-        let Some(chunks) = chunks else { return };
-        let note = Note { arrangement: arrangement::VERSION, chunks };
-        let provider = self.provider.clone();
+        let Some(chunks) = filled(&resident).await else { return };
+        let Some(name) = resident.upgrade().map(|resident| resident.arena().name().to_owned()) else {
+            return;
+        };
+        let (note, provider) = (Note { arrangement: arrangement::VERSION, chunks }, self.provider.clone());
         let kept = blocking(move || {
             provider.with_keeper(|keeper| {
-                let note = keeper.note(&note)?;
-                keeper.put_plain(&format!("{NOTE}{name}"), &[std::os::fd::AsFd::as_fd(&note)])
+                let file = keeper.note(&note)?;
+                keeper.put_plain(&format!("{NOTE}{name}"), &[file.as_fd()])
             })
         });
         if let Ok(Err(error)) = kept.await {
