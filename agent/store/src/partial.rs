@@ -3,6 +3,7 @@
 //! Chunks are written in any order. A chunk is present once all its pieces are written; it is provisional until the
 //! whole object is confirmed. Piece checksums are kept because, combined in object order, they give the object's own.
 
+mod in_memory;
 mod state;
 
 use std::{
@@ -144,29 +145,6 @@ impl PartialBlob {
         drop(shown);
         self.advanced.notify_waiters();
         Ok(())
-    }
-
-    /// Lets readers have a chunk whose bytes are all in a buffer that is about to be written.
-    fn show_in_memory(
-        &self,
-        blob_offset: u64,
-        buffer: &Arc<Buffer>,
-        pieces: &[(usize, Crc32c)],
-    ) -> Option<InMemory<'_>> {
-        let range = ByteRange::at(blob_offset, buffer.len() as u64);
-        let chunk = u32::try_from(range.start / CHUNK_BYTES).ok()?;
-        let literal = self.placement().literal_of_chunk(chunk).len() as u64;
-        let whole = self.placement().chunk_range(chunk);
-        if buffer.is_empty() || range != ByteRange::new(whole.start + literal, whole.end) {
-            return None;
-        }
-        if let (true, Some(landing), [(_, crc)]) = (buffer.is_lent(), self.landing(), pieces) {
-            let literal = Crc32c::of(&self.placement().literal_of_chunk(chunk));
-            landing.landed(chunk, literal.combine(*crc, buffer.len() as u64));
-        }
-        lock(&self.state).in_memory.insert(chunk, Arc::clone(buffer));
-        self.advanced.notify_waiters();
-        Some(InMemory { partial: self, chunk, buffer: Arc::clone(buffer) })
     }
 
     /// Blobs have their room beforehand, but not on every file system.
@@ -326,23 +304,6 @@ impl PartialBlob {
             offset += part.len();
         }
         Ok(())
-    }
-}
-
-/// A chunk that can be had from memory for as long as this lives.
-struct InMemory<'p> {
-    partial: &'p PartialBlob,
-    chunk: u32,
-    buffer: Arc<Buffer>,
-}
-
-impl Drop for InMemory<'_> {
-    fn drop(&mut self) {
-        let in_memory = &mut lock(&self.partial.state).in_memory;
-        // The same chunk may be written twice, when it had rotted in between.
-        if in_memory.get(&self.chunk).is_some_and(|shown| Arc::ptr_eq(shown, &self.buffer)) {
-            in_memory.remove(&self.chunk);
-        }
     }
 }
 

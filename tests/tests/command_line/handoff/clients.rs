@@ -63,7 +63,7 @@ async fn a_volumes_socket_serves_the_volume_and_no_other() {
     let unknown = Request { source: "abcdef".to_owned(), ..Request::default() };
     let refused = open(&node_socket(&node), unknown).await.unwrap_err();
     assert_eq!(refused.kind(), FailureKind::NotFound, "{refused}");
-    node.place.ask(&format!("unmount {}", node.target().display())).done();
+    node.place.ask(&format!("umount {}", node.target().display())).done();
     assert!(!socket.exists());
 }
 

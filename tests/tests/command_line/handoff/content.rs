@@ -32,9 +32,9 @@ async fn what_is_only_at_the_origin_is_downloaded_once_for_all_and_stays_in_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn each_tensor_is_on_256_bytes_in_either_layout_and_also_where_files_have_none_there() {
     require!(fuse());
-    let gcs = require!(FakeGcs::start().await);
     let shape = ModelShape { fp8: true, ..ModelShape::small() };
     for layout in ["original", "aligned"] {
+        let gcs = require!(FakeGcs::start().await);
         let (node, _keeper) = node(&gcs, &gcs.endpoint(), &shape, "").await;
         let _agent = node.place.agent().await;
         let line = format!("mount gs://models/demo {} --layout {layout}", node.target().display());
