@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Node {
     directory: PathBuf,
+    endpoint: String,
+    more: String,
     keeper: Process,
     agent: Process,
 }
@@ -45,7 +47,26 @@ impl Node {
         let socket = directory.join("keeper.sock");
         ensure!(wait_until(PATIENCE, || socket.exists()), "the keeper does not listen");
         let agent = start_agent(&directory, endpoint, more)?;
-        Ok(Self { directory, keeper, agent })
+        Ok(Self { directory, endpoint: endpoint.to_owned(), more: more.to_owned(), keeper, agent })
+    }
+
+    /// Kills the agent. Its volumes stay, and wait for the next.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.0.kill()?;
+        self.agent.0.wait().context("waiting for the agent")?;
+        Ok(())
+    }
+
+    /// Starts another agent in place of the one that was killed.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_agent(&mut self) -> Result<()> {
+        self.agent = start_agent(&self.directory, &self.endpoint, &self.more)?;
+        Ok(())
     }
 
     /// A place in the node's directory.
@@ -58,8 +79,16 @@ impl Node {
     /// # Errors
     /// When the command fails.
     pub fn mount(&self, name: &str, more: &[&str]) -> Result<PathBuf> {
+        self.mount_source(SOURCE, name, more)
+    }
+
+    /// The same of any model.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn mount_source(&self, source: &str, name: &str, more: &[&str]) -> Result<PathBuf> {
         let target = self.target(name);
-        run(self.weightctl()?.args(["mount", SOURCE]).arg(&target).args(more))?;
+        run(self.weightctl()?.args(["mount", source]).arg(&target).args(more))?;
         Ok(target)
     }
 
@@ -68,13 +97,25 @@ impl Node {
     /// # Errors
     /// When it is not mounted.
     pub fn serving(&self, name: &str) -> Result<String> {
+        self.told(name, "serving")
+    }
+
+    /// How far a mounted volume is, such as `loading`.
+    ///
+    /// # Errors
+    /// When it is not mounted.
+    pub fn state(&self, name: &str) -> Result<String> {
+        self.told(name, "state")
+    }
+
+    fn told(&self, name: &str, what: &str) -> Result<String> {
         let output = self.weightctl()?.args(["mounts", "-o", "json"]).output()?;
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
         let target = self.target(name);
         let volumes = answer["volumes"].as_array().context("no volumes are listed")?;
         let found = volumes.iter().find(|volume| volume["target"] == *target.to_string_lossy());
-        let serving = found.and_then(|volume| volume["serving"].as_str());
-        Ok(serving.with_context(|| format!("{} is not mounted", target.display()))?.to_owned())
+        let told = found.and_then(|volume| volume[what].as_str());
+        Ok(told.with_context(|| format!("{} is not mounted", target.display()))?.to_owned())
     }
 
     /// The model's files in the store itself.

@@ -80,13 +80,18 @@ def is_mapped(path):
         return any(os.path.realpath(path) in line for line in maps)
 
 
+def directory():
+    """A directory for the length of a `with`."""
+    return tempfile.TemporaryDirectory()
+
+
 class WithDirectory(unittest.TestCase):
     """A test that has a directory of its own."""
 
     def setUp(self):
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
+        made = directory()
+        self.addCleanup(made.cleanup)
+        self.directory = made.name
 
     def at(self, name):
         return os.path.join(self.directory, name)

@@ -16,16 +16,19 @@ const HERE: &str = env!("CARGO_MANIFEST_DIR");
 /// The package as it would be installed: its Python, and the module under the name that Python looks for.
 fn package() -> TempDir {
     let place = TempDir::new().unwrap();
-    let package = place.path().join("weightd");
-    fs::create_dir(&package).unwrap();
-    for file in fs::read_dir(Path::new(HERE).join("weightd")).unwrap() {
-        let file = file.unwrap();
-        if file.file_type().unwrap().is_file() {
-            fs::copy(file.path(), package.join(file.file_name())).unwrap();
+    for package in ["weightd", "weightd_plugins"] {
+        let installed = place.path().join(package);
+        fs::create_dir(&installed).unwrap();
+        for file in fs::read_dir(Path::new(HERE).join(package)).unwrap() {
+            let file = file.unwrap();
+            if file.file_type().unwrap().is_file() {
+                fs::copy(file.path(), installed.join(file.file_name())).unwrap();
+            }
         }
     }
     let module = env::current_exe().unwrap().with_file_name("libweightd_python.so");
-    fs::copy(&module, package.join("_native.abi3.so")).unwrap_or_else(|error| panic!("{module:?}: {error}"));
+    let native = place.path().join("weightd/_native.abi3.so");
+    fs::copy(&module, native).unwrap_or_else(|error| panic!("{module:?}: {error}"));
     place
 }
 
@@ -88,6 +91,7 @@ fn pip_installs_the_module_with_its_types() {
         assert!(unpacked.join("weightd").join(file).exists(), "{name} has {file}");
     }
     run_with(&unpacked, &interpreter, "numpy", "test_dlpack");
+    run_with(&unpacked, &interpreter, "numpy", "test_entry_points");
 }
 
 #[test]
@@ -138,4 +142,14 @@ fn safe_open_is_that_of_safetensors_for_jax() {
 #[test]
 fn safe_open_is_that_of_safetensors_for_pytorch() {
     run(&require!(with("torch", torch_python())), "torch", "test_safe_open");
+}
+
+#[test]
+fn vllm_loads_by_the_plugin() {
+    run(&require!(with("torch", torch_python())), "torch", "test_vllm");
+}
+
+#[test]
+fn sglang_loads_by_the_plugin() {
+    run(&require!(with("torch", torch_python())), "torch", "test_sglang");
 }

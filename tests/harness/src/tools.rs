@@ -34,6 +34,14 @@ pub fn torch_python() -> Result<PathBuf, Unready> {
     installed("PyTorch (Debian's python3-torch)", checkout().join(".tools/torch/bin/python"))
 }
 
+/// The interpreter that has vLLM and transformers, which `cargo xtask vllm` alone installs.
+///
+/// # Errors
+/// When it is not installed.
+pub fn vllm_python() -> Result<PathBuf, Unready> {
+    installed("vLLM (`cargo xtask vllm` installs it)", checkout().join(".tools/vllm/bin/python"))
+}
+
 /// The disk tester, from Debian's package.
 ///
 /// # Errors

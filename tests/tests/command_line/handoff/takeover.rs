@@ -32,7 +32,9 @@ async fn what_was_whole_is_the_next_agents_and_the_socket_of_a_volume_too() {
     let read = metric(&node.place, "weightd_expose_served_chunks_total");
     assert_eq!(read, 1, "nothing is read again but the index, which says which files there are");
     assert_right(&next, all(&next), &node.model.directory);
-    assert_right(open_source(&node).await.as_ref(), all(&next), &node.model.directory);
+    let other = open_source(&node).await;
+    wait(&other, all(&other), true).await.unwrap();
+    assert_right(&other, all(&other), &node.model.directory);
 }
 
 #[tokio::test(flavor = "multi_thread")]
