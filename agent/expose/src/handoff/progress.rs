@@ -59,9 +59,9 @@ impl Progress {
             by_arena[*arena].push(at);
             let resident = &residents[*arena];
             let tensors = 0..resident.header().tensors().len();
-            let lacking: Vec<u32> = tensors.map(|tensor| chunks_of(resident, tensor).len() as u32).collect();
+            let lacking: Vec<u32> = tensors.map(|tensor| count(chunks_of(resident, tensor).len())).collect();
             let file = FileProgress { first, lacking };
-            first += file.lacking.len() as u32;
+            first += count(file.lacking.len());
             file
         });
         let files = progress.collect();
@@ -82,7 +82,7 @@ impl Progress {
 
     /// How many tensors there are.
     pub(crate) fn tensors(&self) -> u32 {
-        self.files.last().map_or(0, |file| file.first + file.lacking.len() as u32)
+        self.files.last().map_or(0, |file| file.first + count(file.lacking.len()))
     }
 
     /// Whether everything is ready and verified, as far as it was looked.
@@ -134,7 +134,7 @@ impl ArenaProgress {
     /// Says of each chunk once that it is here.
     fn look(&mut self, mut came: impl FnMut(u32, &Resident)) {
         for chunk in 0..self.seen.len() {
-            let number = u32::try_from(chunk).expect("32 bits count 32 PiB of chunks");
+            let number = count(chunk);
             if !self.seen[chunk] && matches!(self.resident.arena().state(number), Chunk::Here(_)) {
                 self.seen[chunk] = true;
                 came(number, &self.resident);
@@ -147,7 +147,7 @@ impl FileProgress {
     /// Positions in the table of those that lack nothing.
     fn ready(&self) -> impl Iterator<Item = u32> + '_ {
         let ready = self.lacking.iter().enumerate().filter(|(_, lacking)| **lacking == 0);
-        ready.map(|(tensor, _)| self.first + tensor as u32)
+        ready.map(|(tensor, _)| self.first + count(tensor))
     }
 
     /// A chunk came: its tensors lack one less.
@@ -165,10 +165,15 @@ impl FileProgress {
             }
             self.lacking[tensor] -= 1;
             if self.lacking[tensor] == 0 {
-                ready.push(self.first + tensor as u32);
+                ready.push(self.first + count(tensor));
             }
         }
     }
+}
+
+/// Chunks of a file, and tensors of a lease, are counted in 32 bits.
+fn count(number: usize) -> u32 {
+    u32::try_from(number).expect("headers of 100 MB have fewer tensors, and 32 bits count 32 PiB of chunks")
 }
 
 /// Positions as ranges, in messages that fit into packets.

@@ -1,7 +1,7 @@
 //! Where clients come: the node's socket, and one for each snapshot that volumes show.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fs,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -105,9 +105,8 @@ impl Sockets {
         });
         for (key, socket) in kept?.unwrap_or_default() {
             let token = self.ended.child_token();
-            let mut listening = self.listening();
-            if !listening.contains_key(&key) {
-                listening.insert(key, token.clone());
+            if let Entry::Vacant(vacant) = self.listening().entry(key) {
+                vacant.insert(token.clone());
                 self.listen(socket, Scope::Snapshot(key), token)?;
             }
         }
