@@ -40,9 +40,19 @@ impl FreeMemory {
 
     /// Whether so much page cache, what is there of it included, fits, or so much other memory. The error says why not.
     pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), String> {
+        self.machine_has_room_for(bytes)?;
+        self.fits_in(self.cgroups(), bytes)
+    }
+
+    /// The same for memory that is not charged to this process's cgroups.
+    pub(crate) fn machine_has_room_for(&self, bytes: u64) -> Result<(), String> {
         let machine = self.machine().ok_or("/proc/meminfo does not say how much memory is available")?;
-        for Bound { whose, total, available } in std::iter::once(machine).chain(self.cgroups()) {
-            let floor = self.floor.unwrap_or_else(|| FLOOR_BYTES.max(total / FLOOR_DIVISOR));
+        self.fits_in([machine], bytes)
+    }
+
+    fn fits_in(&self, bounds: impl IntoIterator<Item = Bound>, bytes: u64) -> Result<(), String> {
+        for Bound { whose, total, available } in bounds {
+            let floor = self.floor.unwrap_or_else(|| FLOOR_BYTES.max(total / FLOOR_DIVISOR).min(total / 2));
             if bytes.saturating_add(floor) > available {
                 return Err(format!(
                     "{whose} has {} available of {}, and {} of that is left alone",

@@ -139,6 +139,15 @@ impl Keeper {
         }
     }
 
+    /// Most bytes of arenas.
+    pub(crate) fn arena_limit(&self) -> Result<u64, ExposeError> {
+        let (answer, _) = self.ask("room", &[])?;
+        match answer.split(' ').collect::<Vec<_>>().as_slice() {
+            ["ok", limit, _] => limit.parse().map_err(|_| self.odd(&answer)),
+            _ => Err(self.odd(&answer)),
+        }
+    }
+
     /// Has the keeper provide the memory of a part of an arena.
     pub(crate) fn allocate(&self, name: &str, from: u64, bytes: u64) -> Result<(), ExposeError> {
         self.ask_ok(&format!("allocate {name} {from} {bytes}"), &[])

@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use weightd_types::{BlobKey, Crc32c, Piece};
+use weightd_types::{BlobKey, Piece};
 
 use crate::{PartialBlob, Store, io::Buffer, store::lock};
 
@@ -16,9 +16,6 @@ pub trait Landing: fmt::Debug + Send + Sync {
     /// Memory for a chunk's bytes, from those that are `within` bytes behind its beginning to its end. `None` when the chunk
     /// is there already, or cannot lie in one piece: then it goes through a buffer of the pool.
     async fn buffer(&self, chunk: u32, within: u64) -> Option<Buffer>;
-
-    /// All bytes of a chunk are in the memory that it was given; they have this checksum, as the blob has them.
-    fn landed(&self, chunk: u32, crc: Crc32c);
 }
 
 impl Store {

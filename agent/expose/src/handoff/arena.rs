@@ -7,15 +7,16 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use futures::{StreamExt, TryStreamExt, stream};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{Mode, SealFlags, fchmod, fcntl_add_seals};
 use tokio::sync::{Notify, OnceCell};
-use weightd_store::io::{BLOCK_BYTES, Buffer};
+use weightd_store::io::{BLOCK_BYTES, Buffer, Lender};
 use weightd_types::Crc32c;
 
 use super::{arrangement::Arrangement, memory::Provider};
@@ -39,6 +40,11 @@ pub(crate) struct Arena {
     changes: AtomicU64,
     /// Told of each.
     changed: Arc<Notify>,
+    /// Checksums of the chunks, once the origin has confirmed them.
+    expected: OnceLock<Vec<Crc32c>>,
+    is_wrong: AtomicBool,
+    /// Bytes that are kept from being swapped.
+    locked: AtomicU64,
 }
 
 /// How a chunk of the blob stands.
@@ -98,6 +104,8 @@ impl Arena {
         let here = chunks.iter().copied().map(Chunk::Here).collect();
         let arena = Self::over(name, arrangement, &file, mapping, provider, here, changed)?;
         arena.steps.iter().for_each(|step| drop(step.set(())));
+        let locked = arena.provider.keep_from_swap(&arena.mapping, 0, len);
+        arena.locked.store(locked, Ordering::Relaxed);
         Ok(arena)
     }
 
@@ -116,7 +124,21 @@ impl Arena {
         let steps = (0..arrangement.arena_bytes().div_ceil(STEP)).map(|_| OnceCell::new()).collect();
         let (changes, chunks) = (AtomicU64::new(0), Mutex::new(chunks));
         let mapping = Arc::new(mapping);
-        Ok(Self { name, arrangement, mapping, lent, provider, steps, chunks, changes, changed })
+        let (expected, is_wrong, locked) = (OnceLock::new(), AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self {
+            name,
+            arrangement,
+            mapping,
+            lent,
+            provider,
+            steps,
+            chunks,
+            changes,
+            changed,
+            expected,
+            is_wrong,
+            locked,
+        })
     }
 
     /// What it is called, with the keeper too.
@@ -148,14 +170,18 @@ impl Arena {
         self.chunks().iter().map(crc).collect()
     }
 
-    /// Whether what is here has these checksums.
-    pub(crate) fn is_like(&self, expected: &[Crc32c]) -> bool {
+    /// Takes in what the chunks' checksums have to be. Says whether what is here has them; what comes later is compared
+    /// as it comes.
+    pub(crate) fn expect(&self, expected: Vec<Crc32c>) -> bool {
         let is_like = |(chunk, expected): (&Chunk, &Crc32c)| match chunk {
             Chunk::Here(crc) => crc == expected,
             Chunk::Absent | Chunk::Claimed => true,
         };
         let chunks = self.chunks();
-        chunks.len() == expected.len() && chunks.iter().zip(expected).all(is_like)
+        let is_right = chunks.len() == expected.len() && chunks.iter().zip(&expected).all(is_like);
+        // Under the lock, so that what lands is compared by one of both.
+        let _ = self.expected.set(expected);
+        is_right
     }
 
     /// How often any chunk's state has changed, for whoever looks again.
@@ -176,10 +202,9 @@ impl Arena {
         Some(Claim { arena: Arc::clone(self), chunk })
     }
 
-    /// Says that all bytes of a chunk are in their place.
-    pub(crate) fn landed(&self, chunk: u32, crc: Crc32c) {
-        self.chunks()[chunk as usize] = Chunk::Here(crc);
-        self.tell();
+    /// Whether what is here is not what was expected.
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.is_wrong.load(Ordering::Acquire)
     }
 
     /// Has the memory of a chunk provided, charged to whom it should be.
@@ -195,10 +220,9 @@ impl Arena {
 
     /// Has all of its memory provided, from front to back.
     pub(crate) async fn provide_all(&self) -> Result<(), String> {
-        for step in 0..self.steps.len() as u64 {
-            self.provide_step(step).await?;
-        }
-        Ok(())
+        // The keeper makes one step while the agent maps the one before.
+        let steps = stream::iter(0..self.steps.len() as u64).map(|step| self.provide_step(step));
+        steps.buffered(2).try_collect().await
     }
 
     /// Bytes of memory that were provided, and those that were not yet.
@@ -212,13 +236,18 @@ impl Arena {
         let cell = &self.steps[usize::try_from(step).expect("there are few steps")];
         let from = step * STEP;
         let bytes = STEP.min(self.arrangement.arena_bytes() - from);
-        cell.get_or_try_init(|| self.provider.provide(&self.name, &self.mapping, from, bytes)).await.copied()
+        let provide = async || {
+            let locked = self.provider.provide(&self.name, &self.mapping, from, bytes).await?;
+            self.locked.fetch_add(locked, Ordering::Relaxed);
+            Ok(())
+        };
+        cell.get_or_try_init(provide).await.copied()
     }
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        self.provider.unlocked(self.provided().0);
+        self.provider.unlocked(self.locked.load(Ordering::Relaxed));
     }
 }
 
@@ -256,6 +285,26 @@ impl Claim {
             // in an adopted arena nothing can be claimed.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
         }
+    }
+}
+
+impl Claim {
+    /// Says that all bytes of the chunk are in their place.
+    pub(crate) fn landed(&self, crc: Crc32c) {
+        let arena = &self.arena;
+        let mut chunks = arena.chunks();
+        if arena.expected.get().is_some_and(|expected| expected[self.chunk as usize] != crc) {
+            arena.is_wrong.store(true, Ordering::Release);
+        }
+        chunks[self.chunk as usize] = Chunk::Here(crc);
+        drop(chunks);
+        arena.tell();
+    }
+}
+
+impl Lender for Claim {
+    fn landed(&self, crc: Crc32c) {
+        Self::landed(self, crc);
     }
 }
 

@@ -17,7 +17,8 @@ use weightd_proto::v1::{
 };
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotUse};
 use weightd_types::{
-    ByteRange, CHUNK_BYTES, HEADER_LENGTH_BYTES, ModelFiles, SafetensorsHeader, SnapshotKey, WeightIndex,
+    ByteRange, CHUNK_BYTES, HEADER_LENGTH_BYTES, HeaderError, ModelFiles, SafetensorsHeader, SnapshotKey,
+    WeightIndex,
 };
 
 use super::{
@@ -124,7 +125,11 @@ async fn serve_until(inner: Arc<Inner>, packets: &Packets, scope: Scope, pid: i3
             Ok(Err(error)) => return Err(Refusal::usage(format!("that is no message: {error}")).into()),
             Err(_) => return Err(Refusal::usage("nothing was asked for 10 seconds").into()),
         };
-        let lease = Lease::open(inner, &open, scope).await?;
+        // Whoever has gone meanwhile needs nothing any more.
+        let lease = tokio::select! {
+            lease = Lease::open(inner, &open, scope) => lease?,
+            () = packets.hung_up() => return Err(End::Gone),
+        };
         tracing::info!(pid, ?uid, source = %lease.manifest.source, files = lease.files.len(), "tensors are leased");
         Ok(lease)
     };
@@ -239,9 +244,12 @@ impl Lease {
                     Err(error) => return Err(Refusal::usage(format!("that is no message: {error}")).into()),
                 },
                 Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => {
-                    if let Ok(Err(why)) = loaded {
-                        return Err(Refusal::new(FailureKind::Unavailable, self.about(&why)).into());
-                    }
+                    let why = match loaded {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(why)) => why,
+                        Err(_) => "a defect of weightd; its log says more".to_owned(),
+                    };
+                    return Err(Refusal::new(FailureKind::Unavailable, self.about(&why)).into());
                 }
                 _ = self.condition.changed() => {}
                 () = news => {}
@@ -413,19 +421,23 @@ impl Inner {
         condition: watch::Receiver<Condition>,
     ) -> Result<(), String> {
         let arena = resident.arena();
-        arena.provide(chunk).await?;
+        if let Err(why) = arena.provide(chunk).await {
+            // Whoever comes next gets another, which may fare better.
+            self.residents.give_up(resident);
+            return Err(why);
+        }
         let range = arena.arrangement().chunk_range(chunk);
         let target = table::target(manifest, resident.blob(), chunk, range);
         let load = async {
             if arena.arrangement().straight(chunk).is_some() {
                 let place = Place { resident, chunk };
                 let loaded = self.chunks.load(condition, target, &place).await?;
-                arena.landed(chunk, loaded.crc);
+                loaded.buffer.landed(loaded.crc);
             } else {
                 let loaded = self.chunks.load(condition, target, &self.pool).await?;
                 let claim = resident.claim(chunk).await;
                 claim.put(&loaded.buffer);
-                arena.landed(chunk, loaded.crc);
+                claim.landed(loaded.crc);
             }
             Ok(())
         };
@@ -453,6 +465,9 @@ impl Inner {
         let invalid = |error| {
             Refusal::new(FailureKind::Corrupt, format!("{}/{} {error}", manifest.source, entry.object.path))
         };
+        if size < HEADER_LENGTH_BYTES {
+            return Err(invalid(HeaderError::TooShort(size)));
+        }
         let first = self.read_front(manifest, entry, HEADER_LENGTH_BYTES, condition).await?;
         let bytes = SafetensorsHeader::length(&first, size).map_err(invalid)?;
         let raw = self.read_front(manifest, entry, bytes, condition).await?;

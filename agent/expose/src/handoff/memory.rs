@@ -90,21 +90,22 @@ impl Provider {
         made.map(Ok).map_err(|error| ExposeError::Memory { problem: failed(error) })
     }
 
-    /// Has the memory of a part of an arena provided, and keeps it from being swapped as far as that may be.
+    /// Has the memory of a part of an arena provided, and keeps it from being swapped as far as that may be. Says how much of
+    /// it is.
     pub(crate) async fn provide(
         &self,
         name: &str,
         mapping: &Arc<MmapRaw>,
         from: u64,
         bytes: u64,
-    ) -> Result<(), String> {
+    ) -> Result<u64, String> {
         let (this, name, mapping) = (self.clone(), name.to_owned(), Arc::clone(mapping));
         let work = move || this.provide_now(&name, &mapping, from, bytes);
         let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|_| Err("the agent is shutting down".to_owned()))
     }
 
-    fn provide_now(&self, name: &str, mapping: &MmapRaw, from: u64, bytes: u64) -> Result<(), String> {
+    fn provide_now(&self, name: &str, mapping: &MmapRaw, from: u64, bytes: u64) -> Result<u64, String> {
         if let Some(keeper) = &self.inner.keeper {
             // Whoever touches it first pays for it.
             keeper.ask(|keeper| keeper.allocate(name, from, bytes)).map_err(|error| error.to_string())?;
@@ -112,24 +113,27 @@ impl Provider {
         let (start, len) = (to_usize(from), to_usize(bytes));
         let populated = mapping.advise_range(Advice::PopulateWrite, start, len);
         populated.map_err(|error| format!("the memory of {name} cannot be had: {error}"))?;
-        self.keep_from_swap(mapping, start, len);
-        Ok(())
+        Ok(self.keep_from_swap(mapping, start, len))
     }
 
-    fn keep_from_swap(&self, mapping: &MmapRaw, start: usize, len: usize) {
+    /// Keeps a part of an arena from being swapped, if the limit allows it. Says how many bytes are.
+    pub(crate) fn keep_from_swap(&self, mapping: &MmapRaw, start: usize, len: usize) -> u64 {
         let locked = self.inner.locked.fetch_add(len as u64, Ordering::Relaxed);
         if locked.saturating_add(len as u64) > self.inner.lock_limit {
-            self.inner.locked.fetch_sub(len as u64, Ordering::Relaxed);
-            return;
+            self.unlocked(len as u64);
+            return 0;
         }
         // SAFETY: the part lies within the mapping; locking changes nothing that anyone could see.
         let outcome = unsafe { mlock(mapping.as_mut_ptr().wrapping_add(start).cast(), len) };
         if let Err(error) = outcome {
             tracing::debug!(%error, "memory for tensors may be swapped; raising RLIMIT_MEMLOCK would help");
+            self.unlocked(len as u64);
+            return 0;
         }
+        len as u64
     }
 
-    /// Says that an arena is gone, of which so many bytes were provided.
+    /// Says that so many bytes are not kept from being swapped any more.
     pub(crate) fn unlocked(&self, bytes: u64) {
         let _ = self
             .inner
@@ -139,7 +143,17 @@ impl Provider {
 
     /// Whether the node has no memory to spare.
     pub(crate) fn is_short(&self) -> bool {
-        self.inner.free.has_room_for(0).is_err()
+        let free = &self.inner.free;
+        // What the keeper has is its own cgroup's to pay for, and nothing of the agent's.
+        let room =
+            if self.inner.keeper.is_some() { free.machine_has_room_for(0) } else { free.has_room_for(0) };
+        room.is_err()
+    }
+
+    /// Most bytes of arenas, where there is a bound.
+    pub(crate) fn limit(&self) -> Result<Option<u64>, ExposeError> {
+        let keepers = self.with_keeper(Keeper::arena_limit)?;
+        Ok([self.inner.limit, keepers].into_iter().flatten().min())
     }
 
     /// Does something with the keeper, if there is one.

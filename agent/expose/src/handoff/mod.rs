@@ -48,7 +48,7 @@ const BUFFERS: usize = 8;
 pub struct HandoffConfig {
     /// Where sockets are: the node's own, and those that are mounted into volumes.
     pub directory: PathBuf,
-    /// Most bytes of tensors in memory; `None` for what the keeper has, or without one half of the machine's memory.
+    /// Most bytes of tensors in memory; `None` for what the keeper allows, or without one what the machine can spare.
     pub resident_limit: Option<u64>,
     /// How long what nobody leases stays in memory.
     pub linger: Duration,
@@ -105,7 +105,7 @@ impl Handoff {
         let HandoffConfig { directory, resident_limit, linger, lock_limit, leases } = config.handoff.clone();
         let pool = BufferPool::new(BUFFERS).map_err(ExposeError::mount("get memory for", &directory))?;
         let provider = Provider::new(config.keeper.clone(), resident_limit, lock_limit);
-        let residents = Residents::new(store.clone(), provider.clone(), linger, metrics.clone());
+        let residents = Residents::new(Arc::clone(&chunks), provider.clone(), linger, metrics.clone());
         tokio::spawn(Residents::look_after(Arc::downgrade(&residents)));
         let conditions = Mutex::default();
         let inner = Arc::new(Inner { store, chunks, residents, pool, metrics, conditions });
@@ -160,7 +160,10 @@ impl Inner {
     }
 
     fn condition(&self, key: SnapshotKey) -> watch::Receiver<Condition> {
-        self.conditions().entry(key).or_insert_with(|| watch::Sender::new(Condition::Fine)).subscribe()
+        let mut conditions = self.conditions();
+        // What ended the leases of others is not said of a transfer that may have been mended since.
+        conditions.retain(|_, condition| condition.receiver_count() > 0);
+        conditions.entry(key).or_insert_with(|| watch::Sender::new(Condition::Fine)).subscribe()
     }
 
     /// The snapshot of a source or of that name, which is brought if it is not here.

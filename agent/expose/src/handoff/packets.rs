@@ -9,6 +9,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::Path,
+    time::Duration,
 };
 
 use prost::Message;
@@ -17,12 +18,14 @@ use rustix::net::{
     SocketFlags, SocketType, UCred, accept_with, bind, listen, recv, sendmsg, socket_with,
     sockopt::socket_peercred,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::sleep};
 
 /// Longest message, either way.
 pub(crate) const MESSAGE_BYTES: usize = 64 << 10;
 /// Most descriptors beside one message; the kernel takes 253.
 pub(crate) const DESCRIPTORS: usize = 64;
+/// How often it is looked whether a client has gone that has said something nobody wants to hear yet.
+const LOOK: Duration = Duration::from_secs(1);
 /// Clients that may wait for their turn to connect.
 const BACKLOG: i32 = 64;
 
@@ -84,24 +87,36 @@ impl PacketListener {
 impl Packets {
     /// The next message; `None` at the end. Descriptors beside it are closed by the kernel.
     pub(crate) async fn receive<M: Message + Default>(&self) -> io::Result<Option<M>> {
-        let mut bytes = vec![0; MESSAGE_BYTES];
-        match self.receive_into(&mut bytes).await? {
+        // Most that wait here hear nothing for long: memory is made for what has come.
+        match self.receive_into(&mut [0], RecvFlags::PEEK).await? {
             0 => Ok(None),
-            whole if whole > bytes.len() => Err(io::Error::other(format!("it has {whole} bytes"))),
-            whole => M::decode(&bytes[..whole]).map(Some).map_err(io::Error::other),
+            whole if whole > MESSAGE_BYTES => Err(io::Error::other(format!("it has {whole} bytes"))),
+            whole => {
+                let mut bytes = vec![0; whole];
+                self.receive_into(&mut bytes, RecvFlags::empty()).await?;
+                M::decode(bytes.as_slice()).map(Some).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// Waits until the client has gone, whatever it said before that and nobody heard.
+    pub(crate) async fn hung_up(&self) {
+        while self.receive_into(&mut [0], RecvFlags::PEEK).await.unwrap_or(0) > 0 {
+            sleep(LOOK).await;
         }
     }
 
     /// Length of the next packet, whatever it is; zero at the end.
     pub(crate) async fn receive_any(&self) -> io::Result<usize> {
-        self.receive_into(&mut [0]).await
+        self.receive_into(&mut [0], RecvFlags::empty()).await
     }
 
     /// Length of the next packet, which is cut off where it does not fit.
-    async fn receive_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
+    async fn receive_into(&self, bytes: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         loop {
             let mut ready = self.socket.readable().await?;
-            let received = ready.try_io(|socket| Ok(recv(socket.get_ref(), &mut *bytes, RecvFlags::TRUNC)?));
+            let received =
+                ready.try_io(|socket| Ok(recv(socket.get_ref(), &mut *bytes, flags | RecvFlags::TRUNC)?));
             if let Ok(received) = received {
                 return received.map(|(_, whole)| whole);
             }

@@ -20,6 +20,9 @@ use crate::reading::Room;
 /// How often it is looked whether anyone still waits for a blob to be confirmed.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Why what was handed out is not what the origin has.
+const DAMAGED: &str = "part of it was damaged on its way, and was fetched again";
+
 /// What is known of the bytes of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Trust {
@@ -75,7 +78,10 @@ impl Resident {
     }
 
     pub(crate) fn trust(&self) -> Trust {
-        self.trust.borrow().clone()
+        match self.arena.is_wrong() {
+            true => Trust::Wrong(DAMAGED.into()),
+            false => self.trust.borrow().clone(),
+        }
     }
 
     /// Says what is known of its bytes. What is wrong stays so.
@@ -140,10 +146,6 @@ impl Landing for Resident {
         self.arena.provide(chunk).await.ok()?;
         self.arena.claim(chunk)?.into_buffer(within).ok()
     }
-
-    fn landed(&self, chunk: u32, crc: Crc32c) {
-        self.arena.landed(chunk, crc);
-    }
 }
 
 /// Waits until a blob is confirmed, and compares what is in memory with what was confirmed: a chunk may have been damaged on its
@@ -154,9 +156,9 @@ pub(crate) async fn confirm(resident: &Weak<Resident>, store: &Store) -> Option<
         match confirmed(store, blob).await {
             Ok(Some(expected)) => {
                 let resident = resident.upgrade()?;
-                let trust = match resident.arena.is_like(&expected) {
+                let trust = match resident.arena.expect(expected) {
                     true => Trust::Verified,
-                    false => Trust::Wrong("part of it was damaged on its way, and was fetched again".into()),
+                    false => Trust::Wrong(DAMAGED.into()),
                 };
                 resident.set_trust(trust);
                 return Some(());

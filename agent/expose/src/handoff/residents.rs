@@ -25,7 +25,7 @@ use super::{
     refusal::Refusal,
     resident::{Resident, Trust, confirm, filled},
 };
-use crate::{ExposeError, Metrics, keeper::NoRoom};
+use crate::{ExposeError, Metrics, keeper::NoRoom, reading::Chunks};
 
 /// What arenas are called with the keeper, before their blob's key and what tells those of one blob apart.
 const ARENA: &str = "handoff-arena/";
@@ -45,6 +45,7 @@ struct Note {
 #[derive(Debug)]
 pub(crate) struct Residents {
     store: Store,
+    chunks: Arc<Chunks>,
     provider: Provider,
     linger: Duration,
     metrics: Metrics,
@@ -70,9 +71,15 @@ impl Entry {
 }
 
 impl Residents {
-    pub(crate) fn new(store: Store, provider: Provider, linger: Duration, metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(
+        chunks: Arc<Chunks>,
+        provider: Provider,
+        linger: Duration,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         let (changed, all, making) = (Arc::default(), Mutex::default(), tokio::sync::Mutex::default());
-        Arc::new(Self { store, provider, linger, metrics, changed, all, making })
+        let store = chunks.store().clone();
+        Arc::new(Self { store, chunks, provider, linger, metrics, changed, all, making })
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<BlobKey, Entry>> {
@@ -87,21 +94,45 @@ impl Residents {
         name: &str,
     ) -> Result<Vec<Arc<Resident>>, Refusal> {
         let _making = self.making.lock().await;
-        let mut leased = Vec::with_capacity(wanted.len());
-        let mut missing = 0;
-        for (blob, header, bytes) in &wanted {
-            if self.known(blob).is_none() {
-                missing += Arrangement::of(header, *bytes).arena_bytes();
+        let missing = wanted.iter().filter(|(blob, ..)| self.known(blob).is_none());
+        let missing = missing.map(|(_, header, bytes)| Arrangement::of(header, *bytes).arena_bytes()).sum();
+        self.check_room(missing, name).await?;
+        let (mut leased, mut made) = (Vec::with_capacity(wanted.len()), Vec::new());
+        for (blob, header, bytes) in wanted {
+            if let Some(resident) = self.known(&blob) {
+                leased.push(resident);
+                continue;
+            }
+            match self.make(blob, header, bytes, name, missing).await {
+                Ok(resident) => {
+                    made.push(Arc::clone(&resident));
+                    leased.push(resident);
+                }
+                Err(refusal) => {
+                    made.iter().for_each(|resident| self.give_up(resident));
+                    return Err(refusal);
+                }
             }
         }
-        for (blob, header, bytes) in wanted {
-            let resident = match self.known(&blob) {
-                Some(resident) => resident,
-                None => self.make(blob, header, bytes, name, &mut missing).await?,
-            };
-            leased.push(resident);
-        }
         Ok(leased)
+    }
+
+    /// Makes sure that so much could fit if nothing else were there but what is leased: what would not fit for all that must
+    /// not take the place of what nobody leases.
+    async fn check_room(&self, missing: u64, model: &str) -> Result<(), Refusal> {
+        let provider = self.provider.clone();
+        let limit = blocking(move || provider.limit()).await?.map_err(|error| Refusal::of(&error))?;
+        let Some(limit) = limit else { return Ok(()) };
+        let used = {
+            let all = self.all();
+            let leased = all.values().filter(|entry| entry.is_leased());
+            leased.map(|entry| entry.resident.arena().arrangement().arena_bytes()).sum::<u64>()
+        };
+        if missing <= limit.saturating_sub(used) {
+            return Ok(());
+        }
+        let why = "what is leased stays".to_owned();
+        Err(no_room(model, missing, &NoRoom { limit, used, why }))
     }
 
     /// The header of a blob that is in memory, and the blob's length.
@@ -120,7 +151,7 @@ impl Residents {
         header: SafetensorsHeader,
         bytes: u64,
         model: &str,
-        missing: &mut u64,
+        missing: u64,
     ) -> Result<Arc<Resident>, Refusal> {
         let (arrangement, name) = (Arrangement::of(&header, bytes), name_of(&blob));
         let length = arrangement.arena_bytes();
@@ -131,14 +162,16 @@ impl Residents {
                 Ok(memory) => break memory,
                 Err(full) => match self.take_idlest() {
                     Some(arena) => self.let_go(arena).await?,
-                    None => return Err(no_room(model, *missing, &full)),
+                    None => return Err(no_room(model, missing, &full)),
                 },
             }
         };
-        *missing -= length;
         let arena =
             Arena::new(name.clone(), arrangement, memory, self.provider.clone(), Arc::clone(&self.changed));
-        let arena = arena.map_err(|error| Refusal::memory(format!("{model}: {error}")))?;
+        let arena = arena.map_err(|error| {
+            self.forget(name);
+            Refusal::memory(format!("{model}: {error}"))
+        })?;
         let resident = self.insert(Resident::new(
             blob,
             header,
@@ -177,21 +210,38 @@ impl Residents {
             return;
         };
         let (note, provider) = (Note { arrangement: arrangement::VERSION, chunks }, self.provider.clone());
+        let kept_as = format!("{NOTE}{name}");
         let kept = blocking(move || {
             provider.with_keeper(|keeper| {
                 let file = keeper.note(&note)?;
-                keeper.put_plain(&format!("{NOTE}{name}"), &[file.as_fd()])
+                keeper.put_plain(&kept_as, &[file.as_fd()])
             })
         });
         if let Ok(Err(error)) = kept.await {
             tracing::warn!(%error, "the next agent will not find a model in memory");
         }
+        // It may have gone meanwhile, and what is remembered of it has to go after it.
+        if self.known(&blob).is_none_or(|known| known.arena().name() != name) {
+            self.forget(name);
+        }
     }
 
     /// Takes over what an earlier agent left with the keeper: what is whole, and still in the store.
     pub(crate) async fn adopt(self: &Arc<Self>) -> Result<(), ExposeError> {
+        let _making = self.making.lock().await;
         let provider = self.provider.clone();
-        let listed = blocking(move || provider.with_keeper(|keeper| keeper.list(ARENA))).await;
+        let listed = blocking(move || {
+            provider.with_keeper(|keeper| {
+                let arenas = keeper.list(ARENA)?;
+                for note in keeper.list(NOTE)? {
+                    if !arenas.iter().any(|arena| note.strip_prefix(NOTE) == Some(arena)) {
+                        keeper.drop_name(&note)?;
+                    }
+                }
+                Ok(arenas)
+            })
+        })
+        .await;
         // When the agent ends at this moment there is nothing to take over.
         let Ok(names) = listed else { return Ok(()) };
         for name in names?.unwrap_or_default() {
@@ -216,7 +266,7 @@ impl Residents {
         let stored = self.store.stored_blob(blob).await.ok()??;
         let header = super::table::stored_header(&stored, &self.store).await.ok()?;
         let (provider, name) = (self.provider.clone(), name.to_owned());
-        let bytes = stored.manifest().blob_bytes;
+        let (bytes, confirmed) = (stored.manifest().blob_bytes, stored.manifest().chunk_crc32c.clone());
         let changed = Arc::clone(&self.changed);
         let taken = blocking(move || {
             let found = provider.with_keeper(|keeper| {
@@ -225,7 +275,8 @@ impl Residents {
                 Ok((note, keeper.attend_to(&name)?.and_then(|mut found| found.pop())))
             });
             let (note, memory) = found.ok()??;
-            let note = note.filter(|note| note.arrangement == arrangement::VERSION)?;
+            let is_same = |note: &Note| note.arrangement == arrangement::VERSION && note.chunks == confirmed;
+            let note = note.filter(is_same)?;
             let arrangement = Arrangement::of(&header, bytes);
             let arena =
                 Arena::adopt(name, arrangement, memory?, provider, &note.chunks, Arc::clone(&changed));
@@ -239,7 +290,23 @@ impl Residents {
     pub(crate) fn discard(&self, blob: &BlobKey, why: &str) {
         let Some(entry) = self.all().remove(blob) else { return };
         entry.resident.set_trust(Trust::Wrong(why.into()));
+        self.chunks.close(blob);
         self.forget(entry.resident.arena().name().to_owned());
+        self.measure();
+    }
+
+    /// Nobody new is given a resident; who has it keeps it.
+    pub(crate) fn give_up(&self, resident: &Resident) {
+        let blob = resident.blob();
+        let mut all = self.all();
+        if all.get(&blob).is_none_or(|known| !std::ptr::eq(&raw const *known.resident, resident)) {
+            return;
+        }
+        let gone = all.remove(&blob);
+        drop(all);
+        drop(gone);
+        self.chunks.close(&blob);
+        self.forget(resident.arena().name().to_owned());
         self.measure();
     }
 
@@ -261,7 +328,10 @@ impl Residents {
         let idle = all.iter().filter(|(_, entry)| !entry.is_leased());
         let longest = idle.min_by_key(|(_, entry)| entry.idle_since.unwrap_or_else(Instant::now));
         let blob = *longest?.0;
-        all.remove(&blob).map(|entry| entry.resident.arena().name().to_owned())
+        let gone = all.remove(&blob);
+        drop(all);
+        self.chunks.close(&blob);
+        gone.map(|entry| entry.resident.arena().name().to_owned())
     }
 
     /// Has the keeper let go of an arena. Clients that have it mapped keep it.
@@ -284,21 +354,26 @@ impl Residents {
             let Some(this) = this.upgrade() else { return };
             let is_short = this.provider.is_short();
             let mut gone = Vec::new();
-            this.all().retain(|_, entry| {
-                if entry.is_leased() {
-                    entry.idle_since = None;
-                    return true;
+            {
+                let mut all = this.all();
+                let is_over = |(_, entry): &(&BlobKey, &mut Entry)| {
+                    !entry.is_leased()
+                        && entry.idle_since.is_some_and(|since| since.elapsed() >= this.linger || is_short)
+                };
+                let over: Vec<BlobKey> = all.iter_mut().filter(is_over).map(|(blob, _)| *blob).collect();
+                gone.extend(over.iter().filter_map(|blob| all.remove(blob)));
+                for entry in all.values_mut() {
+                    let idle_since = entry.idle_since.take().unwrap_or_else(Instant::now);
+                    entry.idle_since = (!entry.is_leased()).then_some(idle_since);
                 }
-                let idle = entry.idle_since.get_or_insert_with(Instant::now).elapsed();
-                let stays = idle < this.linger && !is_short;
-                if !stays {
-                    gone.push(entry.resident.arena().name().to_owned());
-                }
-                stays
-            });
-            for arena in gone {
+            }
+            for entry in gone {
+                let arena = entry.resident.arena().name().to_owned();
                 tracing::debug!(arena, is_short, "no longer in memory");
+                this.chunks.close(&entry.resident.blob());
                 this.forget(arena);
+                // Giving memory back takes time.
+                drop(tokio::task::spawn_blocking(move || drop(entry)));
             }
             this.measure();
         }
@@ -307,8 +382,9 @@ impl Residents {
 
 fn forget(provider: &Provider, arena: &str) {
     let asked = provider.with_keeper(|keeper| {
-        keeper.drop_name(&format!("{NOTE}{arena}"))?;
-        keeper.drop_name(arena)
+        // Both, whatever becomes of one of them.
+        let note = keeper.drop_name(&format!("{NOTE}{arena}"));
+        keeper.drop_name(arena).and(note)
     });
     if let Err(error) = asked {
         tracing::debug!(%error, "the keeper still has an arena");

@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -28,7 +31,7 @@ use super::{
     packets::{PacketListener, listen_at},
     refusal::Refusal,
 };
-use crate::{ExposeError, mount_table};
+use crate::{ExposeError, bind::detach, mount_table, sys};
 
 /// The node's socket.
 const NODE: &str = "handoff.sock";
@@ -106,8 +109,8 @@ impl Sockets {
         for (key, socket) in kept?.unwrap_or_default() {
             let token = self.ended.child_token();
             if let Entry::Vacant(vacant) = self.listening().entry(key) {
-                vacant.insert(token.clone());
-                self.listen(socket, Scope::Snapshot(key), token)?;
+                self.listen(socket, Scope::Snapshot(key), token.clone())?;
+                vacant.insert(token);
             }
         }
         Ok(())
@@ -117,13 +120,19 @@ impl Sockets {
     pub(crate) fn attach(self: &Arc<Self>, key: SnapshotKey, target: &Path) -> Result<(), ExposeError> {
         let at = target.join(RESERVED_NAME);
         let mounts = mount_table::read().map_err(ExposeError::mount("read the mount table for", target))?;
-        if mount_table::at(&mounts, &at).is_some() {
-            return Ok(());
-        }
         let path = self.ensure(key)?;
+        if mount_table::at(&mounts, &at).is_some() {
+            if is_same(&at, &path) {
+                return Ok(());
+            }
+            // One that nobody listens at any more: an agent without a keeper left it.
+            detach(&at)?;
+        }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree =
             open_tree(CWD, &path, flags).map_err(|error| ExposeError::mount("clone", &path)(error.into()))?;
+        // As the volume: nobody in a pod changes who may connect.
+        sys::make_read_only(tree.as_fd()).map_err(ExposeError::mount("make read-only", &path))?;
         move_mount(&tree, "", CWD, &at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(|error| ExposeError::mount("attach the hand-off socket at", &at)(error.into()))
     }
@@ -258,6 +267,12 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.counter.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    identity(one).is_some_and(|found| identity(other) == Some(found))
 }
 
 /// Listens at a path in a directory that only root gets into: from elsewhere the socket is reached where it is mounted.

@@ -58,6 +58,10 @@ impl Chunks {
         Self { store, demands, metrics, stored: Mutex::default(), interrupted: Mutex::default() }
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Whom to ask for what is not here.
     pub(crate) fn demands(&self) -> &Arc<dyn Demands> {
         &self.demands

@@ -23,6 +23,7 @@ impl Inner {
     pub(super) fn bind_now(&self, key: SnapshotKey, target: &Path) -> Result<Volume, ExposeError> {
         self.check_target(target)?;
         if let Some(volume) = self.is_there(key, target)? {
+            self.attach_handoff(key, target);
             return Ok(volume);
         }
         let hold = self.store.hold(key)?;
@@ -45,6 +46,7 @@ impl Inner {
         let key = manifest.key();
         self.check_target(target)?;
         if let Some(volume) = self.is_there(key, target)? {
+            self.attach_handoff(key, target);
             return Ok(volume);
         }
         let hold = self.store.hold(key)?;

@@ -6,7 +6,6 @@
 #![allow(unsafe_code, reason = "memory of others is reached by its address")]
 
 use std::{
-    any::Any,
     fmt, io,
     ops::{Deref, DerefMut},
     ptr::NonNull,
@@ -15,7 +14,7 @@ use std::{
 
 use memmap2::{Advice, MmapMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use weightd_types::CHUNK_BYTES;
+use weightd_types::{CHUNK_BYTES, Crc32c};
 
 /// A set of [`Buffer`]s. Clones are handles to the same set.
 #[derive(Clone)]
@@ -46,12 +45,18 @@ struct Pooled {
     _permit: OwnedSemaphorePermit,
 }
 
+/// Who lends memory for a chunk. It is dropped when nobody, the kernel included, uses the memory any more.
+pub trait Lender: Send + Sync {
+    /// All bytes of the chunk are in the memory; they have this checksum, as the blob has them.
+    fn landed(&self, crc: Crc32c);
+}
+
 /// Memory of someone else.
 struct Lent {
     start: NonNull<u8>,
     len: usize,
     /// Keeps it; `None` only while the buffer is dropped.
-    owner: Option<Box<dyn Any + Send + Sync>>,
+    owner: Option<Box<dyn Lender>>,
     /// Set when the memory was left to the kernel: then nobody may ever have it again.
     is_abandoned: OnceLock<()>,
 }
@@ -126,8 +131,7 @@ impl Buffer {
     )]
     pub const CAPACITY: usize = CHUNK_BYTES as usize;
 
-    /// A buffer over memory of the caller's, where the bytes are to stay. It comes empty. `owner` is dropped when nobody, the
-    /// kernel included, uses the memory any more.
+    /// A buffer over memory of the caller's, where the bytes are to stay. It comes empty.
     ///
     /// # Safety
     /// `len` bytes from `start` on are there as long as `owner` is, and nobody else in this process has a reference to any of
@@ -135,7 +139,7 @@ impl Buffer {
     ///
     /// # Panics
     /// When the memory does not begin on a block, as direct IO needs it, or is longer than [`Buffer::CAPACITY`].
-    pub unsafe fn lent(start: NonNull<u8>, len: usize, owner: Box<dyn Any + Send + Sync>) -> Self {
+    pub unsafe fn lent(start: NonNull<u8>, len: usize, owner: Box<dyn Lender>) -> Self {
         assert!((start.as_ptr() as u64).is_multiple_of(super::BLOCK_BYTES), "it begins on a block");
         assert!(len <= Self::CAPACITY, "{len} bytes are more than a chunk");
         let lent = Lent { start, len, owner: Some(owner), is_abandoned: OnceLock::new() };
@@ -157,6 +161,13 @@ impl Buffer {
         match &self.memory {
             Memory::Pooled(_) => Self::CAPACITY,
             Memory::Lent(lent) => lent.len,
+        }
+    }
+
+    /// Tells who lent the memory that all bytes of a chunk are in it, which have this checksum.
+    pub fn landed(&self, crc: Crc32c) {
+        if let Memory::Lent(Lent { owner: Some(owner), .. }) = &self.memory {
+            owner.landed(crc);
         }
     }
 
@@ -351,6 +362,10 @@ mod tests {
         assert_eq!(&buffer[Buffer::CAPACITY - 3..], b"abc");
         buffer.clear();
         assert!(buffer.is_empty());
+    }
+
+    impl Lender for Arc<()> {
+        fn landed(&self, _: Crc32c) {}
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod pwrite;
 mod transfer;
 mod uring;
 
-pub use buffer::{Buffer, BufferPool};
+pub use buffer::{Buffer, BufferPool, Lender};
 pub use file::IoFile;
 pub use index_backend::IndexBackend;
 pub use plain::TEMPORARY_SUFFIX;

@@ -39,9 +39,9 @@ impl PartialBlob {
         if buffer.is_empty() || range != ByteRange::new(whole.start + literal, whole.end) {
             return None;
         }
-        if let (true, Some(landing), [(_, crc)]) = (buffer.is_lent(), self.landing(), pieces) {
+        if let (true, [(_, crc)]) = (buffer.is_lent(), pieces) {
             let literal = Crc32c::of(&self.placement().literal_of_chunk(chunk));
-            landing.landed(chunk, literal.combine(*crc, buffer.len() as u64));
+            buffer.landed(literal.combine(*crc, buffer.len() as u64));
         }
         lock(&self.state).in_memory.insert(chunk, Arc::clone(buffer));
         self.advanced.notify_waiters();
