@@ -11,8 +11,8 @@ use weightd_proto::v1;
 use weightd_daemon::Exit;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 64 usage, 65 corrupt data, 66 not found, 69 agent or source unavailable, 74 disk, \
-75 try again, 77 not permitted, 130 interrupted.";
+Exit codes: 0 done, 64 usage, 65 corrupt data, 66 not found, 69 agent or source unavailable, 71 memory, \
+74 disk, 75 try again, 77 not permitted, 130 interrupted.";
 
 /// Brings model weights into a verified store on this machine, and looks after them.
 #[derive(Debug, Parser)]
