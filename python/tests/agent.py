@@ -210,8 +210,9 @@ def lending(model, complete=True):
         client.hear_open()
         client.lend(model, complete)
         while (want := client.hear_want()) is not None:
-            for start, end in want[0]:
+            for start, end in want:
                 model.fill(range(start, end))
-                client.ready(start, end, want[1])
+                client.ready(start, end)
+                client.ready(start, end, verified=True)
 
     return serve

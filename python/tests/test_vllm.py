@@ -245,8 +245,10 @@ class Loading(models.WithDirectory):
         for path in ("org/name", self.at("nowhere")):
             self.refuses(FileNotFoundError, [path, "weightctl mount", "source"], self.load, self.config(path=path))
         self.refuses(FileNotFoundError, [self.model, ".safetensors", "--load-format auto"], self.load)
-        source = "s3x://bucket/model"
-        self.refuses(FileNotFoundError, [source, "weightctl mount"], self.load, self.config({"source": source}))
+        # A URI is the node's agent's, of which there is none where this socket is named.
+        source = "gs://bucket/model"
+        options = {"source": source, "agent": self.at("nobody.sock")}
+        self.refuses(ConnectionError, [source, "nobody.sock", "weightd"], self.load, self.config(options))
 
     def test_a_model_that_is_not_complete_is_named(self):
         self.save(shapes={"up.weight": SHAPES["up.weight"]})

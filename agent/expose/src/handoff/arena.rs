@@ -330,3 +330,6 @@ fn read_only(memory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 fn to_usize(len: u64) -> usize {
     len as usize
 }
+
+#[cfg(test)]
+mod tests;
