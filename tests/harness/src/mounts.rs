@@ -15,6 +15,12 @@ pub fn below(directory: &Path) -> Vec<PathBuf> {
     below
 }
 
+/// As [`below`], without the hand-off sockets that are mounted in volumes.
+pub fn volumes_below(directory: &Path) -> Vec<PathBuf> {
+    let is_socket = |target: &PathBuf| target.file_name().is_some_and(|name| name == ".weightd.sock");
+    below(directory).into_iter().filter(|target| !is_socket(target)).collect()
+}
+
 /// Takes everything away that is mounted at or below a directory, busy or not.
 pub fn remove_below(directory: &Path) {
     for target in below(directory) {

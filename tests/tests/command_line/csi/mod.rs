@@ -144,7 +144,7 @@ impl Cluster {
     }
 
     fn mounts(&self) -> usize {
-        mounts::below(&self.node.place.at("kubelet")).len()
+        mounts::volumes_below(&self.node.place.at("kubelet")).len()
     }
 
     /// How the agent serves the volume of a pod, and how far it is.

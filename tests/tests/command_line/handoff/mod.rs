@@ -42,11 +42,11 @@ fn node_socket(node: &Node) -> PathBuf {
 }
 
 /// The socket of the node's volume.
-fn volume_socket(node: &Node) -> PathBuf {
+pub(crate) fn volume_socket(node: &Node) -> PathBuf {
     node.target().join(handoff::VOLUME_SOCKET)
 }
 
-async fn open(socket: &Path, request: Request) -> Result<Arc<Session>, Error> {
+pub(crate) async fn open(socket: &Path, request: Request) -> Result<Arc<Session>, Error> {
     let socket = socket.to_owned();
     let opened = spawn_blocking(move || handoff::open(&socket, &request, LONG));
     timeout(2 * LONG, opened).await.expect("it does not hang").unwrap().map(Arc::new)

@@ -95,7 +95,7 @@ async fn mounting_and_unmounting_may_be_repeated_and_mistakes_are_named() {
     let shown = target.display().to_string();
     mount(SOURCE, &shown).done();
     mount(SOURCE, &shown).done();
-    assert_eq!(mounts::below(&target).len(), 1, "one mount, however often it was asked for");
+    assert_eq!(mounts::volumes_below(&target).len(), 1, "one mount, however often it was asked for");
     mount("gs://models/other", &shown).failed(64, &[&shown, "unmount it first"]);
     mount("gs://models/none", &format!("{shown}-2")).failed(66, &["gs://models/none"]);
     assert!(!node.place.at("target-2").exists(), "nothing is left of a mount that failed");
@@ -123,7 +123,11 @@ async fn a_target_below_a_link_is_known_by_the_name_it_was_mounted_by() {
     for _ in 0..2 {
         node.place.ask(&format!("mount {SOURCE} {}", target.display())).done();
     }
-    assert_eq!(mounts::below(&node.place.at("there")).len(), 1, "one mount, however often it was asked for");
+    assert_eq!(
+        mounts::volumes_below(&node.place.at("there")).len(),
+        1,
+        "one mount, however often it was asked for"
+    );
     node.place.ask(&format!("umount {}", target.display())).done();
     assert_eq!(mounts::below(&node.place.at("there")).len(), 0);
     std::os::unix::fs::symlink("store", node.place.at("shortcut")).unwrap();

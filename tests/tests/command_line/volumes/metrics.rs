@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use weightd_client::handoff::Request;
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
 use super::{Node, fuse};
-use crate::{daemon::get, program::until};
+use crate::{daemon::get, handoff, program::until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_of_volumes_moves() {
@@ -26,13 +27,15 @@ async fn every_metric_of_volumes_moves() {
     node.until_complete().await;
     // Whatever was read past the agent before that was left out of the first warm-up.
     node.mount("--warm-up");
+    let lease = handoff::open(&handoff::volume_socket(&node), Request::default()).await.unwrap();
     until("a complete file is opened", async || {
         read(&node.model.files[0]).unwrap();
         let text = get(&node.place, "/metrics").unwrap().1;
         let values = text.lines().filter(|line| line.starts_with("weightd_expose_"));
         let still: Vec<_> = values.clone().filter(|line| line.ends_with(" 0")).collect();
-        assert_eq!(values.count(), 8, "{text}");
+        assert_eq!(values.count(), 10, "{text}");
         still.is_empty().then_some(())
     })
     .await;
+    drop(lease);
 }

@@ -88,7 +88,7 @@ async fn mounts_under_way_when_an_agent_ends_cost_no_volume() {
     let failed = published.iter().filter(|published| published.is_err()).count();
     eprintln!("{failed} of {MOUNTS} mounts failed");
     assert!(failed > 0, "the agent was done before it was told to end");
-    assert_eq!(mounts::below(&node.target()).len(), 1);
+    assert_eq!(mounts::volumes_below(&node.target()).len(), 1);
 
     let _agent = node.place.agent().await;
     let shown = tokio::task::spawn_blocking({
