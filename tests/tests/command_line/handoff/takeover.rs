@@ -2,12 +2,25 @@
 
 use std::sync::Arc;
 
+use rustix::net::{RecvFlags, recv};
 use tokio::task::spawn_blocking;
 use weightd_client::handoff::{Error, Request};
 use weightd_harness::{FakeGcs, ModelShape, require};
 
-use super::{LONG, all, assert_right, node, open, open_source, volume_socket, wait};
-use crate::volumes::{SLOW, fuse, metric};
+use super::{LONG, all, assert_right, node, open, open_source, raw, say, volume_socket, wait};
+use crate::{
+    program::until,
+    volumes::{Node, SLOW, fuse, metric},
+};
+
+/// How many files the keeper knows as whole.
+fn notes(node: &Node) -> usize {
+    let keeper = raw(&node.place.at("keeper.sock"));
+    say(&keeper, b"list handoff-note/").unwrap();
+    let mut answer = [0; 4096];
+    let (received, _) = recv(&keeper, answer.as_mut_slice(), RecvFlags::empty()).unwrap();
+    String::from_utf8_lossy(&answer[..received]).split(' ').skip(1).count()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_whole_is_the_next_agents_and_the_socket_of_a_volume_too() {
@@ -19,6 +32,9 @@ async fn what_was_whole_is_the_next_agents_and_the_socket_of_a_volume_too() {
     node.mount("");
     let session = open(&volume_socket(&node), Request::default()).await.unwrap();
     wait(&session, all(&session), true).await.unwrap();
+    // What is whole is left with the keeper a moment after that.
+    let files = session.table().files().len();
+    until("the keeper has all of it", async || (notes(&node) == files).then_some(())).await;
     agent.kill();
     assert_right(&session, all(&session), &node.model.directory);
     // While there is no agent, whoever comes waits for the next.
