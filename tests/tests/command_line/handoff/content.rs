@@ -23,7 +23,8 @@ async fn what_is_only_at_the_origin_is_downloaded_once_for_all_and_stays_in_the_
     }
     let size = node.model.file_bytes().unwrap();
     let fetched = proxy.bytes();
-    assert!(fetched < size + (4 << 20), "{fetched} bytes of {size} were fetched by four clients");
+    // What is wanted now cuts requests for the rest short, and some of their bytes are on the way by then.
+    assert!(fetched < size + size / 8, "{fetched} bytes of {size} were fetched by four clients");
     node.place.ask("verify gs://models/demo").done();
     assert!(sessions[0].is_complete() && open_source(&node).await.is_complete());
 }
