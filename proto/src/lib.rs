@@ -6,6 +6,7 @@
 
 #[cfg(feature = "grpc")]
 mod failure;
+mod ranges;
 mod secrets;
 
 #[cfg(feature = "grpc")]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use weightd_types::{HeaderError, SafetensorsHeader, WeightIndex, WeightIndexError};
+use weightd_types::{HeaderError, ModelFiles, SafetensorsHeader, WeightIndex, WeightIndexError};
 
 use crate::{
     error::Error,
@@ -17,13 +17,6 @@ use crate::{
     model::{Model, ModelFile},
     tensor::{Place, Tensor},
 };
-
-/// What every file of tensors is called.
-const EXTENSION: &str = ".safetensors";
-/// What an index of shards is called.
-const INDEX_EXTENSION: &str = ".safetensors.index.json";
-/// Which index is taken where there are several: the one that everybody else reads.
-const INDEX: &str = "model.safetensors.index.json";
 
 /// Which files a path stands for.
 #[derive(Debug)]
@@ -103,24 +96,21 @@ fn raw_header(file: &File, bytes: u64, path: &Path) -> Result<Bytes, Error> {
 
 /// The files that a directory's index names, or all of them when there is none.
 fn directory(path: &Path) -> Result<Choice, Error> {
-    let (mut weights, mut indices) = (Vec::new(), Vec::new());
+    let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(|source| failed(path, source))? {
-        let name = entry.map_err(|source| failed(path, source))?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if name.ends_with(INDEX_EXTENSION) {
-            indices.push(name.to_owned());
-        } else if name.ends_with(EXTENSION) {
-            weights.push(name.to_owned());
-        }
+        // No file of a model has a name that is no text.
+        names.extend(entry.map_err(|source| failed(path, source))?.file_name().into_string());
     }
-    indices.sort();
-    weights.sort();
-    match indices.as_slice() {
-        [] if weights.is_empty() => Err(Error::NoWeights(path.to_owned())),
-        [] => Ok(Choice { files: weights.iter().map(|name| path.join(name)).collect(), index: None }),
-        [only] => indexed(path, only),
-        several if several.iter().any(|name| name == INDEX) => indexed(path, INDEX),
-        _ => Err(Error::Indices { directory: path.to_owned(), names: indices }),
+    match ModelFiles::among(names.iter().map(String::as_str)) {
+        ModelFiles::None => Err(Error::NoWeights(path.to_owned())),
+        ModelFiles::All(names) => {
+            Ok(Choice { files: names.iter().map(|name| path.join(name)).collect(), index: None })
+        }
+        ModelFiles::Index(name) => indexed(path, name),
+        ModelFiles::Ambiguous(names) => {
+            let names = names.into_iter().map(str::to_owned).collect();
+            Err(Error::Indices { directory: path.to_owned(), names })
+        }
     }
 }
 

@@ -126,8 +126,7 @@ impl Placement {
 
     /// The bytes of the blob that a chunk is.
     pub fn chunk_range(&self, chunk: u32) -> ByteRange {
-        let start = u64::from(chunk) * CHUNK_BYTES;
-        ByteRange::new(start, (start + CHUNK_BYTES).min(self.blob_len()))
+        ByteRange::of_chunk(chunk, self.blob_len())
     }
 
     /// The literal bytes within a chunk, which begin where the chunk does; empty for most.

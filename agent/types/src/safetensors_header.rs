@@ -122,6 +122,12 @@ impl SafetensorsHeader {
         &self.tensors
     }
 
+    /// Where the bytes of one of its tensors are, in the object.
+    pub fn range_of(&self, tensor: &TensorInfo) -> ByteRange {
+        let (data, (start, end)) = (self.raw.len() as u64, tensor.data_offsets);
+        ByteRange::new(data + start as u64, data + end as u64)
+    }
+
     /// What the file says of itself, sorted. Empty where it says nothing.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -148,7 +154,7 @@ impl SafetensorsHeader {
         let mut sources = Vec::with_capacity(self.tensors.len());
         for (name, info) in even.into_iter().chain(odd) {
             let (start, end) = info.data_offsets;
-            sources.push((ByteRange::new(data_start + start as u64, data_start + end as u64), offset as u64));
+            sources.push((self.range_of(info), offset as u64));
             let info = TensorInfo { data_offsets: (offset, offset + end - start), ..info.clone() };
             offset = info.data_offsets.1;
             moved.push((name.as_str(), info));

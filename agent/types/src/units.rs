@@ -28,6 +28,12 @@ impl ByteRange {
         Self { start, end: start.saturating_add(len) }
     }
 
+    /// The bytes that a chunk is, of a blob of `blob_len`.
+    pub fn of_chunk(chunk: u32, blob_len: u64) -> Self {
+        let start = u64::from(chunk) * CHUNK_BYTES;
+        Self::new(start, (start + CHUNK_BYTES).min(blob_len))
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> u64 {
         self.end - self.start

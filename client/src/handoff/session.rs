@@ -236,19 +236,11 @@ impl Session {
     fn missing(&self, tensors: &[Range<usize>], verified: bool) -> Vec<HandoffRange> {
         let mut state = self.lock();
         self.catch_up(&mut state);
-        let mut ranges: Vec<HandoffRange> = Vec::new();
         let mut known = HashSet::new();
         let needed = tensors.iter().cloned().flatten().flat_map(|position| self.table.on_pages_of(position));
-        for &position in needed {
-            if state.readiness.has(position as usize, verified) || !known.insert(position) {
-                continue;
-            }
-            match ranges.last_mut() {
-                Some(last) if last.end == position => last.end += 1,
-                _ => ranges.push(HandoffRange { start: position, end: position + 1 }),
-            }
-        }
-        ranges
+        let is_missing =
+            |position: &u32| !state.readiness.has(*position as usize, verified) && known.insert(*position);
+        HandoffRange::joined(needed.copied().filter(is_missing))
     }
 
     fn say_want(&self, tensors: Vec<HandoffRange>) -> Result<(), Error> {

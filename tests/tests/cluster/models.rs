@@ -41,8 +41,10 @@ impl Stored {
 
     /// The same of the aligned layout, which a store of this test's own has; its tensors are the model's.
     pub(crate) fn aligned_sums(&self, world: &World) -> String {
+        let configuration = self.directory.path().join("weightd.toml");
         let store = self.directory.path().join("store");
-        let ask = |command: &mut Command| done(command.arg("--store").arg(&store).output().unwrap());
+        fs::write(&configuration, format!("[store]\ndirectory = {store:?}\nfloor = 0.0\n")).unwrap();
+        let ask = |command: &mut Command| done(command.arg("--config").arg(&configuration).output().unwrap());
         ask(weightctl(world).args(["prefetch", &self.source, "--layout", "aligned"]));
         let path = ask(weightctl(world).args(["path", &self.source]));
         let shown = PathBuf::from(path.trim_end());

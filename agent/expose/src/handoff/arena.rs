@@ -20,6 +20,7 @@ use weightd_store::io::{BLOCK_BYTES, Buffer, Lender};
 use weightd_types::Crc32c;
 
 use super::{arrangement::Arrangement, memory::Provider};
+use crate::reading::to_usize;
 
 /// Memory is provided so much at a time, ahead of what fills it.
 const STEP: u64 = 64 << 20;
@@ -104,6 +105,7 @@ impl Arena {
         let here = chunks.iter().copied().map(Chunk::Here).collect();
         let arena = Self::over(name, arrangement, &file, mapping, provider, here, changed)?;
         arena.steps.iter().for_each(|step| drop(step.set(())));
+        arena.expect(chunks.to_vec());
         let locked = arena.provider.keep_from_swap(&arena.mapping, 0, len);
         arena.locked.store(locked, Ordering::Relaxed);
         Ok(arena)
@@ -159,6 +161,17 @@ impl Arena {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Chunks that are here and were not seen yet; from then on they were.
+    pub(crate) fn come_since(&self, seen: &mut [bool]) -> Vec<u32> {
+        let chunks = self.chunks();
+        let news = chunks.iter().zip(seen).zip(0..).filter_map(|((chunk, seen), number)| {
+            let is_news = !*seen && matches!(chunk, Chunk::Here(_));
+            *seen |= is_news;
+            is_news.then_some(number)
+        });
+        news.collect()
+    }
+
     /// How a chunk stands.
     pub(crate) fn state(&self, chunk: u32) -> Chunk {
         self.chunks()[chunk as usize]
@@ -170,18 +183,25 @@ impl Arena {
         self.chunks().iter().map(crc).collect()
     }
 
-    /// Takes in what the chunks' checksums have to be. Says whether what is here has them; what comes later is compared
-    /// as it comes.
-    pub(crate) fn expect(&self, expected: Vec<Crc32c>) -> bool {
+    /// Takes in what the chunks' checksums have to be. What is here is compared now, and what comes later as it comes.
+    pub(crate) fn expect(&self, expected: Vec<Crc32c>) {
         let is_like = |(chunk, expected): (&Chunk, &Crc32c)| match chunk {
             Chunk::Here(crc) => crc == expected,
             Chunk::Absent | Chunk::Claimed => true,
         };
         let chunks = self.chunks();
-        let is_right = chunks.len() == expected.len() && chunks.iter().zip(&expected).all(is_like);
-        // Under the lock, so that what lands is compared by one of both.
+        if chunks.len() != expected.len() || !chunks.iter().zip(&expected).all(is_like) {
+            self.is_wrong.store(true, Ordering::Release);
+        }
+        // Under the lock, so that what lands is compared by one of both; and last, so that nothing wrong is confirmed.
         let _ = self.expected.set(expected);
-        is_right
+        drop(chunks);
+        self.tell();
+    }
+
+    /// Whether it is known what the chunks' checksums have to be.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.expected.get().is_some()
     }
 
     /// How often any chunk's state has changed, for whoever looks again.
@@ -286,14 +306,12 @@ impl Claim {
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
         }
     }
-}
 
-impl Claim {
     /// Says that all bytes of the chunk are in their place.
     pub(crate) fn landed(&self, crc: Crc32c) {
         let arena = &self.arena;
         let mut chunks = arena.chunks();
-        if arena.expected.get().is_some_and(|expected| expected[self.chunk as usize] != crc) {
+        if arena.expected.get().is_some_and(|expected| expected.get(self.chunk as usize) != Some(&crc)) {
             arena.is_wrong.store(true, Ordering::Release);
         }
         chunks[self.chunk as usize] = Chunk::Here(crc);
@@ -324,11 +342,6 @@ impl Drop for Claim {
 fn read_only(memory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
     Ok(OpenOptions::new().read(true).open(path)?.into())
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
-fn to_usize(len: u64) -> usize {
-    len as usize
 }
 
 #[cfg(test)]

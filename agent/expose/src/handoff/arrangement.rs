@@ -39,7 +39,7 @@ impl Arrangement {
         // Where the last tensor ends in the arena.
         let mut end = data;
         for (_, info) in header.tensors() {
-            let blob = ByteRange::new(data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
+            let blob = header.range_of(info);
             if blob.is_empty() {
                 continue;
             }
@@ -63,11 +63,6 @@ impl Arrangement {
         self.arena_bytes
     }
 
-    /// Length of the blob.
-    pub(crate) fn blob_bytes(&self) -> u64 {
-        self.blob_bytes
-    }
-
     /// Number of chunks of the blob.
     pub(crate) fn chunk_count(&self) -> u32 {
         u32::try_from(self.blob_bytes.div_ceil(CHUNK_BYTES)).expect("32 bits count 32 PiB of chunks")
@@ -75,8 +70,7 @@ impl Arrangement {
 
     /// The bytes of the blob that a chunk is.
     pub(crate) fn chunk_range(&self, chunk: u32) -> ByteRange {
-        let start = u64::from(chunk) * CHUNK_BYTES;
-        ByteRange::new(start, (start + CHUNK_BYTES).min(self.blob_bytes))
+        ByteRange::of_chunk(chunk, self.blob_bytes)
     }
 
     /// Where a byte of the blob lies in the arena.

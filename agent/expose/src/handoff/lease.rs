@@ -4,11 +4,12 @@ use std::{
     collections::{HashSet, VecDeque},
     io,
     ops::Range,
+    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use rustix::net::UCred;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use weightd_proto::v1::{
@@ -17,19 +18,23 @@ use weightd_proto::v1::{
 };
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotUse};
 use weightd_types::{
-    ByteRange, CHUNK_BYTES, HEADER_LENGTH_BYTES, HeaderError, ModelFiles, SafetensorsHeader, SnapshotKey,
-    WeightIndex,
+    ByteRange, HEADER_LENGTH_BYTES, HeaderError, ModelFiles, SafetensorsHeader, SnapshotKey, WeightIndex,
 };
 
 use super::{
     Inner,
+    arrangement::Arrangement,
     packets::{DESCRIPTORS, Packets},
-    progress::{Progress, chunks_of},
+    progress::{Progress, chunks_of_tensor},
     refusal::Refusal,
     resident::{Place, Resident},
+    residents::Wanted,
     table,
 };
-use crate::{reading::Brought, shown::Condition};
+use crate::{
+    reading::{Brought, Target, chunks_of},
+    shown::Condition,
+};
 
 /// Of the protocol.
 const VERSION: u32 = 1;
@@ -162,8 +167,8 @@ impl Lease {
         };
         let gone =
             || Refusal::new(FailureKind::NotFound, format!("{key}: this node has no such snapshot any more"));
-        let hold = inner.store.hold(key).map_err(|_| gone())?;
-        let manifest = inner.store.snapshot(&key).ok_or_else(gone)?.manifest;
+        let hold = inner.store().hold(key).map_err(|_| gone())?;
+        let manifest = inner.store().snapshot(&key).ok_or_else(gone)?.manifest;
         let condition = inner.condition(key);
         let names = inner.files(&manifest, &condition, &open.files).await?;
         let entries = table::chosen(&manifest, &names)?;
@@ -213,8 +218,12 @@ impl Lease {
     /// Tells the client what there is, and from then on what has come, and does as it wants.
     async fn go_on(&mut self, packets: &Packets) -> Result<(), End> {
         let changed = Arc::clone(&self.inner.residents.changed);
-        let mut first = Some(self.progress.news());
+        let mut ready = self.progress.news();
         self.introduce(packets).await?;
+        if self.progress.is_complete() {
+            // Who was told so knows.
+            ready.clear();
+        }
         loop {
             // Made before looking, so that nothing is missed in between.
             let mut news = std::pin::pin!(changed.notified());
@@ -223,16 +232,8 @@ impl Lease {
                 return Err(self.wrong(file, &why).into());
             }
             self.check_condition()?;
-            let ready = match first.take() {
-                // A client that was told so knows.
-                Some(_) if self.progress.is_complete() => Vec::new(),
-                Some(mut ready) => {
-                    ready.extend(self.progress.news());
-                    ready
-                }
-                None => self.progress.news(),
-            };
-            for ready in ready {
+            ready.extend(self.progress.news());
+            for ready in ready.drain(..) {
                 packets.send(&HandoffAnswer { answer: Some(Answer::Ready(ready)) }, &[]).await?;
             }
             self.bring();
@@ -266,7 +267,7 @@ impl Lease {
             arenas: number(self.residents.len()),
             complete: self.progress.is_complete(),
         };
-        let beside = [std::os::fd::AsFd::as_fd(&table)];
+        let beside = [table.as_fd()];
         packets.send(&HandoffAnswer { answer: Some(Answer::Opened(opened)) }, &beside).await?;
         let mut first = 0;
         for residents in self.residents.chunks(DESCRIPTORS) {
@@ -317,7 +318,7 @@ impl Lease {
     fn place_of(&self, position: u32) -> Option<(usize, Range<u32>)> {
         let (file, tensor) = self.progress.locate(position)?;
         let arena = self.files[file].1;
-        Some((arena, chunks_of(&self.residents[arena], tensor)))
+        Some((arena, chunks_of_tensor(&self.residents[arena], tensor)))
     }
 
     /// Begins to bring what is next, as much at once as helps.
@@ -375,13 +376,23 @@ impl Inner {
         if !named.is_empty() {
             return Ok(named.to_vec());
         }
-        match table::at_top(manifest)? {
+        let paths = manifest.objects.iter().map(|entry| entry.object.path.as_str());
+        match ModelFiles::among(paths.filter(|path| !path.contains('/'))) {
             ModelFiles::All(names) => Ok(names.into_iter().map(str::to_owned).collect()),
             ModelFiles::Index(name) => {
                 let json = self.read_small(manifest, name, condition).await?;
                 table::shards(manifest, name, &json)
             }
-            ModelFiles::Ambiguous(_) | ModelFiles::None => Err(Refusal::usage("no files are meant")),
+            ModelFiles::None => Err(Refusal::new(
+                FailureKind::NotFound,
+                format!("{} has no .safetensors file at its top", manifest.source),
+            )),
+            ModelFiles::Ambiguous(indices) => Err(Refusal::usage(format!(
+                "{} has {} indices ({}): name the files of one model",
+                manifest.source,
+                indices.len(),
+                indices.join(", ")
+            ))),
         }
     }
 
@@ -402,13 +413,17 @@ impl Inner {
             });
             files.push((entry.object.path.to_string(), arena));
         }
-        let header = async |entry: &SnapshotEntry| {
+        let wanted = async |entry: &SnapshotEntry| {
+            let blob = entry.blob;
+            if let Some(resident) = self.residents.known(&blob) {
+                return Ok(Wanted::Here(resident));
+            }
             let (header, bytes) = self.header(manifest, entry, condition).await?;
-            Ok::<_, Refusal>((entry.blob, header, bytes))
+            let arrangement = Arrangement::of(&header, bytes);
+            Ok::<_, Refusal>(Wanted::Missing { blob, header, arrangement })
         };
-        let headers = futures::stream::iter(blobs).map(header).buffered(HEADERS_AT_ONCE);
-        let headers = headers.try_collect().await?;
-        let residents = self.residents.lease(headers, &manifest.source.to_string()).await?;
+        let wanted = stream::iter(blobs).map(wanted).buffered(HEADERS_AT_ONCE).try_collect().await?;
+        let residents = self.residents.lease(wanted, &manifest.source.to_string()).await?;
         Ok((files, residents))
     }
 
@@ -427,7 +442,7 @@ impl Inner {
             return Err(why);
         }
         let range = arena.arrangement().chunk_range(chunk);
-        let target = table::target(manifest, resident.blob(), chunk, range);
+        let target = Target { snapshot: manifest.key(), blob: resident.blob(), chunk, range };
         let load = async {
             if arena.arrangement().straight(chunk).is_some() {
                 let place = Place { resident, chunk };
@@ -455,10 +470,7 @@ impl Inner {
         entry: &SnapshotEntry,
         condition: &watch::Receiver<Condition>,
     ) -> Result<(SafetensorsHeader, u64), Refusal> {
-        if let Some(known) = self.residents.header_of(&entry.blob) {
-            return Ok(known);
-        }
-        if let Some(found) = table::header(&self.store, self.chunks.demands(), manifest, entry).await? {
+        if let Some(found) = table::header(self.store(), self.chunks.demands(), manifest, entry).await? {
             return Ok(found);
         }
         let size = entry.object.size;
@@ -498,10 +510,9 @@ impl Inner {
         condition: &watch::Receiver<Condition>,
     ) -> Result<Vec<u8>, Refusal> {
         let mut read = Vec::new();
-        for chunk in 0..u32::try_from(bytes.div_ceil(CHUNK_BYTES)).unwrap_or(0) {
-            let start = u64::from(chunk) * CHUNK_BYTES;
-            let range = ByteRange::new(start, entry.object.size.min(start + CHUNK_BYTES));
-            let target = table::target(manifest, entry.blob, chunk, range);
+        for chunk in chunks_of(ByteRange::new(0, bytes)) {
+            let range = ByteRange::of_chunk(chunk, entry.object.size);
+            let target = Target { snapshot: manifest.key(), blob: entry.blob, chunk, range };
             let loaded = self.chunks.load(condition.clone(), target, &self.pool).await;
             let failed = |why| {
                 let message = format!("{}/{}: {why}", manifest.source, entry.object.path);

@@ -22,6 +22,7 @@ use crate::{
     ExposeError,
     free_memory::FreeMemory,
     keeper::{Keeper, NoRoom},
+    reading::to_usize,
 };
 
 /// Who makes arenas. Clones share it.
@@ -178,9 +179,4 @@ impl KeeperAt {
         }
         outcome
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
-fn to_usize(len: u64) -> usize {
-    len as usize
 }

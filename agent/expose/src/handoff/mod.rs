@@ -80,7 +80,6 @@ pub(crate) struct Handoff {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    store: Store,
     chunks: Arc<Chunks>,
     residents: Arc<Residents>,
     pool: BufferPool,
@@ -96,19 +95,14 @@ impl Room for BufferPool {
 }
 
 impl Handoff {
-    pub(crate) fn new(
-        store: Store,
-        chunks: Arc<Chunks>,
-        config: &Config,
-        metrics: Metrics,
-    ) -> Result<Self, ExposeError> {
+    pub(crate) fn new(chunks: Arc<Chunks>, config: &Config, metrics: Metrics) -> Result<Self, ExposeError> {
         let HandoffConfig { directory, resident_limit, linger, lock_limit, leases } = config.handoff.clone();
         let pool = BufferPool::new(BUFFERS).map_err(ExposeError::mount("get memory for", &directory))?;
         let provider = Provider::new(config.keeper.clone(), resident_limit, lock_limit);
         let residents = Residents::new(Arc::clone(&chunks), provider.clone(), linger, metrics.clone());
         tokio::spawn(Residents::look_after(Arc::downgrade(&residents)));
         let conditions = Mutex::default();
-        let inner = Arc::new(Inner { store, chunks, residents, pool, metrics, conditions });
+        let inner = Arc::new(Inner { chunks, residents, pool, metrics, conditions });
         let sockets = Arc::new(Sockets::new(directory, provider, leases, Arc::downgrade(&inner)));
         Ok(Self { inner, sockets })
     }
@@ -155,6 +149,10 @@ impl Handoff {
 }
 
 impl Inner {
+    fn store(&self) -> &Store {
+        self.chunks.store()
+    }
+
     fn conditions(&self) -> MutexGuard<'_, HashMap<SnapshotKey, watch::Sender<Condition>>> {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,12 +3,9 @@
 use std::sync::Arc;
 
 use weightd_proto::v1::{HandoffRange, HandoffReady};
-use weightd_types::CHUNK_BYTES;
 
-use super::{
-    arena::Chunk,
-    resident::{Resident, Trust},
-};
+use super::resident::{Resident, Trust};
+use crate::reading;
 
 /// Most ranges in one message: it has to fit into a packet.
 const RANGES: usize = 4000;
@@ -42,12 +39,9 @@ struct ArenaProgress {
 }
 
 /// Chunks that a tensor lies in; none for one without bytes.
-pub(crate) fn chunks_of(resident: &Resident, tensor: usize) -> std::ops::Range<u32> {
-    let info = &resident.header().tensors()[tensor].1;
-    let data = resident.header().raw().len() as u64;
-    let (start, end) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
-    let number = |chunk: u64| u32::try_from(chunk).expect("32 bits count 32 PiB of chunks");
-    if start == end { 0..0 } else { number(start / CHUNK_BYTES)..number(end.div_ceil(CHUNK_BYTES)) }
+pub(crate) fn chunks_of_tensor(resident: &Resident, tensor: usize) -> std::ops::Range<u32> {
+    let header = resident.header();
+    reading::chunks_of(header.range_of(&header.tensors()[tensor].1))
 }
 
 impl Progress {
@@ -59,7 +53,8 @@ impl Progress {
             by_arena[*arena].push(at);
             let resident = &residents[*arena];
             let tensors = 0..resident.header().tensors().len();
-            let lacking: Vec<u32> = tensors.map(|tensor| count(chunks_of(resident, tensor).len())).collect();
+            let lacking: Vec<u32> =
+                tensors.map(|tensor| count(chunks_of_tensor(resident, tensor).len())).collect();
             let file = FileProgress { first, lacking };
             first += count(file.lacking.len());
             file
@@ -111,35 +106,24 @@ impl Progress {
                     files.iter().for_each(|&file| ready.extend(self.files[file].ready()));
                 }
                 arena.changes = Some(changes);
-                arena.look(|chunk, resident| {
+                for chunk in arena.resident.arena().come_since(&mut arena.seen) {
                     for &file in files {
-                        self.files[file].came(chunk, resident, &mut ready);
+                        self.files[file].came(chunk, &arena.resident, &mut ready);
                     }
-                });
+                }
             }
-            if arena.is_verified {
+            if arena.resident.trust() != Trust::Verified {
+                continue;
+            }
+            if std::mem::replace(&mut arena.is_verified, true) {
                 verified.extend_from_slice(&ready[before..]);
-            } else if arena.resident.trust() == Trust::Verified {
-                arena.is_verified = true;
+            } else {
                 files.iter().for_each(|&file| verified.extend(self.files[file].ready()));
             }
         }
         let mut messages = messages(ready, false);
         messages.extend(self::messages(verified, true));
         messages
-    }
-}
-
-impl ArenaProgress {
-    /// Says of each chunk once that it is here.
-    fn look(&mut self, mut came: impl FnMut(u32, &Resident)) {
-        for chunk in 0..self.seen.len() {
-            let number = count(chunk);
-            if !self.seen[chunk] && matches!(self.resident.arena().state(number), Chunk::Here(_)) {
-                self.seen[chunk] = true;
-                came(number, &self.resident);
-            }
-        }
     }
 }
 
@@ -152,15 +136,14 @@ impl FileProgress {
 
     /// A chunk came: its tensors lack one less.
     fn came(&mut self, chunk: u32, resident: &Resident, ready: &mut Vec<u32>) {
-        let range = resident.arena().arrangement().chunk_range(chunk);
-        let data = resident.header().raw().len() as u64;
-        let tensors = resident.header().tensors();
-        let from = tensors.partition_point(|(_, info)| data + info.data_offsets.1 as u64 <= range.start);
-        for (tensor, (_, info)) in tensors.iter().enumerate().skip(from) {
-            if data + info.data_offsets.0 as u64 >= range.end {
+        let (range, header) = (resident.arena().arrangement().chunk_range(chunk), resident.header());
+        let from = header.tensors().partition_point(|(_, info)| header.range_of(info).end <= range.start);
+        for (tensor, (_, info)) in header.tensors().iter().enumerate().skip(from) {
+            let bytes = header.range_of(info);
+            if bytes.start >= range.end {
                 break;
             }
-            if info.data_offsets.0 == info.data_offsets.1 {
+            if bytes.is_empty() {
                 continue;
             }
             self.lacking[tensor] -= 1;
@@ -179,12 +162,6 @@ fn count(number: usize) -> u32 {
 /// Positions as ranges, in messages that fit into packets.
 fn messages(mut positions: Vec<u32>, verified: bool) -> Vec<HandoffReady> {
     positions.sort_unstable();
-    let mut ranges: Vec<HandoffRange> = Vec::new();
-    for position in positions {
-        match ranges.last_mut() {
-            Some(last) if last.end == position => last.end += 1,
-            _ => ranges.push(HandoffRange { start: position, end: position + 1 }),
-        }
-    }
+    let ranges = HandoffRange::joined(positions);
     ranges.chunks(RANGES).map(|tensors| HandoffReady { tensors: tensors.to_vec(), verified }).collect()
 }

@@ -2,15 +2,12 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::{
-    sync::{Notify, watch},
-    time::sleep,
-};
+use tokio::{sync::Notify, time::sleep};
 use weightd_store::{Landing, Store, StoreError, io::Buffer};
 use weightd_types::{BlobKey, Crc32c, SafetensorsHeader};
 
@@ -39,7 +36,8 @@ pub(crate) struct Resident {
     blob: BlobKey,
     header: SafetensorsHeader,
     arena: Arc<Arena>,
-    trust: watch::Sender<Trust>,
+    /// Why it was thrown away, if it was.
+    discarded: OnceLock<Arc<str>>,
     /// Told of everything that changes.
     changed: Arc<Notify>,
 }
@@ -58,10 +56,9 @@ impl Resident {
         blob: BlobKey,
         header: SafetensorsHeader,
         arena: Arc<Arena>,
-        trust: Trust,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { blob, header, arena, trust: watch::Sender::new(trust), changed }
+        Self { blob, header, arena, discarded: OnceLock::new(), changed }
     }
 
     pub(crate) fn blob(&self) -> BlobKey {
@@ -78,21 +75,17 @@ impl Resident {
     }
 
     pub(crate) fn trust(&self) -> Trust {
-        match self.arena.is_wrong() {
-            true => Trust::Wrong(DAMAGED.into()),
-            false => self.trust.borrow().clone(),
+        match self.discarded.get() {
+            Some(why) => Trust::Wrong(Arc::clone(why)),
+            None if self.arena.is_wrong() => Trust::Wrong(DAMAGED.into()),
+            None if self.arena.is_confirmed() => Trust::Verified,
+            None => Trust::Provisional,
         }
     }
 
-    /// Says what is known of its bytes. What is wrong stays so.
-    pub(crate) fn set_trust(&self, trust: Trust) {
-        self.trust.send_if_modified(|known| {
-            let is_news = *known != trust && !matches!(known, Trust::Wrong(_));
-            if is_news {
-                *known = trust;
-            }
-            is_news
-        });
+    /// Says that its bytes turned out to be wrong.
+    pub(crate) fn discard(&self, why: Arc<str>) {
+        let _ = self.discarded.set(why);
         self.changed.notify_waiters();
     }
 
@@ -155,12 +148,7 @@ pub(crate) async fn confirm(resident: &Weak<Resident>, store: &Store) -> Option<
     loop {
         match confirmed(store, blob).await {
             Ok(Some(expected)) => {
-                let resident = resident.upgrade()?;
-                let trust = match resident.arena.expect(expected) {
-                    true => Trust::Verified,
-                    false => Trust::Wrong(DAMAGED.into()),
-                };
-                resident.set_trust(trust);
+                resident.upgrade()?.arena.expect(expected);
                 return Some(());
             }
             Ok(None) => {}

@@ -13,9 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Notify,
+    task::JoinHandle,
     time::{Instant, sleep},
 };
-use weightd_store::{Landing, Store};
+use weightd_store::Landing;
 use weightd_types::{BlobKey, Crc32c, SafetensorsHeader, display_bytes};
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     memory::{Provider, Usage},
     refusal::Refusal,
     resident::{Resident, Trust, confirm, filled},
+    table::stored_header,
 };
 use crate::{ExposeError, Metrics, keeper::NoRoom, reading::Chunks};
 
@@ -44,7 +46,6 @@ struct Note {
 /// All blobs in memory.
 #[derive(Debug)]
 pub(crate) struct Residents {
-    store: Store,
     chunks: Arc<Chunks>,
     provider: Provider,
     linger: Duration,
@@ -63,6 +64,23 @@ struct Entry {
     idle_since: Option<Instant>,
 }
 
+/// A blob that someone wants to lease.
+pub(crate) enum Wanted {
+    /// It is in memory.
+    Here(Arc<Resident>),
+    /// It has to be brought there.
+    Missing { blob: BlobKey, header: SafetensorsHeader, arrangement: Arrangement },
+}
+
+impl Wanted {
+    fn missing_bytes(&self) -> u64 {
+        match self {
+            Self::Here(_) => 0,
+            Self::Missing { arrangement, .. } => arrangement.arena_bytes(),
+        }
+    }
+}
+
 impl Entry {
     /// Whoever leases it has it too.
     fn is_leased(&self) -> bool {
@@ -78,8 +96,7 @@ impl Residents {
         metrics: Metrics,
     ) -> Arc<Self> {
         let (changed, all, making) = (Arc::default(), Mutex::default(), tokio::sync::Mutex::default());
-        let store = chunks.store().clone();
-        Arc::new(Self { store, chunks, provider, linger, metrics, changed, all, making })
+        Arc::new(Self { chunks, provider, linger, metrics, changed, all, making })
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<BlobKey, Entry>> {
@@ -90,20 +107,30 @@ impl Residents {
     /// are together.
     pub(crate) async fn lease(
         self: &Arc<Self>,
-        wanted: Vec<(BlobKey, SafetensorsHeader, u64)>,
+        wanted: Vec<Wanted>,
         name: &str,
     ) -> Result<Vec<Arc<Resident>>, Refusal> {
         let _making = self.making.lock().await;
-        let missing = wanted.iter().filter(|(blob, ..)| self.known(blob).is_none());
-        let missing = missing.map(|(_, header, bytes)| Arrangement::of(header, *bytes).arena_bytes()).sum();
-        self.check_room(missing, name).await?;
+        // Someone else may have had it made meanwhile.
+        let look_again = |wanted: Wanted| match wanted {
+            Wanted::Missing { blob, .. } => self.known(&blob).map_or(wanted, Wanted::Here),
+            Wanted::Here(_) => wanted,
+        };
+        let wanted: Vec<Wanted> = wanted.into_iter().map(look_again).collect();
+        let missing = wanted.iter().map(Wanted::missing_bytes).sum();
+        if missing > 0 {
+            self.check_room(missing, name).await?;
+        }
         let (mut leased, mut made) = (Vec::with_capacity(wanted.len()), Vec::new());
-        for (blob, header, bytes) in wanted {
-            if let Some(resident) = self.known(&blob) {
-                leased.push(resident);
-                continue;
-            }
-            match self.make(blob, header, bytes, name, missing).await {
+        for wanted in wanted {
+            let (blob, header, arrangement) = match wanted {
+                Wanted::Here(resident) => {
+                    leased.push(resident);
+                    continue;
+                }
+                Wanted::Missing { blob, header, arrangement } => (blob, header, arrangement),
+            };
+            match self.make(blob, header, arrangement, name, missing).await {
                 Ok(resident) => {
                     made.push(Arc::clone(&resident));
                     leased.push(resident);
@@ -135,13 +162,8 @@ impl Residents {
         Err(no_room(model, missing, &NoRoom { limit, used, why }))
     }
 
-    /// The header of a blob that is in memory, and the blob's length.
-    pub(crate) fn header_of(&self, blob: &BlobKey) -> Option<(SafetensorsHeader, u64)> {
-        let resident = self.known(blob)?;
-        Some((resident.header().clone(), resident.arena().arrangement().blob_bytes()))
-    }
-
-    fn known(&self, blob: &BlobKey) -> Option<Arc<Resident>> {
+    /// A blob that is in memory, whole or on its way there.
+    pub(crate) fn known(&self, blob: &BlobKey) -> Option<Arc<Resident>> {
         self.all().get(blob).map(|entry| Arc::clone(&entry.resident))
     }
 
@@ -149,19 +171,19 @@ impl Residents {
         self: &Arc<Self>,
         blob: BlobKey,
         header: SafetensorsHeader,
-        bytes: u64,
+        arrangement: Arrangement,
         model: &str,
         missing: u64,
     ) -> Result<Arc<Resident>, Refusal> {
-        let (arrangement, name) = (Arrangement::of(&header, bytes), name_of(&blob));
-        let length = arrangement.arena_bytes();
+        let (name, length) = (name_of(&blob), arrangement.arena_bytes());
         let memory = loop {
             let (provider, name, there) = (self.provider.clone(), name.clone(), self.usage());
             let made = blocking(move || provider.make(&name, length, there)).await?;
             match made.map_err(|error| Refusal::of(&error))? {
                 Ok(memory) => break memory,
                 Err(full) => match self.take_idlest() {
-                    Some(arena) => self.let_go(arena).await?,
+                    // Its memory is free only then.
+                    Some(entry) => self.let_go(entry).await.map_err(|_| Refusal::stopping())?,
                     None => return Err(no_room(model, missing, &full)),
                 },
             }
@@ -172,15 +194,10 @@ impl Residents {
             self.forget(name);
             Refusal::memory(format!("{model}: {error}"))
         })?;
-        let resident = self.insert(Resident::new(
-            blob,
-            header,
-            Arc::new(arena),
-            Trust::Provisional,
-            Arc::clone(&self.changed),
-        ));
+        let resident = Resident::new(blob, header, Arc::new(arena), Arc::clone(&self.changed));
+        let resident = self.insert(resident);
         let landing = Arc::downgrade(&resident);
-        self.store.land_in(blob, landing as Weak<dyn Landing>);
+        self.chunks.store().land_in(blob, landing as Weak<dyn Landing>);
         tokio::spawn(Arc::clone(self).see_confirmed(Arc::downgrade(&resident)));
         Ok(resident)
     }
@@ -195,7 +212,7 @@ impl Residents {
 
     /// Has what is confirmed and whole kept for the next agent, and what is wrong forgotten.
     async fn see_confirmed(self: Arc<Self>, resident: Weak<Resident>) {
-        if confirm(&resident, &self.store).await.is_none() {
+        if confirm(&resident, self.chunks.store()).await.is_none() {
             return;
         }
         let Some((blob, trust)) = resident.upgrade().map(|resident| (resident.blob(), resident.trust()))
@@ -263,8 +280,8 @@ impl Residents {
     }
 
     async fn adopt_one(&self, blob: BlobKey, name: &str) -> Option<Resident> {
-        let stored = self.store.stored_blob(blob).await.ok()??;
-        let header = super::table::stored_header(&stored, &self.store).await.ok()?;
+        let stored = self.chunks.store().stored_blob(blob).await.ok()??;
+        let header = stored_header(&stored, self.chunks.store()).await.ok()?;
         let (provider, name) = (self.provider.clone(), name.to_owned());
         let (bytes, confirmed) = (stored.manifest().blob_bytes, stored.manifest().chunk_crc32c.clone());
         let changed = Arc::clone(&self.changed);
@@ -281,7 +298,7 @@ impl Residents {
             let arena =
                 Arena::adopt(name, arrangement, memory?, provider, &note.chunks, Arc::clone(&changed));
             let arena = Arc::new(arena.ok()?);
-            Some(Resident::new(blob, header, arena, Trust::Verified, changed))
+            Some(Resident::new(blob, header, arena, changed))
         });
         taken.await.ok()?
     }
@@ -289,10 +306,8 @@ impl Residents {
     /// Bytes of a blob turned out to be wrong: nobody is given it from here on, and who has it hears of it.
     pub(crate) fn discard(&self, blob: &BlobKey, why: &str) {
         let Some(entry) = self.all().remove(blob) else { return };
-        entry.resident.set_trust(Trust::Wrong(why.into()));
-        self.chunks.close(blob);
-        self.forget(entry.resident.arena().name().to_owned());
-        self.measure();
+        entry.resident.discard(why.into());
+        drop(self.let_go(entry));
     }
 
     /// Nobody new is given a resident; who has it keeps it.
@@ -304,10 +319,7 @@ impl Residents {
         }
         let gone = all.remove(&blob);
         drop(all);
-        drop(gone);
-        self.chunks.close(&blob);
-        self.forget(resident.arena().name().to_owned());
-        self.measure();
+        drop(gone.map(|entry| self.let_go(entry)));
     }
 
     fn usage(&self) -> Usage {
@@ -322,26 +334,26 @@ impl Residents {
         self.metrics.resident_bytes.set(i64::try_from(self.usage().bytes).unwrap_or(i64::MAX));
     }
 
-    /// Takes out what nobody has leased for longest. Says what its arena is called.
-    fn take_idlest(&self) -> Option<String> {
+    /// Takes out what nobody has leased for longest.
+    fn take_idlest(&self) -> Option<Entry> {
         let mut all = self.all();
         let idle = all.iter().filter(|(_, entry)| !entry.is_leased());
         let longest = idle.min_by_key(|(_, entry)| entry.idle_since.unwrap_or_else(Instant::now));
         let blob = *longest?.0;
-        let gone = all.remove(&blob);
-        drop(all);
-        self.chunks.close(&blob);
-        gone.map(|entry| entry.resident.arena().name().to_owned())
+        all.remove(&blob)
     }
 
-    /// Has the keeper let go of an arena. Clients that have it mapped keep it.
-    async fn let_go(&self, arena: String) -> Result<(), Refusal> {
+    /// Parts with what was taken out. The keeper lets go of its arena; clients that have that mapped keep it. Goes on when
+    /// nobody waits for it.
+    fn let_go(&self, entry: Entry) -> JoinHandle<()> {
+        self.chunks.close(&entry.resident.blob());
         self.measure();
         let provider = self.provider.clone();
-        blocking(move || forget(&provider, &arena)).await
+        // The keeper is waited for, and giving memory back takes time.
+        tokio::task::spawn_blocking(move || forget(&provider, entry.resident.arena().name()))
     }
 
-    /// As [`Residents::let_go`], for those who do not wait for it.
+    /// Has the keeper forget an arena of that name, for those who do not wait for it.
     fn forget(&self, arena: String) {
         let provider = self.provider.clone();
         drop(tokio::task::spawn_blocking(move || forget(&provider, &arena)));
@@ -368,12 +380,8 @@ impl Residents {
                 }
             }
             for entry in gone {
-                let arena = entry.resident.arena().name().to_owned();
-                tracing::debug!(arena, is_short, "no longer in memory");
-                this.chunks.close(&entry.resident.blob());
-                this.forget(arena);
-                // Giving memory back takes time.
-                drop(tokio::task::spawn_blocking(move || drop(entry)));
+                tracing::debug!(arena = entry.resident.arena().name(), is_short, "no longer in memory");
+                drop(this.let_go(entry));
             }
             this.measure();
         }

@@ -7,10 +7,10 @@ use prost::Message;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use weightd_proto::v1::{FailureKind, HandoffFile, HandoffTable, HandoffTensor};
 use weightd_store::{SnapshotEntry, SnapshotManifest, Store, StoreError, StoredBlob};
-use weightd_types::{BlobKey, ByteRange, Layout, ModelFiles, SafetensorsHeader, WeightIndex};
+use weightd_types::{Layout, SafetensorsHeader, WeightIndex};
 
 use super::{refusal::Refusal, resident::Resident};
-use crate::reading::{Demands, Target};
+use crate::reading::Demands;
 
 /// The files of a snapshot that someone wants.
 pub(crate) fn chosen<'m>(
@@ -31,25 +31,6 @@ pub(crate) fn chosen<'m>(
         }
     };
     files.iter().map(named).collect()
-}
-
-/// Which files hold the model, when nobody says: those at the top of the snapshot.
-pub(crate) fn at_top(manifest: &SnapshotManifest) -> Result<ModelFiles<'_>, Refusal> {
-    let paths = manifest.objects.iter().map(|entry| entry.object.path.as_str());
-    let found = ModelFiles::among(paths.filter(|path| !path.contains('/')));
-    match found {
-        ModelFiles::None => Err(Refusal::new(
-            FailureKind::NotFound,
-            format!("{} has no .safetensors file at its top", manifest.source),
-        )),
-        ModelFiles::Ambiguous(indices) => Err(Refusal::usage(format!(
-            "{} has {} indices ({}): name the files of one model",
-            manifest.source,
-            indices.len(),
-            indices.join(", ")
-        ))),
-        found => Ok(found),
-    }
 }
 
 /// The shards that an index names.
@@ -119,11 +100,6 @@ async fn read_header(stored: &StoredBlob, store: &Store) -> Result<Bytes, String
     Ok(raw.into())
 }
 
-/// A chunk of a blob, for whoever waits for all of it.
-pub(crate) fn target(manifest: &SnapshotManifest, blob: BlobKey, chunk: u32, range: ByteRange) -> Target {
-    Target { snapshot: manifest.key(), blob, chunk, range }
-}
-
 /// The table of a lease: a sealed file in memory, and its length. Files are in the order of `files`, with the number of the
 /// arena that each is in.
 pub(crate) fn table(
@@ -137,17 +113,17 @@ pub(crate) fn table(
         let header = resident.header();
         let metadata = header.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         table.files.push(HandoffFile { path: path.clone(), metadata });
-        let (data, arrangement) = (header.raw().len() as u64, resident.arena().arrangement());
+        let arrangement = resident.arena().arrangement();
         table.tensors.extend(header.tensors().iter().map(|(name, info)| {
-            let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+            let bytes = header.range_of(info);
             HandoffTensor {
                 name: name.clone(),
                 dtype: info.dtype.to_string(),
                 shape: info.shape.iter().map(|&length| length as u64).collect(),
                 file,
                 arena: number(*arena),
-                offset: if start == end { 0 } else { arrangement.place_of(data + start) },
-                bytes: end - start,
+                offset: if bytes.is_empty() { 0 } else { arrangement.place_of(bytes.start) },
+                bytes: bytes.len(),
             }
         }));
     }

@@ -198,7 +198,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "32 bits count 32 PiB of chunks")]
-fn chunks_of(range: ByteRange) -> Range<u32> {
+pub(crate) fn chunks_of(range: ByteRange) -> Range<u32> {
     if range.is_empty() {
         return 0..0;
     }
@@ -206,7 +206,7 @@ fn chunks_of(range: ByteRange) -> Range<u32> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "only 64-bit targets are supported")]
-fn to_usize(len: u64) -> usize {
+pub(crate) fn to_usize(len: u64) -> usize {
     len as usize
 }
 

@@ -100,7 +100,7 @@ impl Volumes {
         let pool = BufferPool::with_bytes(config.buffer_bytes)
             .map_err(ExposeError::mount("get memory for volumes at", &config.directory))?;
         let chunks = Arc::new(Chunks::new(store.clone(), demands, metrics.clone()));
-        let handoff = Handoff::new(store.clone(), Arc::clone(&chunks), &config, metrics.clone())?;
+        let handoff = Handoff::new(Arc::clone(&chunks), &config, metrics.clone())?;
         let reader = Reader::new(chunks, pool, config.clone());
         let events = Arc::new(Events::default());
         let shared = Arc::new(Shared {

@@ -105,7 +105,7 @@ async fn mounts_under_way_when_an_agent_ends_cost_no_volume() {
 async fn a_volume_that_was_complete_and_went_without_an_agent_can_load_anew() {
     require!(fuse());
     let gcs = require!(FakeGcs::start().await);
-    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::small(), "60s").await;
+    let (node, _keeper) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
     let mut agent = node.place.agent().await;
     node.mount("--mode fuse --wait");
     // Some are opened, of the others only the names are known.
