@@ -12,6 +12,7 @@ mod path;
 mod placement;
 mod safetensors_header;
 mod selection;
+mod slices;
 mod snapshot;
 mod units;
 mod uri;
@@ -28,6 +29,7 @@ pub use safetensors_header::{
     DATA_ALIGNMENT, HEADER_LENGTH_BYTES, HeaderError, MAX_HEADER_BYTES, SafetensorsHeader, TENSOR_ALIGNMENT,
 };
 pub use selection::{InvalidGlob, Selected, Selection};
+pub use slices::{Cut, SliceError, Slicing, TensorSlice};
 pub use snapshot::{
     MAX_OBJECT_BYTES, MAX_SNAPSHOT_BYTES, RESERVED_NAME, Snapshot, SnapshotError, SnapshotId, SnapshotKey,
 };

@@ -1618,7 +1618,7 @@ pub mod weights_server {
 /// What a client says.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HandoffRequest {
-    #[prost(oneof = "handoff_request::Request", tags = "1, 2")]
+    #[prost(oneof = "handoff_request::Request", tags = "1, 2, 3")]
     pub request: ::core::option::Option<handoff_request::Request>,
 }
 /// Nested message and enum types in `HandoffRequest`.
@@ -1630,12 +1630,15 @@ pub mod handoff_request {
         Open(super::HandoffOpen),
         #[prost(message, tag = "2")]
         Want(super::HandoffWant),
+        /// Of a ring.
+        #[prost(message, tag = "3")]
+        Release(super::HandoffRelease),
     }
 }
 /// What the agent says.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HandoffAnswer {
-    #[prost(oneof = "handoff_answer::Answer", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "handoff_answer::Answer", tags = "1, 2, 3, 4, 5, 6")]
     pub answer: ::core::option::Option<handoff_answer::Answer>,
 }
 /// Nested message and enum types in `HandoffAnswer`.
@@ -1645,18 +1648,24 @@ pub mod handoff_answer {
         /// To `open`. Beside it one descriptor: a sealed file with a HandoffTable.
         #[prost(message, tag = "1")]
         Opened(super::HandoffOpened),
-        /// After `opened`, until all were sent. Beside each, descriptors of as many arenas as it has lengths.
+        /// After `opened`, until all were sent. Beside each, descriptors of as many arenas as it has lengths. A ring is one.
         #[prost(message, tag = "2")]
         Arenas(super::HandoffArenas),
-        /// Whenever tensors are ready, wanted or not.
+        /// Whenever tensors are ready, wanted or not. Not of a ring.
         #[prost(message, tag = "3")]
         Ready(super::HandoffReady),
         /// The lease has ended. The last message of a connection.
         #[prost(message, tag = "4")]
         Failed(super::HandoffFailed),
+        /// Tensors are in the ring, until they are released.
+        #[prost(message, tag = "5")]
+        Delivered(super::HandoffDelivered),
+        /// The ring has no room for what comes next, and nothing else is on its way.
+        #[prost(message, tag = "6")]
+        Full(super::HandoffFull),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HandoffOpen {
     /// Of this protocol: 1.
     #[prost(uint32, tag = "1")]
@@ -1671,6 +1680,36 @@ pub struct HandoffOpen {
     /// Brings nothing but what is wanted, else everything, what is wanted first.
     #[prost(bool, tag = "4")]
     pub wanted_only: bool,
+    /// Which parts of tensors are needed. Of several that name a tensor the first counts; what none names is whole.
+    #[prost(message, repeated, tag = "5")]
+    pub slices: ::prost::alloc::vec::Vec<HandoffSlice>,
+    /// Has tensors come one after the other through a ring, instead of into arenas that stay.
+    #[prost(message, optional, tag = "6")]
+    pub ring: ::core::option::Option<HandoffRing>,
+}
+/// A part of tensors: one of several equal parts along a dimension.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffSlice {
+    /// A name, or a pattern of names as a shell has it.
+    #[prost(string, tag = "1")]
+    pub tensors: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub dimension: u32,
+    /// From zero.
+    #[prost(uint32, tag = "3")]
+    pub part: u32,
+    /// How many there are; zero leaves the tensors whole.
+    #[prost(uint32, tag = "4")]
+    pub parts: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffRing {
+    /// Most bytes that it takes; zero for what the agent thinks best.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// Delivers only what is known to be what the origin has.
+    #[prost(bool, tag = "2")]
+    pub verified: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HandoffOpened {
@@ -1725,18 +1764,24 @@ pub struct HandoffTensor {
     /// As safetensors writes it: "BF16".
     #[prost(string, tag = "2")]
     pub dtype: ::prost::alloc::string::String,
+    /// Of the slice that was asked for, as everything here.
     #[prost(uint64, repeated, tag = "3")]
     pub shape: ::prost::alloc::vec::Vec<u64>,
     /// Number of its file.
     #[prost(uint32, tag = "4")]
     pub file: u32,
-    /// Number of its arena, and where in it its bytes are: on a multiple of 256, but for tensors without bytes.
+    /// Number of its arena, and where in it its first byte is: on a multiple of 256, but for slices and tensors without bytes.
+    /// Of a ring both mean nothing: `delivered` says where a tensor is.
     #[prost(uint32, tag = "5")]
     pub arena: u32,
     #[prost(uint64, tag = "6")]
     pub offset: u64,
+    /// Of all its elements.
     #[prost(uint64, tag = "7")]
     pub bytes: u64,
+    /// From an element to its neighbour along each dimension, in elements; empty where they follow each other row by row.
+    #[prost(uint64, repeated, tag = "8")]
+    pub strides: ::prost::alloc::vec::Vec<u64>,
 }
 /// Positions in the table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1752,6 +1797,38 @@ pub struct HandoffRange {
 pub struct HandoffWant {
     #[prost(message, repeated, tag = "1")]
     pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
+}
+/// Gives places in the ring back. What was released can be wanted again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffRelease {
+    /// Positions in the table, of tensors that were delivered.
+    #[prost(uint32, repeated, tag = "1")]
+    pub tensors: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandoffDelivered {
+    #[prost(message, repeated, tag = "1")]
+    pub places: ::prost::alloc::vec::Vec<HandoffPlace>,
+}
+/// A tensor in the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffPlace {
+    /// Its position in the table.
+    #[prost(uint32, tag = "1")]
+    pub tensor: u32,
+    /// Where its bytes begin, which follow each other: on a multiple of 256. No other tensor lies on the same pages.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+/// What comes next waits for something to be released.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoffFull {
+    /// Its position in the table.
+    #[prost(uint32, tag = "1")]
+    pub tensor: u32,
+    /// How much of the ring it takes.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HandoffReady {

@@ -301,6 +301,7 @@ impl Lease {
                 Ok(())
             }
             Some(Request::Open(_)) => Err(Refusal::usage("a lease is opened once")),
+            Some(Request::Release(_)) => Err(Refusal::usage("only what lies in a ring is released")),
             None => Err(Refusal::usage("a message of a kind that this agent does not know")),
         }
     }

@@ -124,6 +124,7 @@ pub(crate) fn table(
                 arena: number(*arena),
                 offset: if bytes.is_empty() { 0 } else { arrangement.place_of(bytes.start) },
                 bytes: bytes.len(),
+                strides: Vec::new(),
             }
         }));
     }
