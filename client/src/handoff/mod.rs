@@ -41,7 +41,7 @@ use std::{path::Path, time::Duration};
 pub use arena::Arena;
 pub use error::Error;
 pub use memmap2::MmapRaw;
-pub use opening::Opening;
+pub use opening::{Opening, Outcome};
 pub use safetensors::Dtype;
 pub use session::Session;
 pub use stream::{Stream, Taken, Taking};
