@@ -2,50 +2,33 @@
 #![allow(unsafe_code, reason = "the agent writes through a mapping that others map too")]
 
 use std::{
-    fs::{File, OpenOptions},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     ptr::NonNull,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
-use memmap2::{Advice, MmapOptions, MmapRaw};
-use rustix::fs::{Mode, SealFlags, fchmod, fcntl_add_seals};
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 use weightd_store::io::{BLOCK_BYTES, Buffer, Lender};
-use weightd_types::Crc32c;
+use weightd_types::{ByteRange, Crc32c};
 
-use super::{arrangement::Arrangement, memory::Provider};
+use super::{arrangement::Arrangement, lent::LentMemory, memory::Provider, trust::Seen};
 use crate::reading::to_usize;
-
-/// Memory is provided so much at a time, ahead of what fills it.
-const STEP: u64 = 64 << 20;
 
 /// Memory for the tensors of one blob.
 #[derive(Debug)]
 pub(crate) struct Arena {
-    name: String,
     arrangement: Arrangement,
-    mapping: Arc<MmapRaw>,
-    /// What clients are given: open for reading only.
-    lent: OwnedFd,
-    provider: Provider,
-    /// For each step, whether its memory is there.
-    steps: Vec<OnceCell<()>>,
+    memory: LentMemory,
     chunks: Mutex<Vec<Chunk>>,
+    seen: Arc<Seen>,
     /// Counts chunks that came, and those that are free again.
     changes: AtomicU64,
     /// Told of each.
     changed: Arc<Notify>,
-    /// Checksums of the chunks, once the origin has confirmed them.
-    expected: OnceLock<Vec<Crc32c>>,
-    is_wrong: AtomicBool,
-    /// Bytes that are kept from being swapped.
-    locked: AtomicU64,
 }
 
 /// How a chunk of the blob stands.
@@ -55,8 +38,8 @@ pub(crate) enum Chunk {
     Absent,
     /// Someone writes it.
     Claimed,
-    /// It is here, with this checksum as the blob has it, and never written again.
-    Here(Crc32c),
+    /// It is here, and never written again.
+    Here,
 }
 
 /// The right to write a chunk. One that is dropped before the chunk is here leaves it to the next.
@@ -75,86 +58,46 @@ impl Arena {
         provider: Provider,
         changed: Arc<Notify>,
     ) -> io::Result<Self> {
-        let file = File::from(memory);
-        let len = to_usize(arrangement.arena_bytes());
-        let mapping = MmapOptions::new().len(len).map_raw(&file)?;
-        let _ = mapping.advise(Advice::HugePage);
-        fcntl_add_seals(&file, SealFlags::FUTURE_WRITE | SealFlags::GROW | SealFlags::SHRINK)?;
-        let absent = vec![Chunk::Absent; arrangement.chunk_count() as usize];
-        Self::over(name, arrangement, &file, mapping, provider, absent, changed)
+        let memory = LentMemory::new(name, arrangement.arena_bytes(), memory, provider)?;
+        Ok(Self::over(arrangement, memory, Chunk::Absent, changed))
     }
 
-    /// An arena that an earlier agent filled. It was sealed, so it is only lent from here on.
+    /// An arena that an earlier agent filled: what chunks it has is known, and that they are right.
     pub(crate) fn adopt(
         name: String,
         arrangement: Arrangement,
         memory: OwnedFd,
         provider: Provider,
-        chunks: &[Crc32c],
+        chunks: Vec<Crc32c>,
         changed: Arc<Notify>,
     ) -> io::Result<Self> {
-        let file = File::from(memory);
-        let is_right = file.metadata()?.len() == arrangement.arena_bytes()
-            && chunks.len() == arrangement.chunk_count() as usize;
-        if !is_right {
+        if chunks.len() != arrangement.chunk_count() as usize {
             return Err(io::Error::other("it has another length"));
         }
-        let len = to_usize(arrangement.arena_bytes());
-        let lent = read_only(file.as_fd())?;
-        let mapping = MmapOptions::new().len(len).map_raw_read_only(&lent)?;
-        let here = chunks.iter().copied().map(Chunk::Here).collect();
-        let arena = Self::over(name, arrangement, &file, mapping, provider, here, changed)?;
-        arena.steps.iter().for_each(|step| drop(step.set(())));
-        arena.expect(chunks.to_vec());
-        let locked = arena.provider.keep_from_swap(&arena.mapping, 0, len);
-        arena.locked.store(locked, Ordering::Relaxed);
+        let memory = LentMemory::adopt(name, arrangement.arena_bytes(), memory, provider)?;
+        let arena = Self::over(arrangement, memory, Chunk::Here, changed);
+        chunks.iter().zip(0..).for_each(|(crc, chunk)| arena.seen.saw(chunk, *crc));
+        arena.seen.expect(chunks);
         Ok(arena)
     }
 
-    fn over(
-        name: String,
-        arrangement: Arrangement,
-        file: &File,
-        mapping: MmapRaw,
-        provider: Provider,
-        chunks: Vec<Chunk>,
-        changed: Arc<Notify>,
-    ) -> io::Result<Self> {
-        // Whoever gets a descriptor must not open the file anew for more than it was given for.
-        fchmod(file, Mode::RUSR)?;
-        let lent = read_only(file.as_fd())?;
-        let steps = (0..arrangement.arena_bytes().div_ceil(STEP)).map(|_| OnceCell::new()).collect();
-        let (changes, chunks) = (AtomicU64::new(0), Mutex::new(chunks));
-        let mapping = Arc::new(mapping);
-        let (expected, is_wrong, locked) = (OnceLock::new(), AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self {
-            name,
-            arrangement,
-            mapping,
-            lent,
-            provider,
-            steps,
-            chunks,
-            changes,
-            changed,
-            expected,
-            is_wrong,
-            locked,
-        })
-    }
-
-    /// What it is called, with the keeper too.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    fn over(arrangement: Arrangement, memory: LentMemory, chunk: Chunk, changed: Arc<Notify>) -> Self {
+        let seen = Arc::new(Seen::new(arrangement.chunk_count(), Arc::clone(&changed)));
+        let chunks = Mutex::new(vec![chunk; arrangement.chunk_count() as usize]);
+        Self { arrangement, memory, chunks, seen, changes: AtomicU64::new(0), changed }
     }
 
     pub(crate) fn arrangement(&self) -> &Arrangement {
         &self.arrangement
     }
 
-    /// What clients map.
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.lent.as_fd()
+    pub(crate) fn memory(&self) -> &LentMemory {
+        &self.memory
+    }
+
+    /// What is known of its bytes.
+    pub(crate) fn seen(&self) -> &Arc<Seen> {
+        &self.seen
     }
 
     fn chunks(&self) -> MutexGuard<'_, Vec<Chunk>> {
@@ -165,7 +108,7 @@ impl Arena {
     pub(crate) fn come_since(&self, seen: &mut [bool]) -> Vec<u32> {
         let chunks = self.chunks();
         let news = chunks.iter().zip(seen).zip(0..).filter_map(|((chunk, seen), number)| {
-            let is_news = !*seen && matches!(chunk, Chunk::Here(_));
+            let is_news = !*seen && *chunk == Chunk::Here;
             *seen |= is_news;
             is_news.then_some(number)
         });
@@ -175,33 +118,6 @@ impl Arena {
     /// How a chunk stands.
     pub(crate) fn state(&self, chunk: u32) -> Chunk {
         self.chunks()[chunk as usize]
-    }
-
-    /// Checksums of all chunks, once they are here.
-    pub(crate) fn checksums(&self) -> Option<Vec<Crc32c>> {
-        let crc = |chunk: &Chunk| if let Chunk::Here(crc) = chunk { Some(*crc) } else { None };
-        self.chunks().iter().map(crc).collect()
-    }
-
-    /// Takes in what the chunks' checksums have to be. What is here is compared now, and what comes later as it comes.
-    pub(crate) fn expect(&self, expected: Vec<Crc32c>) {
-        let is_like = |(chunk, expected): (&Chunk, &Crc32c)| match chunk {
-            Chunk::Here(crc) => crc == expected,
-            Chunk::Absent | Chunk::Claimed => true,
-        };
-        let chunks = self.chunks();
-        if chunks.len() != expected.len() || !chunks.iter().zip(&expected).all(is_like) {
-            self.is_wrong.store(true, Ordering::Release);
-        }
-        // Under the lock, so that what lands is compared by one of both; and last, so that nothing wrong is confirmed.
-        let _ = self.expected.set(expected);
-        drop(chunks);
-        self.tell();
-    }
-
-    /// Whether it is known what the chunks' checksums have to be.
-    pub(crate) fn is_confirmed(&self) -> bool {
-        self.expected.get().is_some()
     }
 
     /// How often any chunk's state has changed, for whoever looks again.
@@ -222,52 +138,25 @@ impl Arena {
         Some(Claim { arena: Arc::clone(self), chunk })
     }
 
-    /// Whether what is here is not what was expected.
-    pub(crate) fn is_wrong(&self) -> bool {
-        self.is_wrong.load(Ordering::Acquire)
-    }
-
     /// Has the memory of a chunk provided, charged to whom it should be.
     pub(crate) async fn provide(&self, chunk: u32) -> Result<(), String> {
         for part in self.arrangement.parts(chunk) {
-            let (first, last) = (part.arena / STEP, (part.arena + part.blob.len() - 1) / STEP);
-            for step in first..=last {
-                self.provide_step(step).await?;
-            }
+            self.memory.provide(part.arena, part.blob.len()).await?;
         }
         Ok(())
     }
 
-    /// Has all of its memory provided, from front to back.
-    pub(crate) async fn provide_all(&self) -> Result<(), String> {
-        // The keeper makes one step while the agent maps the one before.
-        let steps = stream::iter(0..self.steps.len() as u64).map(|step| self.provide_step(step));
-        steps.buffered(2).try_collect().await
-    }
-
-    /// Bytes of memory that were provided, and those that were not yet.
-    pub(crate) fn provided(&self) -> (u64, u64) {
-        let bytes = self.arrangement.arena_bytes();
-        let there = self.steps.iter().filter(|step| step.initialized()).count() as u64 * STEP;
-        (there.min(bytes), bytes - there.min(bytes))
-    }
-
-    async fn provide_step(&self, step: u64) -> Result<(), String> {
-        let cell = &self.steps[usize::try_from(step).expect("there are few steps")];
-        let from = step * STEP;
-        let bytes = STEP.min(self.arrangement.arena_bytes() - from);
-        let provide = async || {
-            let locked = self.provider.provide(&self.name, &self.mapping, from, bytes).await?;
-            self.locked.fetch_add(locked, Ordering::Relaxed);
-            Ok(())
-        };
-        cell.get_or_try_init(provide).await.copied()
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        self.provider.unlocked(self.locked.load(Ordering::Relaxed));
+    /// Shows the bytes of a chunk that is here, part by part, with where in the blob each lies. `None` when it is not here.
+    pub(crate) fn show(&self, chunk: u32, mut look: impl FnMut(ByteRange, &[u8])) -> Option<()> {
+        if self.state(chunk) != Chunk::Here {
+            return None;
+        }
+        for part in self.arrangement.parts(chunk) {
+            let (start, len) = (self.memory.at(part.arena), to_usize(part.blob.len()));
+            // SAFETY: parts lie within the arena, and a chunk that is here is never written again.
+            look(part.blob, unsafe { std::slice::from_raw_parts(start, len) });
+        }
+        Some(())
     }
 }
 
@@ -286,8 +175,7 @@ impl Claim {
             place + len as u64 <= self.arena.arrangement.arena_bytes(),
             "an arena has room behind its end"
         );
-        let start = NonNull::new(self.arena.mapping.as_mut_ptr().wrapping_add(to_usize(place)));
-        let start = start.expect("a mapping is somewhere");
+        let start = NonNull::new(self.arena.memory.at(place)).expect("a mapping is somewhere");
         // SAFETY: the mapping lasts as long as the arena, which the claim keeps. Only who has the claim reaches these bytes:
         // other chunks lie elsewhere, and this one goes to the next only when the claim is gone.
         Ok(unsafe { Buffer::lent(start, len, Box::new(self)) })
@@ -300,7 +188,7 @@ impl Claim {
         for part in self.arena.arrangement.parts(self.chunk) {
             let bytes =
                 &bytes[to_usize(part.blob.start - range.start)..to_usize(part.blob.end - range.start)];
-            let place = self.arena.mapping.as_mut_ptr().wrapping_add(to_usize(part.arena));
+            let place = self.arena.memory.at(part.arena);
             // SAFETY: parts lie within the arena, and nobody but who has the claim writes there; it was made for writing, as
             // in an adopted arena nothing can be claimed.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
@@ -309,14 +197,10 @@ impl Claim {
 
     /// Says that all bytes of the chunk are in their place.
     pub(crate) fn landed(&self, crc: Crc32c) {
-        let arena = &self.arena;
-        let mut chunks = arena.chunks();
-        if arena.expected.get().is_some_and(|expected| expected.get(self.chunk as usize) != Some(&crc)) {
-            arena.is_wrong.store(true, Ordering::Release);
-        }
-        chunks[self.chunk as usize] = Chunk::Here(crc);
-        drop(chunks);
-        arena.tell();
+        // First, so that nothing is here of which nobody knows whether it is right.
+        self.arena.seen.saw(self.chunk, crc);
+        self.arena.chunks()[self.chunk as usize] = Chunk::Here;
+        self.arena.tell();
     }
 }
 
@@ -336,12 +220,6 @@ impl Drop for Claim {
             self.arena.tell();
         }
     }
-}
-
-/// The same file, open for reading only.
-fn read_only(memory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
-    Ok(OpenOptions::new().read(true).open(path)?.into())
 }
 
 #[cfg(test)]

@@ -63,6 +63,11 @@ impl Arrangement {
         self.arena_bytes
     }
 
+    /// Length of the blob.
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.blob_bytes
+    }
+
     /// Number of chunks of the blob.
     pub(crate) fn chunk_count(&self) -> u32 {
         u32::try_from(self.blob_bytes.div_ceil(CHUNK_BYTES)).expect("32 bits count 32 PiB of chunks")

@@ -1,71 +1,47 @@
-//! One client's lease, from its first message to the end of its connection.
+//! A lease of memory that all share: what one client wants of it, and hears of it.
 
 use std::{
     collections::{HashSet, VecDeque},
-    io,
     ops::Range,
     os::fd::AsFd,
     sync::Arc,
-    time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
-use rustix::net::UCred;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{sync::watch, task::JoinSet};
 use weightd_proto::v1::{
-    FailureKind, HandoffAnswer, HandoffArenas, HandoffOpen, HandoffOpened, HandoffRange, HandoffRequest,
-    HandoffWant, handoff_answer::Answer, handoff_request::Request,
+    FailureKind, HandoffAnswer, HandoffArenas, HandoffOpened, HandoffRange, HandoffWant,
+    handoff_answer::Answer, handoff_request::Request,
 };
-use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotUse};
-use weightd_types::{
-    ByteRange, HEADER_LENGTH_BYTES, HeaderError, ModelFiles, SafetensorsHeader, SnapshotKey, WeightIndex,
-};
+use weightd_store::SnapshotManifest;
+use weightd_types::SafetensorsHeader;
 
 use super::{
     Inner,
     arrangement::Arrangement,
+    model::{Found, Model},
     packets::{DESCRIPTORS, Packets},
-    progress::{Progress, chunks_of_tensor},
+    progress::Progress,
     refusal::Refusal,
     resident::{Place, Resident},
     residents::Wanted,
-    table,
+    serve::{End, hear, say},
+    table::{Tensors, number},
 };
 use crate::{
-    reading::{Brought, Target, chunks_of},
+    reading::{Target, chunks_of},
     shown::Condition,
 };
 
-/// Of the protocol.
-const VERSION: u32 = 1;
-/// How long a client may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client may take to hear why its lease has ended.
-const LEAVE_TAKING: Duration = Duration::from_secs(1);
 /// Chunks that are brought for a lease at once: enough to keep a disk busy, and few enough that what a client wants next comes
 /// next.
 const AT_ONCE: usize = 8;
-/// Files whose headers are looked for at once.
-const HEADERS_AT_ONCE: usize = 16;
-
-/// Which snapshots a socket serves.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Scope {
-    /// A volume's.
-    Snapshot(SnapshotKey),
-    /// Any.
-    Node,
-}
 
 /// A client's lease.
-struct Lease {
-    inner: Arc<Inner>,
-    manifest: Arc<SnapshotManifest>,
-    /// Each with the number of its arena.
-    files: Vec<(String, usize)>,
+pub(crate) struct Lease {
+    model: Model,
     residents: Vec<Arc<Resident>>,
+    tensors: Arc<Tensors>,
     progress: Progress,
-    condition: watch::Receiver<Condition>,
     /// Tensors that the client wants before others, by their positions in the table.
     wanted: VecDeque<u32>,
     /// What is brought now: arena and chunks.
@@ -73,134 +49,37 @@ struct Lease {
     /// What is brought when nothing is wanted; empty when nothing else shall be.
     rest: VecDeque<(usize, Range<u32>)>,
     loads: JoinSet<Result<(), String>>,
-    _hold: SnapshotUse,
-    _brought: Option<Brought>,
-}
-
-/// How a lease ended.
-enum End {
-    /// Its client went away.
-    Gone,
-    /// The agent ended it.
-    Refused(Refusal),
-}
-
-impl From<Refusal> for End {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<io::Error> for End {
-    fn from(_: io::Error) -> Self {
-        Self::Gone
-    }
-}
-
-/// Serves a client until it goes, or its lease cannot go on.
-pub(crate) async fn serve(inner: Arc<Inner>, packets: Packets, who: Option<UCred>, scope: Scope) {
-    let (pid, uid) = who.map_or((0, None), |who| (who.pid.as_raw_nonzero().get(), Some(who.uid.as_raw())));
-    let metrics = inner.metrics.clone();
-    metrics.leases.inc();
-    let ended = serve_until(inner, &packets, scope, pid, uid).await;
-    metrics.leases.dec();
-    match ended {
-        End::Gone => tracing::debug!(pid, "a lease ended"),
-        End::Refused(refusal) => {
-            tracing::warn!(pid, ?uid, why = refusal.message, "a lease was ended");
-            // Who does not listen any more is not told.
-            let answer = HandoffAnswer { answer: Some(Answer::Failed(refusal.into_message())) };
-            let told = async {
-                packets.send(&answer, &[]).await?;
-                // What it said meanwhile and nobody reads would have the kernel throw the answer away.
-                while packets.receive_any().await? > 0 {}
-                io::Result::Ok(())
-            };
-            let _ = timeout(LEAVE_TAKING, told).await;
-        }
-    }
-}
-
-async fn serve_until(inner: Arc<Inner>, packets: &Packets, scope: Scope, pid: i32, uid: Option<u32>) -> End {
-    let opened = async {
-        let open = match timeout(PATIENCE, packets.receive::<HandoffRequest>()).await {
-            Ok(Ok(Some(HandoffRequest { request: Some(Request::Open(open)) }))) => open,
-            Ok(Ok(None)) => return Err(End::Gone),
-            Ok(Ok(Some(_))) => return Err(Refusal::usage("a lease begins with the message `open`").into()),
-            Ok(Err(error)) => return Err(Refusal::usage(format!("that is no message: {error}")).into()),
-            Err(_) => return Err(Refusal::usage("nothing was asked for 10 seconds").into()),
-        };
-        // Whoever has gone meanwhile needs nothing any more.
-        let lease = tokio::select! {
-            lease = Lease::open(inner, &open, scope) => lease?,
-            () = packets.hung_up() => return Err(End::Gone),
-        };
-        tracing::info!(pid, ?uid, source = %lease.manifest.source, files = lease.files.len(), "tensors are leased");
-        Ok(lease)
-    };
-    let mut lease = match opened.await {
-        Ok(lease) => lease,
-        Err(end) => return end,
-    };
-    match lease.go_on(packets).await {
-        Ok(()) => End::Gone,
-        Err(end) => end,
-    }
 }
 
 impl Lease {
-    async fn open(inner: Arc<Inner>, open: &HandoffOpen, scope: Scope) -> Result<Self, Refusal> {
-        if open.version != VERSION {
-            return Err(Refusal::usage(format!(
-                "this agent speaks version {VERSION} of the hand-off protocol, and the client version {}",
-                open.version
-            )));
-        }
-        let (key, brought) = match scope {
-            Scope::Snapshot(key) if open.source.is_empty() => (key, None),
-            Scope::Snapshot(_) => {
-                return Err(Refusal::usage(
-                    "the socket of a volume serves the volume's own snapshot: name no source",
-                ));
+    /// Leases a model, all of which is brought, or only what is wanted.
+    pub(crate) async fn open(model: Model, wanted_only: bool) -> Result<Self, Refusal> {
+        let wanted = model.look().await?.into_iter().zip(&model.blobs).map(|(found, entry)| match found {
+            Found::Resident(resident) => Wanted::Here(resident),
+            Found::Header(header, bytes) => {
+                let arrangement = Arrangement::of(&header, bytes);
+                Wanted::Missing { blob: entry.blob, header, arrangement }
             }
-            Scope::Node => inner.find(&open.source).await?,
-        };
-        let gone =
-            || Refusal::new(FailureKind::NotFound, format!("{key}: this node has no such snapshot any more"));
-        let hold = inner.store().hold(key).map_err(|_| gone())?;
-        let manifest = inner.store().snapshot(&key).ok_or_else(gone)?.manifest;
-        let condition = inner.condition(key);
-        let names = inner.files(&manifest, &condition, &open.files).await?;
-        let entries = table::chosen(&manifest, &names)?;
-        let (files, residents) = inner.residents_of(&manifest, &entries, &condition).await?;
-        table::check_names(&files, &residents)?;
-        let progress = Progress::new(&files, &residents);
-        let all = residents.iter().enumerate();
-        let rest = match open.wanted_only {
-            true => VecDeque::new(),
-            false => {
-                all.map(|(at, resident)| (at, 0..resident.arena().arrangement().chunk_count())).collect()
-            }
-        };
+        });
+        let source = model.manifest.source.to_string();
+        let residents = model.inner.residents.lease(wanted.collect(), &source).await?;
+        let tensors = Arc::new(Tensors::new(&model, &headers(&residents))?);
+        let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
-        let lease = Self {
-            inner,
-            manifest,
-            files,
-            residents,
-            progress,
-            condition,
-            wanted,
-            current,
-            rest,
-            loads,
-            _hold: hold,
-            _brought: brought,
-        };
-        if !open.wanted_only {
+        let rest = VecDeque::new();
+        let mut lease = Self { model, residents, tensors, progress, wanted, current, rest, loads };
+        if !wanted_only && lease.tensors.are_whole() {
+            let arenas = lease.residents.iter().enumerate();
+            lease.rest = arenas.map(|(at, of)| (at, 0..of.arena().arrangement().chunk_count())).collect();
             lease.provide();
+        } else if !wanted_only {
+            lease.rest = (0..lease.tensors.count()).map(|position| lease.place_of(position)).collect();
         }
         Ok(lease)
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
     }
 
     /// Has the memory of all arenas provided ahead of what fills it.
@@ -210,14 +89,14 @@ impl Lease {
             for arena in arenas {
                 // Who needs it and does not get it says so.
                 let Some(arena) = arena.upgrade() else { return };
-                let _ = arena.provide_all().await;
+                let _ = arena.memory().provide_all().await;
             }
         });
     }
 
     /// Tells the client what there is, and from then on what has come, and does as it wants.
-    async fn go_on(&mut self, packets: &Packets) -> Result<(), End> {
-        let changed = Arc::clone(&self.inner.residents.changed);
+    pub(crate) async fn go_on(&mut self, packets: &Packets) -> Result<(), End> {
+        let changed = Arc::clone(&self.model.inner.residents.changed);
         let mut ready = self.progress.news();
         self.introduce(packets).await?;
         if self.progress.is_complete() {
@@ -229,20 +108,18 @@ impl Lease {
             let mut news = std::pin::pin!(changed.notified());
             news.as_mut().enable();
             if let Some((file, why)) = self.progress.wrong() {
-                return Err(self.wrong(file, &why).into());
+                return Err(self.model.wrong(file, &why).into());
             }
-            self.check_condition()?;
+            self.model.check_condition()?;
             ready.extend(self.progress.news());
             for ready in ready.drain(..) {
-                packets.send(&HandoffAnswer { answer: Some(Answer::Ready(ready)) }, &[]).await?;
+                say(packets, Answer::Ready(ready)).await?;
             }
             self.bring();
             tokio::select! {
-                request = packets.receive::<HandoffRequest>() => match request {
-                    Ok(Some(request)) => self.take(request)?,
-                    Ok(None) => return Ok(()),
-                    Err(error) if error.raw_os_error().is_some() => return Ok(()),
-                    Err(error) => return Err(Refusal::usage(format!("that is no message: {error}")).into()),
+                request = hear(packets) => match request? {
+                    Some(request) => self.take(request)?,
+                    None => return Ok(()),
                 },
                 Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => {
                     let why = match loaded {
@@ -250,19 +127,21 @@ impl Lease {
                         Ok(Err(why)) => why,
                         Err(_) => "a defect of weightd; its log says more".to_owned(),
                     };
-                    return Err(Refusal::new(FailureKind::Unavailable, self.about(&why)).into());
+                    return Err(Refusal::new(FailureKind::Unavailable, self.model.about(&why)).into());
                 }
-                _ = self.condition.changed() => {}
+                _ = self.model.condition.changed() => {}
                 () = news => {}
             }
         }
     }
 
     async fn introduce(&self, packets: &Packets) -> Result<(), End> {
-        let (table, table_bytes) = table::table(&self.files, &self.residents)?;
+        let place = |arena: usize, byte| self.residents[arena].arena().arrangement().place_of(byte);
+        let (table, table_bytes) =
+            self.tensors.table(&self.model, &headers(&self.residents), Some(&place))?;
         let opened = HandoffOpened {
-            snapshot: self.manifest.key().to_string(),
-            source: self.manifest.source.to_string(),
+            snapshot: self.model.manifest.key().to_string(),
+            source: self.model.manifest.source.to_string(),
             table_bytes,
             arenas: number(self.residents.len()),
             complete: self.progress.is_complete(),
@@ -273,61 +152,40 @@ impl Lease {
         for residents in self.residents.chunks(DESCRIPTORS) {
             let lengths = residents.iter().map(|resident| resident.arena().arrangement().arena_bytes());
             let arenas = HandoffArenas { first, lengths: lengths.collect() };
-            let beside: Vec<_> = residents.iter().map(|resident| resident.arena().descriptor()).collect();
+            let beside: Vec<_> =
+                residents.iter().map(|resident| resident.arena().memory().descriptor()).collect();
             packets.send(&HandoffAnswer { answer: Some(Answer::Arenas(arenas)) }, &beside).await?;
             first += number(residents.len());
         }
         Ok(())
     }
 
-    fn take(&mut self, request: HandoffRequest) -> Result<(), Refusal> {
-        match request.request {
-            Some(Request::Want(HandoffWant { tensors })) => {
-                let there = self.progress.tensors();
-                let mut wanted: Vec<u32> = Vec::new();
-                for HandoffRange { start, end } in tensors {
-                    if start > end || end > there {
-                        return Err(Refusal::usage(self.about(&format!(
-                            "the tensors {start} to {end} were wanted, and there are {there}"
-                        ))));
-                    }
-                    // Who wants the same again and again gets it once.
-                    let room = (2 * there as usize).saturating_sub(wanted.len());
-                    wanted.extend((start..end).take(room));
-                }
+    fn take(&mut self, request: Request) -> Result<(), Refusal> {
+        match request {
+            Request::Want(want) => {
+                let wanted = positions(&want, &self.model, &self.tensors)?;
                 // What is wanted last is waited for now.
                 self.rest.extend(self.current.take());
-                self.want(wanted);
+                put_first(&mut self.wanted, wanted);
                 Ok(())
             }
-            Some(Request::Open(_)) => Err(Refusal::usage("a lease is opened once")),
-            Some(Request::Release(_)) => Err(Refusal::usage("only what lies in a ring is released")),
-            None => Err(Refusal::usage("a message of a kind that this agent does not know")),
+            Request::Open(_) => Err(Refusal::usage("a lease is opened once")),
+            Request::Release(_) => Err(Refusal::usage("only what lies in a ring is released")),
         }
     }
 
-    /// Puts tensors before those that were wanted earlier, as many of which are remembered as there are tensors.
-    fn want(&mut self, tensors: Vec<u32>) {
-        let is_news: HashSet<u32> = tensors.iter().copied().collect();
-        self.wanted.retain(|position| !is_news.contains(position));
-        for position in tensors.into_iter().rev() {
-            self.wanted.push_front(position);
-        }
-    }
-
-    /// Arena and chunks of a tensor.
-    fn place_of(&self, position: u32) -> Option<(usize, Range<u32>)> {
-        let (file, tensor) = self.progress.locate(position)?;
-        let arena = self.files[file].1;
-        Some((arena, chunks_of_tensor(&self.residents[arena], tensor)))
+    /// Arena and chunks of what is needed of a tensor.
+    fn place_of(&self, position: u32) -> (usize, Range<u32>) {
+        let needed = self.tensors.needed(position);
+        (needed.blob, chunks_of(needed.span))
     }
 
     /// Begins to bring what is next, as much at once as helps.
     fn bring(&mut self) {
         while self.loads.len() < AT_ONCE {
             let Some((arena, chunk)) = self.next() else { return };
-            let (inner, resident) = (Arc::clone(&self.inner), Arc::clone(&self.residents[arena]));
-            let (manifest, condition) = (Arc::clone(&self.manifest), self.condition.clone());
+            let (inner, resident) = (Arc::clone(&self.model.inner), Arc::clone(&self.residents[arena]));
+            let (manifest, condition) = (Arc::clone(&self.model.manifest), self.model.condition.clone());
             self.loads.spawn(async move { inner.bring(&manifest, &resident, chunk, condition).await });
         }
     }
@@ -335,7 +193,7 @@ impl Lease {
     fn next(&mut self) -> Option<(usize, u32)> {
         loop {
             if self.current.is_none() {
-                let wanted = self.wanted.pop_front().and_then(|position| self.place_of(position));
+                let wanted = self.wanted.pop_front().map(|position| self.place_of(position));
                 self.current = wanted.or_else(|| self.rest.pop_front());
             }
             let (arena, chunks) = self.current.as_mut()?;
@@ -347,87 +205,39 @@ impl Lease {
             }
         }
     }
+}
 
-    fn check_condition(&mut self) -> Result<(), Refusal> {
-        match &*self.condition.borrow_and_update() {
-            Condition::Fine | Condition::Failed { is_lasting: false, .. } => Ok(()),
-            Condition::Failed { why, .. } => Err(Refusal::new(FailureKind::Unavailable, why.to_string())),
-            Condition::Stopped(why) => Err(Refusal::new(FailureKind::Corrupt, why.to_string())),
+/// Positions of tensors that a client wants.
+pub(crate) fn positions(want: &HandoffWant, model: &Model, tensors: &Tensors) -> Result<Vec<u32>, Refusal> {
+    let there = tensors.count();
+    let mut wanted: Vec<u32> = Vec::new();
+    for &HandoffRange { start, end } in &want.tensors {
+        if start > end || end > there {
+            return Err(Refusal::usage(
+                model.about(&format!("the tensors {start} to {end} were wanted, and there are {there}")),
+            ));
         }
+        // Who wants the same again and again gets it once.
+        let room = (2 * there as usize).saturating_sub(wanted.len());
+        wanted.extend((start..end).take(room));
     }
+    Ok(wanted)
+}
 
-    fn wrong(&self, file: usize, why: &str) -> Refusal {
-        let path = &self.files[file].0;
-        Refusal::new(FailureKind::Corrupt, format!("{}/{path}: {why}; open it again", self.manifest.source))
-    }
-
-    fn about(&self, why: &str) -> String {
-        format!("{}: {why}", self.manifest.source)
+/// Puts tensors before those that were wanted earlier, as many of which are remembered as there are tensors.
+pub(crate) fn put_first(wanted: &mut VecDeque<u32>, tensors: Vec<u32>) {
+    let is_news: HashSet<u32> = tensors.iter().copied().collect();
+    wanted.retain(|position| !is_news.contains(position));
+    for position in tensors.into_iter().rev() {
+        wanted.push_front(position);
     }
 }
 
+fn headers(residents: &[Arc<Resident>]) -> Vec<&SafetensorsHeader> {
+    residents.iter().map(|resident| resident.header()).collect()
+}
+
 impl Inner {
-    /// The names of the files that are meant.
-    async fn files(
-        self: &Arc<Self>,
-        manifest: &SnapshotManifest,
-        condition: &watch::Receiver<Condition>,
-        named: &[String],
-    ) -> Result<Vec<String>, Refusal> {
-        if !named.is_empty() {
-            return Ok(named.to_vec());
-        }
-        let paths = manifest.objects.iter().map(|entry| entry.object.path.as_str());
-        match ModelFiles::among(paths.filter(|path| !path.contains('/'))) {
-            ModelFiles::All(names) => Ok(names.into_iter().map(str::to_owned).collect()),
-            ModelFiles::Index(name) => {
-                let json = self.read_small(manifest, name, condition).await?;
-                table::shards(manifest, name, &json)
-            }
-            ModelFiles::None => Err(Refusal::new(
-                FailureKind::NotFound,
-                format!("{} has no .safetensors file at its top", manifest.source),
-            )),
-            ModelFiles::Ambiguous(indices) => Err(Refusal::usage(format!(
-                "{} has {} indices ({}): name the files of one model",
-                manifest.source,
-                indices.len(),
-                indices.join(", ")
-            ))),
-        }
-    }
-
-    /// Files with the number of the arena that each is in, and the arenas.
-    async fn residents_of(
-        self: &Arc<Self>,
-        manifest: &SnapshotManifest,
-        entries: &[&SnapshotEntry],
-        condition: &watch::Receiver<Condition>,
-    ) -> Result<(Vec<(String, usize)>, Vec<Arc<Resident>>), Refusal> {
-        let mut blobs: Vec<&SnapshotEntry> = Vec::new();
-        let mut files = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let known = blobs.iter().position(|known| known.blob == entry.blob);
-            let arena = known.unwrap_or_else(|| {
-                blobs.push(entry);
-                blobs.len() - 1
-            });
-            files.push((entry.object.path.to_string(), arena));
-        }
-        let wanted = async |entry: &SnapshotEntry| {
-            let blob = entry.blob;
-            if let Some(resident) = self.residents.known(&blob) {
-                return Ok(Wanted::Here(resident));
-            }
-            let (header, bytes) = self.header(manifest, entry, condition).await?;
-            let arrangement = Arrangement::of(&header, bytes);
-            Ok::<_, Refusal>(Wanted::Missing { blob, header, arrangement })
-        };
-        let wanted = stream::iter(blobs).map(wanted).buffered(HEADERS_AT_ONCE).try_collect().await?;
-        let residents = self.residents.lease(wanted, &manifest.source.to_string()).await?;
-        Ok((files, residents))
-    }
-
     /// Brings a chunk to its place, from wherever it is nearest.
     async fn bring(
         &self,
@@ -450,7 +260,7 @@ impl Inner {
                 let loaded = self.chunks.load(condition, target, &place).await?;
                 loaded.buffer.landed(loaded.crc);
             } else {
-                let loaded = self.chunks.load(condition, target, &self.pool).await?;
+                let loaded = self.chunks.load(condition, target, &self.cache).await?;
                 let claim = resident.claim(chunk).await;
                 claim.put(&loaded.buffer);
                 claim.landed(loaded.crc);
@@ -463,69 +273,4 @@ impl Inner {
             loaded = load => loaded,
         }
     }
-
-    /// The header that a blob begins with, and the blob's length.
-    async fn header(
-        &self,
-        manifest: &SnapshotManifest,
-        entry: &SnapshotEntry,
-        condition: &watch::Receiver<Condition>,
-    ) -> Result<(SafetensorsHeader, u64), Refusal> {
-        if let Some(found) = table::header(self.store(), self.chunks.demands(), manifest, entry).await? {
-            return Ok(found);
-        }
-        let size = entry.object.size;
-        let invalid = |error| {
-            Refusal::new(FailureKind::Corrupt, format!("{}/{} {error}", manifest.source, entry.object.path))
-        };
-        if size < HEADER_LENGTH_BYTES {
-            return Err(invalid(HeaderError::TooShort(size)));
-        }
-        let first = self.read_front(manifest, entry, HEADER_LENGTH_BYTES, condition).await?;
-        let bytes = SafetensorsHeader::length(&first, size).map_err(invalid)?;
-        let raw = self.read_front(manifest, entry, bytes, condition).await?;
-        Ok((SafetensorsHeader::parse(raw.into(), size).map_err(invalid)?, size))
-    }
-
-    /// Reads a small file whole.
-    async fn read_small(
-        &self,
-        manifest: &SnapshotManifest,
-        name: &str,
-        condition: &watch::Receiver<Condition>,
-    ) -> Result<Vec<u8>, Refusal> {
-        let entry = manifest.objects.iter().find(|entry| entry.object.path.as_str() == name);
-        let entry = entry.ok_or_else(|| Refusal::usage(format!("{} has no {name}", manifest.source)))?;
-        let too_long =
-            |error| Refusal::new(FailureKind::Corrupt, format!("{}/{name} {error}", manifest.source));
-        WeightIndex::check_length(entry.object.size).map_err(too_long)?;
-        self.read_front(manifest, entry, entry.object.size, condition).await
-    }
-
-    /// Reads the first bytes of an object in the original layout.
-    async fn read_front(
-        &self,
-        manifest: &SnapshotManifest,
-        entry: &SnapshotEntry,
-        bytes: u64,
-        condition: &watch::Receiver<Condition>,
-    ) -> Result<Vec<u8>, Refusal> {
-        let mut read = Vec::new();
-        for chunk in chunks_of(ByteRange::new(0, bytes)) {
-            let range = ByteRange::of_chunk(chunk, entry.object.size);
-            let target = Target { snapshot: manifest.key(), blob: entry.blob, chunk, range };
-            let loaded = self.chunks.load(condition.clone(), target, &self.pool).await;
-            let failed = |why| {
-                let message = format!("{}/{}: {why}", manifest.source, entry.object.path);
-                Refusal::new(FailureKind::Unavailable, message)
-            };
-            read.extend_from_slice(&loaded.map_err(failed)?.buffer);
-        }
-        read.truncate(usize::try_from(bytes).unwrap_or(usize::MAX));
-        Ok(read)
-    }
-}
-
-fn number(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
 }

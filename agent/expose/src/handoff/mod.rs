@@ -1,44 +1,54 @@
 //! Tensors in memory that processes share. `docs/HANDOFF.md` says what clients see.
 //!
-//! Reading order: `arrangement` (where bytes lie), `memory` and `arena` (what they lie in), `resident` and `residents` (blobs
-//! in memory, for all who lease them), `packets`, `table`, `progress` and `lease` (one client), `sockets` (where clients come).
+//! Reading order: `memory` and `lent` (files in memory), `trust` (whether bytes are right), `files`, `model` and `table` (what a
+//! client is lent); `arrangement`, `arena`, `resident` and `residents` (blobs in memory, for all who lease them), `progress` and
+//! `lease` (one who does); `ring` and `stream` (one client's tensors, one after the other); `packets`, `serve` and `sockets`
+//! (where clients come).
 
 mod arena;
 mod arrangement;
+mod files;
 mod lease;
+mod lent;
 mod memory;
+mod model;
 mod packets;
 mod progress;
 mod refusal;
 mod resident;
 mod residents;
+mod ring;
+mod serve;
 mod sockets;
+mod stream;
 mod table;
+mod trust;
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use tokio::sync::watch;
-use weightd_store::{
-    Store,
-    io::{Buffer, BufferPool},
-};
+use weightd_store::{Store, io::BufferPool};
 use weightd_types::{BlobKey, SnapshotKey};
 
 pub use refusal::Refusal;
 
 use crate::{
     Config, ExposeError, Metrics,
-    reading::{Brought, Chunks, Room},
+    reading::{Brought, ChunkCache, Chunks},
     shown::Condition,
 };
 use memory::Provider;
 use residents::Residents;
 use sockets::Sockets;
+use trust::Seen;
+
+/// Why what was handed out is not what the origin has.
+const MISMATCH: &str = "it did not match its checksum after part of it was handed out";
 
 /// Buffers for chunks that cannot be read straight into their place.
 const BUFFERS: usize = 8;
@@ -82,16 +92,13 @@ pub(crate) struct Handoff {
 pub(crate) struct Inner {
     chunks: Arc<Chunks>,
     residents: Arc<Residents>,
-    pool: BufferPool,
+    /// Chunks that cannot be read straight into their place.
+    cache: ChunkCache,
+    /// What streams have handed out.
+    streamed: Mutex<Vec<(BlobKey, Weak<Seen>)>>,
     metrics: Metrics,
     /// How transfers of leased snapshots are doing.
     conditions: Mutex<HashMap<SnapshotKey, watch::Sender<Condition>>>,
-}
-
-impl Room for BufferPool {
-    async fn buffer(&self) -> Buffer {
-        self.acquire().await
-    }
 }
 
 impl Handoff {
@@ -101,8 +108,8 @@ impl Handoff {
         let provider = Provider::new(config.keeper.clone(), resident_limit, lock_limit);
         let residents = Residents::new(Arc::clone(&chunks), provider.clone(), linger, metrics.clone());
         tokio::spawn(Residents::look_after(Arc::downgrade(&residents)));
-        let conditions = Mutex::default();
-        let inner = Arc::new(Inner { chunks, residents, pool, metrics, conditions });
+        let (cache, streamed, conditions) = (ChunkCache::new(pool), Mutex::default(), Mutex::default());
+        let inner = Arc::new(Inner { chunks, residents, cache, streamed, metrics, conditions });
         let sockets = Arc::new(Sockets::new(directory, provider, leases, Arc::downgrade(&inner)));
         Ok(Self { inner, sockets })
     }
@@ -139,7 +146,13 @@ impl Handoff {
 
     /// Bytes of a blob turned out to be wrong.
     pub(crate) fn discarded(&self, blob: &BlobKey) {
-        self.inner.residents.discard(blob, "it did not match its checksum after part of it was handed out");
+        self.inner.residents.discard(blob, MISMATCH);
+        self.inner.cache.forget(blob);
+        for (_, seen) in self.inner.streamed().iter().filter(|(of, _)| of == blob) {
+            if let Some(seen) = seen.upgrade() {
+                seen.discard(MISMATCH.into());
+            }
+        }
     }
 
     /// Ends all leases. What is in memory stays for the next agent, if there is a keeper.
@@ -151,6 +164,10 @@ impl Handoff {
 impl Inner {
     fn store(&self) -> &Store {
         self.chunks.store()
+    }
+
+    fn streamed(&self) -> MutexGuard<'_, Vec<(BlobKey, Weak<Seen>)>> {
+        self.streamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn conditions(&self) -> MutexGuard<'_, HashMap<SnapshotKey, watch::Sender<Condition>>> {

@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use weightd_proto::v1::{HandoffRange, HandoffReady};
 
-use super::resident::{Resident, Trust};
-use crate::reading;
+use super::{
+    resident::Resident,
+    table::{Tensors, number},
+    trust::Trust,
+};
+use crate::reading::chunks_of;
 
 /// Most ranges in one message: it has to fit into a packet.
 const RANGES: usize = 4000;
@@ -13,103 +17,66 @@ const RANGES: usize = 4000;
 /// How a lease's tensors come.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    files: Vec<FileProgress>,
-    /// Files by arena.
-    by_arena: Vec<Vec<usize>>,
-    arenas: Vec<ArenaProgress>,
-}
-
-/// Of one file.
-#[derive(Debug)]
-struct FileProgress {
-    /// Position in the table of its first tensor.
-    first: u32,
-    /// Chunks that each tensor still lacks.
+    tensors: Arc<Tensors>,
+    /// Chunks that each tensor still lacks, by its position.
     lacking: Vec<u32>,
+    arenas: Vec<ArenaProgress>,
 }
 
 /// Of one arena.
 #[derive(Debug)]
 struct ArenaProgress {
     resident: Arc<Resident>,
+    /// Files that are in it.
+    files: Vec<usize>,
     /// Changes it had seen when it was looked at last.
     changes: Option<u64>,
     seen: Vec<bool>,
     is_verified: bool,
 }
 
-/// Chunks that a tensor lies in; none for one without bytes.
-pub(crate) fn chunks_of_tensor(resident: &Resident, tensor: usize) -> std::ops::Range<u32> {
-    let header = resident.header();
-    reading::chunks_of(header.range_of(&header.tensors()[tensor].1))
-}
-
 impl Progress {
     /// Of a lease of these files, each with the number of its arena.
-    pub(crate) fn new(files: &[(String, usize)], residents: &[Arc<Resident>]) -> Self {
-        let mut by_arena = vec![Vec::new(); residents.len()];
-        let mut first = 0;
-        let progress = files.iter().enumerate().map(|(at, (_, arena))| {
-            by_arena[*arena].push(at);
-            let resident = &residents[*arena];
-            let tensors = 0..resident.header().tensors().len();
-            let lacking: Vec<u32> =
-                tensors.map(|tensor| count(chunks_of_tensor(resident, tensor).len())).collect();
-            let file = FileProgress { first, lacking };
-            first += count(file.lacking.len());
-            file
-        });
-        let files = progress.collect();
-        let arena = |resident: &Arc<Resident>| {
+    pub(crate) fn new(tensors: Arc<Tensors>, files: &[(String, usize)], residents: &[Arc<Resident>]) -> Self {
+        let chunks = |position| chunks_of(tensors.needed(position).span).len();
+        let lacking = (0..tensors.count()).map(|position| number(chunks(position))).collect();
+        let arena = |(at, resident): (usize, &Arc<Resident>)| {
             let seen = vec![false; resident.arena().arrangement().chunk_count() as usize];
-            ArenaProgress { resident: Arc::clone(resident), changes: None, seen, is_verified: false }
+            let files = files.iter().enumerate().filter(|(_, (_, arena))| *arena == at);
+            let files = files.map(|(file, _)| file).collect();
+            ArenaProgress { resident: Arc::clone(resident), files, changes: None, seen, is_verified: false }
         };
-        Self { files, by_arena, arenas: residents.iter().map(arena).collect() }
-    }
-
-    /// File and tensor at a position of the table.
-    pub(crate) fn locate(&self, position: u32) -> Option<(usize, usize)> {
-        let file = self.files.partition_point(|file| file.first <= position).checked_sub(1)?;
-        // Files without tensors begin where the next one does.
-        let tensor = (position - self.files[file].first) as usize;
-        (tensor < self.files[file].lacking.len()).then_some((file, tensor))
-    }
-
-    /// How many tensors there are.
-    pub(crate) fn tensors(&self) -> u32 {
-        self.files.last().map_or(0, |file| file.first + count(file.lacking.len()))
+        let arenas = residents.iter().enumerate().map(arena).collect();
+        Self { tensors, lacking, arenas }
     }
 
     /// Whether everything is ready and verified, as far as it was looked.
     pub(crate) fn is_complete(&self) -> bool {
-        let is_ready = || self.files.iter().flat_map(|file| &file.lacking).all(|&lacking| lacking == 0);
-        self.arenas.iter().all(|arena| arena.is_verified) && is_ready()
+        self.arenas.iter().all(|arena| arena.is_verified) && self.lacking.iter().all(|&lacking| lacking == 0)
     }
 
     /// Why the lease must end, if something of it is wrong: file and cause.
     pub(crate) fn wrong(&self) -> Option<(usize, Arc<str>)> {
-        self.arenas.iter().enumerate().find_map(|(at, arena)| match arena.resident.trust() {
-            Trust::Wrong(why) => Some((self.by_arena[at].first().copied()?, why)),
+        self.arenas.iter().find_map(|arena| match arena.resident.trust() {
+            Trust::Wrong(why) => Some((*arena.files.first()?, why)),
             Trust::Provisional | Trust::Verified => None,
         })
     }
 
     /// Looks at what has come since the last time, and says what is new.
     pub(crate) fn news(&mut self) -> Vec<HandoffReady> {
+        let Self { tensors, lacking, arenas } = self;
         let (mut ready, mut verified) = (Vec::new(), Vec::new());
-        for (at, arena) in self.arenas.iter_mut().enumerate() {
-            let files = &self.by_arena[at];
+        for arena in arenas {
             let (changes, before) = (arena.resident.arena().changes(), ready.len());
             if arena.changes != Some(changes) {
                 if arena.changes.is_none() {
                     // Those without bytes are ready from the beginning.
-                    files.iter().for_each(|&file| ready.extend(self.files[file].ready()));
+                    ready.extend(arena.ready(tensors, lacking));
                 }
                 arena.changes = Some(changes);
                 for chunk in arena.resident.arena().come_since(&mut arena.seen) {
-                    for &file in files {
-                        self.files[file].came(chunk, &arena.resident, &mut ready);
-                    }
+                    arena.came(chunk, tensors, lacking, &mut ready);
                 }
             }
             if arena.resident.trust() != Trust::Verified {
@@ -118,7 +85,7 @@ impl Progress {
             if std::mem::replace(&mut arena.is_verified, true) {
                 verified.extend_from_slice(&ready[before..]);
             } else {
-                files.iter().for_each(|&file| verified.extend(self.files[file].ready()));
+                verified.extend(arena.ready(tensors, lacking));
             }
         }
         let mut messages = messages(ready, false);
@@ -127,36 +94,38 @@ impl Progress {
     }
 }
 
-impl FileProgress {
-    /// Positions in the table of those that lack nothing.
-    fn ready(&self) -> impl Iterator<Item = u32> + '_ {
-        let ready = self.lacking.iter().enumerate().filter(|(_, lacking)| **lacking == 0);
-        ready.map(|(tensor, _)| self.first + count(tensor))
+impl ArenaProgress {
+    /// Positions of those that lack nothing.
+    fn ready<'a>(&'a self, tensors: &'a Tensors, lacking: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+        let count = number(self.resident.header().tensors().len());
+        let positions = self.files.iter().flat_map(move |&file| {
+            let first = tensors.first(file);
+            first..first + count
+        });
+        positions.filter(|&position| lacking[position as usize] == 0)
     }
 
     /// A chunk came: its tensors lack one less.
-    fn came(&mut self, chunk: u32, resident: &Resident, ready: &mut Vec<u32>) {
-        let (range, header) = (resident.arena().arrangement().chunk_range(chunk), resident.header());
+    fn came(&self, chunk: u32, tensors: &Tensors, lacking: &mut [u32], ready: &mut Vec<u32>) {
+        let (range, header) =
+            (self.resident.arena().arrangement().chunk_range(chunk), self.resident.header());
         let from = header.tensors().partition_point(|(_, info)| header.range_of(info).end <= range.start);
-        for (tensor, (_, info)) in header.tensors().iter().enumerate().skip(from) {
-            let bytes = header.range_of(info);
-            if bytes.start >= range.end {
-                break;
-            }
-            if bytes.is_empty() {
-                continue;
-            }
-            self.lacking[tensor] -= 1;
-            if self.lacking[tensor] == 0 {
-                ready.push(self.first + count(tensor));
+        let behind = header.tensors().partition_point(|(_, info)| header.range_of(info).start < range.end);
+        for tensor in from..behind {
+            for &file in &self.files {
+                let position = tensors.first(file) + number(tensor);
+                let span = tensors.needed(position).span;
+                if span.is_empty() || !chunks_of(span).contains(&chunk) {
+                    continue;
+                }
+                let lacking = &mut lacking[position as usize];
+                *lacking -= 1;
+                if *lacking == 0 {
+                    ready.push(position);
+                }
             }
         }
     }
-}
-
-/// Chunks of a file, and tensors of a lease, are counted in 32 bits.
-fn count(number: usize) -> u32 {
-    u32::try_from(number).expect("headers of 100 MB have fewer tensors, and 32 bits count 32 PiB of chunks")
 }
 
 /// Positions as ranges, in messages that fit into packets.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -22,16 +22,21 @@ use weightd_types::{BlobKey, Crc32c, SafetensorsHeader, display_bytes};
 use super::{
     arena::Arena,
     arrangement::{self, Arrangement},
+    files::stored_header,
+    lent::LentMemory,
     memory::{Provider, Usage},
     refusal::Refusal,
-    resident::{Resident, Trust, confirm, filled},
-    table::stored_header,
+    resident::Resident,
+    ring::Ring,
+    trust::{Seen, Trust, confirm, whole},
 };
 use crate::{ExposeError, Metrics, keeper::NoRoom, reading::Chunks};
 
 /// What arenas are called with the keeper, before their blob's key and what tells those of one blob apart.
 const ARENA: &str = "handoff-arena/";
-/// What is remembered of one that is whole, before its name.
+/// What rings are called with the keeper, before what tells them apart.
+const RING: &str = "handoff-ring/";
+/// What is remembered of an arena that is whole, before its name.
 const NOTE: &str = "handoff-note/";
 /// How often it is looked what nobody leases any more.
 const LOOK: Duration = Duration::from_secs(1);
@@ -53,6 +58,8 @@ pub(crate) struct Residents {
     /// Told of everything that changes.
     pub(crate) changed: Arc<Notify>,
     all: Mutex<HashMap<BlobKey, Entry>>,
+    /// Bytes of each ring, by its name.
+    rings: Mutex<HashMap<String, u64>>,
     /// One lease at a time makes arenas, so that two that do not fit together do not each get half.
     making: tokio::sync::Mutex<()>,
 }
@@ -81,6 +88,21 @@ impl Wanted {
     }
 }
 
+/// That the memory of a ring is kept.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    residents: Arc<Residents>,
+    name: String,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.residents.rings().remove(&self.name);
+        self.residents.forget(std::mem::take(&mut self.name));
+        self.residents.measure();
+    }
+}
+
 impl Entry {
     /// Whoever leases it has it too.
     fn is_leased(&self) -> bool {
@@ -95,12 +117,17 @@ impl Residents {
         linger: Duration,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let (changed, all, making) = (Arc::default(), Mutex::default(), tokio::sync::Mutex::default());
-        Arc::new(Self { chunks, provider, linger, metrics, changed, all, making })
+        let (changed, all, rings) = (Arc::default(), Mutex::default(), Mutex::default());
+        let making = tokio::sync::Mutex::default();
+        Arc::new(Self { chunks, provider, linger, metrics, changed, all, rings, making })
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<BlobKey, Entry>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rings(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Blobs in memory for someone who leases them, made where they are not there: all of them or none. `name` is what they
@@ -153,7 +180,9 @@ impl Residents {
         let used = {
             let all = self.all();
             let leased = all.values().filter(|entry| entry.is_leased());
-            leased.map(|entry| entry.resident.arena().arrangement().arena_bytes()).sum::<u64>()
+            let residents =
+                leased.map(|entry| entry.resident.arena().arrangement().arena_bytes()).sum::<u64>();
+            residents + self.rings().values().sum::<u64>()
         };
         if missing <= limit.saturating_sub(used) {
             return Ok(());
@@ -175,31 +204,52 @@ impl Residents {
         model: &str,
         missing: u64,
     ) -> Result<Arc<Resident>, Refusal> {
-        let (name, length) = (name_of(&blob), arrangement.arena_bytes());
-        let memory = loop {
-            let (provider, name, there) = (self.provider.clone(), name.clone(), self.usage());
-            let made = blocking(move || provider.make(&name, length, there)).await?;
-            match made.map_err(|error| Refusal::of(&error))? {
-                Ok(memory) => break memory,
-                Err(full) => match self.take_idlest() {
-                    // Its memory is free only then.
-                    Some(entry) => self.let_go(entry).await.map_err(|_| Refusal::stopping())?,
-                    None => return Err(no_room(model, missing, &full)),
-                },
-            }
-        };
-        let arena =
-            Arena::new(name.clone(), arrangement, memory, self.provider.clone(), Arc::clone(&self.changed));
+        let name = name_of(&format!("{ARENA}{blob}/"));
+        let memory = self.memory(&name, arrangement.arena_bytes(), model, missing).await?;
+        let (provider, changed) = (self.provider.clone(), Arc::clone(&self.changed));
+        let arena = Arena::new(name.clone(), arrangement, memory, provider, changed);
         let arena = arena.map_err(|error| {
-            self.forget(name);
+            self.forget(name.clone());
             Refusal::memory(format!("{model}: {error}"))
         })?;
         let resident = Resident::new(blob, header, Arc::new(arena), Arc::clone(&self.changed));
         let resident = self.insert(resident);
         let landing = Arc::downgrade(&resident);
         self.chunks.store().land_in(blob, landing as Weak<dyn Landing>);
-        tokio::spawn(Arc::clone(self).see_confirmed(Arc::downgrade(&resident)));
+        let seen = Arc::downgrade(resident.arena().seen());
+        tokio::spawn(Arc::clone(self).see_confirmed(blob, name, seen));
         Ok(resident)
+    }
+
+    /// A file in memory of so many bytes, for which what nobody leases goes where that is needed. `missing` is how much is
+    /// needed in all.
+    async fn memory(&self, name: &str, bytes: u64, model: &str, missing: u64) -> Result<OwnedFd, Refusal> {
+        loop {
+            let (provider, name, there) = (self.provider.clone(), name.to_owned(), self.usage());
+            let made = blocking(move || provider.make(&name, bytes, there)).await?;
+            match made.map_err(|error| Refusal::of(&error))? {
+                Ok(memory) => return Ok(memory),
+                Err(full) => match self.take_idlest() {
+                    // Its memory is free only then.
+                    Some(entry) => self.let_go(entry).await.map_err(|_| Refusal::stopping())?,
+                    None => return Err(no_room(model, missing, &full)),
+                },
+            }
+        }
+    }
+
+    /// A ring of so many bytes, for one client.
+    pub(crate) async fn ring(self: &Arc<Self>, bytes: u64, model: &str) -> Result<Ring, Refusal> {
+        let _making = self.making.lock().await;
+        self.check_room(bytes, model).await?;
+        let name = name_of(RING);
+        let memory = self.memory(&name, bytes, model, bytes).await?;
+        let kept = Kept { residents: Arc::clone(self), name: name.clone() };
+        self.rings().insert(name.clone(), bytes);
+        self.measure();
+        let memory = LentMemory::new(name, bytes, memory, self.provider.clone());
+        let memory = memory.map_err(|error| Refusal::memory(format!("{model}: {error}")))?;
+        Ok(Ring::new(memory, kept))
     }
 
     fn insert(&self, resident: Resident) -> Arc<Resident> {
@@ -211,21 +261,15 @@ impl Residents {
     }
 
     /// Has what is confirmed and whole kept for the next agent, and what is wrong forgotten.
-    async fn see_confirmed(self: Arc<Self>, resident: Weak<Resident>) {
-        if confirm(&resident, self.chunks.store()).await.is_none() {
+    async fn see_confirmed(self: Arc<Self>, blob: BlobKey, name: String, seen: Weak<Seen>) {
+        if confirm(&seen, blob, self.chunks.store()).await.is_none() {
             return;
         }
-        let Some((blob, trust)) = resident.upgrade().map(|resident| (resident.blob(), resident.trust()))
-        else {
-            return;
-        };
+        let Some(trust) = seen.upgrade().map(|seen| seen.trust()) else { return };
         if let Trust::Wrong(why) = trust {
             return self.discard(&blob, &why);
         }
-        let Some(chunks) = filled(&resident).await else { return };
-        let Some(name) = resident.upgrade().map(|resident| resident.arena().name().to_owned()) else {
-            return;
-        };
+        let Some(chunks) = whole(&seen).await else { return };
         let (note, provider) = (Note { arrangement: arrangement::VERSION, chunks }, self.provider.clone());
         let kept_as = format!("{NOTE}{name}");
         let kept = blocking(move || {
@@ -238,7 +282,7 @@ impl Residents {
             tracing::warn!(%error, "the next agent will not find a model in memory");
         }
         // It may have gone meanwhile, and what is remembered of it has to go after it.
-        if self.known(&blob).is_none_or(|known| known.arena().name() != name) {
+        if self.known(&blob).is_none_or(|known| known.arena().memory().name() != name) {
             self.forget(name);
         }
     }
@@ -247,9 +291,13 @@ impl Residents {
     pub(crate) async fn adopt(self: &Arc<Self>) -> Result<(), ExposeError> {
         let _making = self.making.lock().await;
         let provider = self.provider.clone();
+        let own: Vec<String> = self.rings().keys().cloned().collect();
         let listed = blocking(move || {
             provider.with_keeper(|keeper| {
                 let arenas = keeper.list(ARENA)?;
+                // Their clients have nobody any more who fills them.
+                let rings = keeper.list(RING)?.into_iter().filter(|ring| !own.contains(ring));
+                rings.into_iter().try_for_each(|ring| keeper.drop_name(&ring))?;
                 for note in keeper.list(NOTE)? {
                     if !arenas.iter().any(|arena| note.strip_prefix(NOTE) == Some(arena)) {
                         keeper.drop_name(&note)?;
@@ -269,7 +317,7 @@ impl Residents {
                 Some(blob) => self.adopt_one(blob, &name).await,
                 None => None,
             };
-            let is_ours = || self.all().values().any(|entry| entry.resident.arena().name() == name);
+            let is_ours = || self.all().values().any(|entry| entry.resident.arena().memory().name() == name);
             match adopted {
                 Some(resident) => drop(self.insert(resident)),
                 None if is_ours() => {}
@@ -295,8 +343,7 @@ impl Residents {
             let is_same = |note: &Note| note.arrangement == arrangement::VERSION && note.chunks == confirmed;
             let note = note.filter(is_same)?;
             let arrangement = Arrangement::of(&header, bytes);
-            let arena =
-                Arena::adopt(name, arrangement, memory?, provider, &note.chunks, Arc::clone(&changed));
+            let arena = Arena::adopt(name, arrangement, memory?, provider, note.chunks, Arc::clone(&changed));
             let arena = Arc::new(arena.ok()?);
             Some(Resident::new(blob, header, arena, changed))
         });
@@ -306,7 +353,7 @@ impl Residents {
     /// Bytes of a blob turned out to be wrong: nobody is given it from here on, and who has it hears of it.
     pub(crate) fn discard(&self, blob: &BlobKey, why: &str) {
         let Some(entry) = self.all().remove(blob) else { return };
-        entry.resident.discard(why.into());
+        entry.resident.arena().seen().discard(why.into());
         drop(self.let_go(entry));
     }
 
@@ -323,9 +370,10 @@ impl Residents {
     }
 
     fn usage(&self) -> Usage {
+        let rings = self.rings().values().sum();
         let all = self.all();
-        all.values().fold(Usage::default(), |sum, entry| {
-            let (provided, promised) = entry.resident.arena().provided();
+        all.values().fold(Usage { bytes: rings, promised: 0 }, |sum, entry| {
+            let (provided, promised) = entry.resident.arena().memory().provided();
             Usage { bytes: sum.bytes + provided + promised, promised: sum.promised + promised }
         })
     }
@@ -350,7 +398,7 @@ impl Residents {
         self.measure();
         let provider = self.provider.clone();
         // The keeper is waited for, and giving memory back takes time.
-        tokio::task::spawn_blocking(move || forget(&provider, entry.resident.arena().name()))
+        tokio::task::spawn_blocking(move || forget(&provider, entry.resident.arena().memory().name()))
     }
 
     /// Has the keeper forget an arena of that name, for those who do not wait for it.
@@ -380,7 +428,11 @@ impl Residents {
                 }
             }
             for entry in gone {
-                tracing::debug!(arena = entry.resident.arena().name(), is_short, "no longer in memory");
+                tracing::debug!(
+                    arena = entry.resident.arena().memory().name(),
+                    is_short,
+                    "no longer in memory"
+                );
                 drop(this.let_go(entry));
             }
             this.measure();
@@ -399,11 +451,11 @@ fn forget(provider: &Provider, arena: &str) {
     }
 }
 
-/// What an arena of a blob is called: never as another one, which someone may still have.
-fn name_of(blob: &BlobKey) -> String {
+/// A name that begins so, and is never another one's: someone may still have that.
+fn name_of(kind: &str) -> String {
     static MADE: AtomicU64 = AtomicU64::new(0);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    format!("{ARENA}{blob}/{since}-{}", MADE.fetch_add(1, Ordering::Relaxed))
+    format!("{kind}{since}-{}", MADE.fetch_add(1, Ordering::Relaxed))
 }
 
 fn no_room(model: &str, bytes: u64, full: &NoRoom) -> Refusal {
@@ -413,7 +465,8 @@ fn no_room(model: &str, bytes: u64, full: &NoRoom) -> Refusal {
     };
     Refusal::memory(format!(
         "{model}: {} of tensors do not fit into the memory for hand-off{limit}, of which {} is in use: {}; raise \
-         handoff.resident_limit and the keeper's --resident-limit, or map the files of the volume",
+         handoff.resident_limit and the keeper's --resident-limit, have tensors come through a smaller ring (`stream` \
+         of weightd.open), or map the files of the volume",
         display_bytes(bytes),
         display_bytes(full.used),
         full.why

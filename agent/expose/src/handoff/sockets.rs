@@ -26,10 +26,11 @@ use weightd_types::{RESERVED_NAME, SnapshotKey};
 
 use super::{
     Inner,
-    lease::{Scope, serve},
     memory::Provider,
+    model::Scope,
     packets::{PacketListener, listen_at},
     refusal::Refusal,
+    serve::serve,
 };
 use crate::{ExposeError, bind::detach, mount_table, sys};
 

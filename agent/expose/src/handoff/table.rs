@@ -1,156 +1,154 @@
-//! What a lease is of: which files of a snapshot, and which tensors are where in their arenas.
+//! The tensors that a client is lent: which they are, which part of each, and the table that says so.
 
-use std::{collections::BTreeMap, io::Write, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write},
+    os::fd::OwnedFd,
+};
 
-use bytes::Bytes;
 use prost::Message;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use weightd_proto::v1::{FailureKind, HandoffFile, HandoffTable, HandoffTensor};
-use weightd_store::{SnapshotEntry, SnapshotManifest, Store, StoreError, StoredBlob};
-use weightd_types::{Layout, SafetensorsHeader, WeightIndex};
+use weightd_proto::v1::{HandoffFile, HandoffTable, HandoffTensor};
+use weightd_types::{ByteRange, SafetensorsHeader, TensorSlice};
 
-use super::{refusal::Refusal, resident::Resident};
-use crate::reading::Demands;
+use super::{model::Model, refusal::Refusal};
 
-/// The files of a snapshot that someone wants.
-pub(crate) fn chosen<'m>(
-    manifest: &'m SnapshotManifest,
-    files: &[String],
-) -> Result<Vec<&'m SnapshotEntry>, Refusal> {
-    let named = |name: &String| {
-        let found = manifest.objects.iter().find(|entry| entry.object.path.as_str() == name);
-        let missing =
-            || Refusal::new(FailureKind::NotFound, format!("{} has no file {name:?}", manifest.source));
-        let entry = found.ok_or_else(missing)?;
-        match entry.object.path.is_safetensors() {
-            true => Ok(entry),
-            false => Err(Refusal::usage(format!(
-                "{}: {name} holds no tensors: it is no .safetensors file",
-                manifest.source
-            ))),
-        }
-    };
-    files.iter().map(named).collect()
+/// The tensors that a client is lent, by their positions in its table: file by file, and of each as they lie in it.
+#[derive(Debug)]
+pub(crate) struct Tensors {
+    /// Position of the first tensor of each file.
+    firsts: Vec<u32>,
+    all: Vec<Needed>,
+    /// By position, where not all of a tensor is needed.
+    slices: BTreeMap<u32, TensorSlice>,
 }
 
-/// The shards that an index names.
-pub(crate) fn shards(manifest: &SnapshotManifest, name: &str, json: &[u8]) -> Result<Vec<String>, Refusal> {
-    let invalid = |error| Refusal::new(FailureKind::Corrupt, format!("{}/{name} {error}", manifest.source));
-    let index = WeightIndex::parse(json).map_err(invalid)?;
-    let is_there = |shard: &str| manifest.objects.iter().any(|entry| entry.object.path.as_str() == shard);
-    index.check_shards(is_there).map_err(invalid)?;
-    Ok(index.shards().into_iter().map(str::to_owned).collect())
+/// What is needed of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Needed {
+    /// Number of its blob.
+    pub(crate) blob: usize,
+    /// From its first byte in there to behind its last. Empty of a tensor without bytes.
+    pub(crate) span: ByteRange,
 }
 
-/// The header that a blob begins with, and the blob's length, if that can be known without its bytes.
-pub(crate) async fn header(
-    store: &Store,
-    demands: &Arc<dyn Demands>,
-    manifest: &SnapshotManifest,
-    entry: &SnapshotEntry,
-) -> Result<Option<(SafetensorsHeader, u64)>, Refusal> {
-    let path = &entry.object.path;
-    let corrupt =
-        |why: String| Refusal::new(FailureKind::Corrupt, format!("{}/{path} {why}", manifest.source));
-    let store_failed = |error: StoreError| Refusal::new(FailureKind::Unavailable, error.to_string());
-    if let Some(stored) = store.stored_blob(entry.blob).await.map_err(store_failed)? {
-        let bytes = stored.manifest().blob_bytes;
-        return Ok(Some((stored_header(&stored, store).await.map_err(corrupt)?, bytes)));
-    }
-    if entry.blob.layout == Layout::Original {
-        return Ok(None);
-    }
-    let raw = match store.recorded_header(entry.blob, &entry.object).await.map_err(store_failed)? {
-        Some(recorded) if !recorded.is_empty() => recorded,
-        _ => demands.header(manifest.key(), entry.blob).await?,
-    };
-    let own = SafetensorsHeader::parse(raw, entry.object.size).map_err(|error| corrupt(error.to_string()))?;
-    let placement = own.aligned().map_err(|error| corrupt(error.to_string()))?;
-    let bytes = placement.blob_len();
-    let header = SafetensorsHeader::parse(placement.literal().clone(), bytes);
-    Ok(Some((header.map_err(|error| corrupt(error.to_string()))?, bytes)))
-}
-
-/// The header that a complete blob begins with. The error is for people.
-pub(crate) async fn stored_header(stored: &StoredBlob, store: &Store) -> Result<SafetensorsHeader, String> {
-    let bytes = stored.manifest().blob_bytes;
-    let literal = stored.placement().literal();
-    let raw = if literal.is_empty() { read_header(stored, store).await? } else { literal.clone() };
-    SafetensorsHeader::parse(raw, bytes).map_err(|error| error.to_string())
-}
-
-/// Reads as many chunks of a blob as its header takes.
-async fn read_header(stored: &StoredBlob, store: &Store) -> Result<Bytes, String> {
-    let bytes = stored.manifest().blob_bytes;
-    let mut raw = Vec::new();
-    let mut needed = 1;
-    for chunk in 0..stored.placement().chunk_count() {
-        if raw.len() as u64 >= needed {
-            break;
-        }
-        let read = stored.check_chunk(chunk, store.pool().acquire().await).await;
-        let (buffer, good) = read.map_err(|error| error.to_string())?;
-        if !good {
-            return Err("has a damaged header on disk".to_owned());
-        }
-        raw.extend_from_slice(&buffer);
-        needed = SafetensorsHeader::length(&raw, bytes).map_err(|error| error.to_string())?;
-    }
-    raw.truncate(usize::try_from(needed).map_err(|error| error.to_string())?);
-    Ok(raw.into())
-}
-
-/// The table of a lease: a sealed file in memory, and its length. Files are in the order of `files`, with the number of the
-/// arena that each is in.
-pub(crate) fn table(
-    files: &[(String, usize)],
-    residents: &[Arc<Resident>],
-) -> Result<(OwnedFd, u64), Refusal> {
-    let number = |number: usize| u32::try_from(number).expect("files and tensors are counted in 32 bits");
-    let mut table = HandoffTable::default();
-    for (at, (path, arena)) in files.iter().enumerate() {
-        let (resident, file) = (&residents[*arena], number(at));
-        let header = resident.header();
-        let metadata = header.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        table.files.push(HandoffFile { path: path.clone(), metadata });
-        let arrangement = resident.arena().arrangement();
-        table.tensors.extend(header.tensors().iter().map(|(name, info)| {
-            let bytes = header.range_of(info);
-            HandoffTensor {
-                name: name.clone(),
-                dtype: info.dtype.to_string(),
-                shape: info.shape.iter().map(|&length| length as u64).collect(),
-                file,
-                arena: number(*arena),
-                offset: if bytes.is_empty() { 0 } else { arrangement.place_of(bytes.start) },
-                bytes: bytes.len(),
-                strides: Vec::new(),
-            }
-        }));
-    }
-    let bytes = table.encode_to_vec();
-    let failed =
-        |error: std::io::Error| Refusal::memory(format!("the table of tensors cannot be made: {error}"));
-    let sealed = || {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut file = std::fs::File::from(memfd_create("weightd-table", flags)?);
-        file.write_all(&bytes)?;
-        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-        fcntl_add_seals(&file, seals)?;
-        Ok(file)
-    };
-    Ok((sealed().map_err(failed)?.into(), bytes.len() as u64))
-}
-
-/// A tensor that two of the files have.
-pub(crate) fn check_names(files: &[(String, usize)], residents: &[Arc<Resident>]) -> Result<(), Refusal> {
-    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
-    for (path, arena) in files {
-        for (name, _) in residents[*arena].header().tensors() {
-            if let Some(first) = seen.insert(name, path) {
-                return Err(Refusal::usage(format!("{first} and {path} both hold the tensor {name:?}")));
+impl Tensors {
+    /// Of a model whose blobs have these headers.
+    pub(crate) fn new(model: &Model, headers: &[&SafetensorsHeader]) -> Result<Self, Refusal> {
+        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+        let (mut firsts, mut all, mut slices) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let cannot = |error: &dyn std::fmt::Display| Refusal::usage(model.about(&error.to_string()));
+        for (path, blob) in &model.files {
+            firsts.push(number(all.len()));
+            let header = headers[*blob];
+            for (name, info) in header.tensors() {
+                if let Some(first) = seen.insert(name, path) {
+                    return Err(Refusal::usage(format!("{first} and {path} both hold the tensor {name:?}")));
+                }
+                let mut span = header.range_of(info);
+                let slice = model.slicing.slice(name, info.dtype, &info.shape);
+                if let Some(slice) = slice.map_err(|error| cannot(&error))? {
+                    let part = slice.span();
+                    span = ByteRange::new(span.start + part.start, span.start + part.end);
+                    slices.insert(number(all.len()), slice);
+                }
+                all.push(Needed { blob: *blob, span });
             }
         }
+        model.slicing.check_names(|name| seen.contains_key(name)).map_err(|error| cannot(&error))?;
+        Ok(Self { firsts, all, slices })
     }
-    Ok(())
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u32 {
+        number(self.all.len())
+    }
+
+    /// Position of a file's first tensor.
+    pub(crate) fn first(&self, file: usize) -> u32 {
+        self.firsts[file]
+    }
+
+    /// What is needed of one.
+    pub(crate) fn needed(&self, position: u32) -> Needed {
+        self.all[position as usize]
+    }
+
+    /// Which part of one, where that is not all of it.
+    pub(crate) fn slice(&self, position: u32) -> Option<&TensorSlice> {
+        self.slices.get(&position)
+    }
+
+    /// Whether all of every tensor is needed.
+    pub(crate) fn are_whole(&self) -> bool {
+        self.slices.is_empty()
+    }
+
+    /// Bytes of one's elements.
+    pub(crate) fn bytes(&self, position: u32) -> u64 {
+        self.slice(position).map_or_else(|| self.needed(position).span.len(), |slice| slice.bytes() as u64)
+    }
+
+    /// File of one, by its position.
+    pub(crate) fn file(&self, position: u32) -> usize {
+        // Files without tensors begin where the next one does.
+        self.firsts.partition_point(|first| *first <= position).saturating_sub(1)
+    }
+
+    /// The table that a client is given: a sealed file in memory, and its length. `place` says in which arena a byte of a blob
+    /// is, and where; without it tensors are delivered one by one, as one range of bytes each.
+    pub(crate) fn table(
+        &self,
+        model: &Model,
+        headers: &[&SafetensorsHeader],
+        place: Option<&dyn Fn(usize, u64) -> u64>,
+    ) -> Result<(OwnedFd, u64), Refusal> {
+        let mut table = HandoffTable::default();
+        for (file, (path, blob)) in model.files.iter().enumerate() {
+            let header = headers[*blob];
+            let metadata =
+                header.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+            table.files.push(HandoffFile { path: path.clone(), metadata });
+            for ((name, info), position) in header.tensors().iter().zip(self.first(file)..) {
+                let slice = self.slice(position);
+                let lengths = slice.map_or(&info.shape, |slice| &slice.shape);
+                let strides = slice.filter(|slice| place.is_some() && !slice.is_contiguous());
+                let (span, bytes) = (self.needed(position).span, self.bytes(position));
+                let offset = place.filter(|_| bytes > 0).map_or(0, |place| place(*blob, span.start));
+                table.tensors.push(HandoffTensor {
+                    name: name.clone(),
+                    dtype: info.dtype.to_string(),
+                    shape: wide(lengths),
+                    file: number(file),
+                    arena: if place.is_some() { number(*blob) } else { 0 },
+                    offset,
+                    bytes,
+                    strides: strides.map_or_else(Vec::new, |slice| wide(&slice.strides)),
+                });
+            }
+        }
+        let bytes = table.encode_to_vec();
+        let failed =
+            |error: io::Error| Refusal::memory(format!("the table of tensors cannot be made: {error}"));
+        Ok((sealed(&bytes).map_err(failed)?, bytes.len() as u64))
+    }
+}
+
+fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("weightd-table", flags)?);
+    file.write_all(bytes)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
+/// Files and tensors are counted in 32 bits.
+pub(crate) fn number(number: usize) -> u32 {
+    u32::try_from(number).expect("headers of 100 MB have fewer tensors than 32 bits count")
+}
+
+fn wide(numbers: &[usize]) -> Vec<u64> {
+    numbers.iter().map(|&number| number as u64).collect()
 }

@@ -14,13 +14,13 @@ use tokio::sync::{Notify, OnceCell};
 use weightd_store::io::{Buffer, BufferPool};
 use weightd_types::BlobKey;
 
-use super::Room;
+use super::{Loaded, Room};
 
 /// A chunk of a blob.
 pub(crate) type ChunkKey = (BlobKey, u32);
 
 /// One chunk: empty until someone has read it. Those who want it meanwhile wait for that.
-pub(crate) type Cell = OnceCell<Arc<Buffer>>;
+pub(crate) type Cell = OnceCell<Arc<Loaded>>;
 
 /// Checked chunks, the least recently used of which makes room.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl ChunkCache {
     }
 
     /// A chunk that is here.
-    pub(crate) fn get(&self, key: &ChunkKey) -> Option<Arc<Buffer>> {
+    pub(crate) fn get(&self, key: &ChunkKey) -> Option<Arc<Loaded>> {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut chunks = self.chunks();
         let entry = chunks.get_mut(key)?;
@@ -114,7 +114,7 @@ impl Room for ChunkCache {
 
 #[cfg(test)]
 mod tests {
-    use weightd_types::{BlobId, Layout};
+    use weightd_types::{BlobId, Crc32c, Layout};
 
     use super::*;
 
@@ -123,10 +123,14 @@ mod tests {
         (BlobKey { id, layout: Layout::Original }, chunk)
     }
 
+    fn loaded(buffer: Buffer) -> Loaded {
+        Loaded { crc: Crc32c::of(&buffer), buffer }
+    }
+
     async fn fill(cache: &ChunkCache, chunk: u32) {
         let cell = cache.cell(key(chunk));
         let buffer = cache.buffer().await;
-        cell.set(Arc::new(buffer)).unwrap();
+        cell.set(Arc::new(loaded(buffer))).unwrap();
         cache.has_filled();
     }
 
@@ -149,7 +153,7 @@ mod tests {
         let (cell, buffer) = (cache.cell(key(0)), cache.buffer().await);
         let filling = async move {
             tokio::task::yield_now().await;
-            cell.set(Arc::new(buffer)).unwrap();
+            cell.set(Arc::new(loaded(buffer))).unwrap();
             // Whoever filled it has given it away by then.
             drop(cell);
             cache.has_filled();

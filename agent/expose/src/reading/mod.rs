@@ -13,13 +13,13 @@ use std::{
 
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
-use weightd_store::io::{Buffer, BufferPool};
+use weightd_store::io::BufferPool;
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, SnapshotKey};
 
 use crate::{Config, handoff::Refusal, shown::Shown};
 use ahead::Ahead;
-use cache::ChunkCache;
-pub(crate) use chunks::{Chunks, Room, Target};
+pub(crate) use cache::ChunkCache;
+pub(crate) use chunks::{Chunks, Loaded, Room, Target};
 
 /// What readers ask of whoever brings bytes: the one thing that flows against the stream.
 pub trait Demands: std::fmt::Debug + Send + Sync {
@@ -70,7 +70,7 @@ pub(crate) struct Reader {
 #[derive(Debug)]
 pub(crate) enum Bytes {
     /// Part of one chunk.
-    Within(Arc<Buffer>, Range<usize>),
+    Within(Arc<Loaded>, Range<usize>),
     /// Parts of several, copied: who waits for one chunk must not hold another, or readers wait for each other's memory.
     Copied(Vec<u8>),
 }
@@ -80,7 +80,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Within(chunk, range) => &chunk[range.clone()],
+            Self::Within(chunk, range) => &chunk.buffer[range.clone()],
             Self::Copied(bytes) => bytes,
         }
     }
@@ -113,7 +113,7 @@ impl Reader {
         };
         let mut bytes = Vec::with_capacity(to_usize(range.len()));
         for chunk in first..=last {
-            bytes.extend_from_slice(&self.cache.get(&(blob, chunk))?[within(range, chunk)]);
+            bytes.extend_from_slice(&self.cache.get(&(blob, chunk))?.buffer[within(range, chunk)]);
         }
         Some(Bytes::Copied(bytes))
     }
@@ -139,7 +139,7 @@ impl Reader {
             (Some(first), Some(last)) => {
                 let mut bytes = Vec::with_capacity(to_usize(range.len()));
                 for number in first..=last {
-                    bytes.extend_from_slice(&chunk(number).await?[within(range, number)]);
+                    bytes.extend_from_slice(&chunk(number).await?.buffer[within(range, number)]);
                 }
                 Ok(Bytes::Copied(bytes))
             }
@@ -162,10 +162,10 @@ impl Reader {
         join_all(follows.filter(|chunk| self.chunks.is_here(&blob, *chunk)).map(load)).await;
     }
 
-    async fn chunk(&self, shown: &Shown, target: Target, deadline: Instant) -> Result<Arc<Buffer>, String> {
+    async fn chunk(&self, shown: &Shown, target: Target, deadline: Instant) -> Result<Arc<Loaded>, String> {
         let cell = self.cache.cell((target.blob, target.chunk));
         let load = cell.get_or_try_init(async || {
-            Ok(Arc::new(self.chunks.load(shown.condition(), target, &self.cache).await?.buffer))
+            Ok(Arc::new(self.chunks.load(shown.condition(), target, &self.cache).await?))
         });
         match timeout_at(deadline, load).await {
             Ok(loaded) => {
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn a_range_is_cut_where_chunks_end() {
         let range = ByteRange::new(CHUNK_BYTES - 3, 2 * CHUNK_BYTES + 2);
-        let capacity = Buffer::CAPACITY;
+        let capacity = weightd_store::io::Buffer::CAPACITY;
         let parts: Vec<_> = chunks_of(range).map(|chunk| within(range, chunk)).collect();
         assert_eq!(parts, [capacity - 3..capacity, 0..capacity, 0..2]);
         let range = ByteRange::new(CHUNK_BYTES + 5, CHUNK_BYTES + 9);

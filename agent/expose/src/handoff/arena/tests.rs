@@ -1,10 +1,14 @@
-use std::os::fd::AsFd;
+use std::{
+    fs::OpenOptions,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use bytes::Bytes;
+use memmap2::MmapOptions;
 use weightd_types::{CHUNK_BYTES, SafetensorsHeader};
 
 use super::*;
-use crate::handoff::memory::Usage;
+use crate::handoff::{memory::Usage, trust::Trust};
 
 /// A blob of one tensor behind a header of one page; its data is two chunks, or begins on an odd place.
 fn arrangement(header_bytes: usize) -> Arrangement {
@@ -30,7 +34,7 @@ fn arena(header_bytes: usize) -> Arc<Arena> {
 /// Bytes of the arena as a client sees them.
 fn seen(arena: &Arena, from: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    rustix::io::pread(arena.descriptor(), bytes.as_mut_slice(), from).unwrap();
+    rustix::io::pread(arena.memory().descriptor(), bytes.as_mut_slice(), from).unwrap();
     bytes
 }
 
@@ -45,7 +49,7 @@ fn a_chunk_is_written_by_one_at_a_time_and_never_again_once_it_is_here() {
     assert_eq!(buffer.extend_from_slice(&[7; 100]), 100);
     buffer.landed(Crc32c::of(b"x"));
     drop(buffer);
-    assert_eq!(arena.state(1), Chunk::Here(Crc32c::of(b"x")));
+    assert_eq!(arena.state(1), Chunk::Here);
     assert!(arena.claim(1).is_none());
     assert_eq!(seen(&arena, CHUNK_BYTES, 101), [&[7; 100][..], &[0]].concat());
 }
@@ -55,7 +59,7 @@ fn who_was_lent_memory_of_one_arena_says_nothing_of_another() {
     let (old, new) = (arena(4096), arena(4096));
     let buffer = old.claim(0).unwrap().into_buffer(0).unwrap();
     buffer.landed(Crc32c::EMPTY);
-    assert_eq!((old.state(0), new.state(0)), (Chunk::Here(Crc32c::EMPTY), Chunk::Absent));
+    assert_eq!((old.state(0), new.state(0)), (Chunk::Here, Chunk::Absent));
 }
 
 #[test]
@@ -76,23 +80,24 @@ fn what_is_not_what_was_confirmed_makes_all_of_it_wrong_whenever_it_comes() {
     let right = vec![Crc32c::of(b"0"), Crc32c::of(b"1"), Crc32c::of(b"2")];
     let before = arena(4096);
     before.claim(0).unwrap().landed(Crc32c::of(b"other"));
-    before.expect(right.clone());
-    assert!(before.is_wrong());
+    before.seen().expect(right.clone());
+    let is_wrong = |arena: &Arena| matches!(arena.seen().trust(), Trust::Wrong(_));
+    assert!(is_wrong(&before));
     let after = arena(4096);
     after.claim(0).unwrap().landed(right[0]);
-    after.expect(right.clone());
-    assert!(!after.is_wrong());
+    after.seen().expect(right.clone());
+    assert_eq!(after.seen().trust(), Trust::Verified);
     after.claim(1).unwrap().landed(right[1]);
-    assert!(!after.is_wrong());
+    assert_eq!(after.seen().trust(), Trust::Verified);
     after.claim(2).unwrap().landed(right[0]);
-    assert!(after.is_wrong());
+    assert!(is_wrong(&after));
 }
 
 #[test]
 fn nobody_but_the_agent_writes_to_it_and_the_next_agent_does_not_either() {
     let arena = arena(4096);
     (0..3).for_each(|chunk| arena.claim(chunk).unwrap().landed(Crc32c::EMPTY));
-    let lent = arena.descriptor().try_clone_to_owned().unwrap();
+    let lent = arena.memory().descriptor().try_clone_to_owned().unwrap();
     let path = format!("/proc/self/fd/{}", lent.as_raw_fd());
     // Root may open it for writing all the same, and gets nothing of that.
     if let Ok(again) = OpenOptions::new().read(true).write(true).open(path) {
@@ -100,10 +105,17 @@ fn nobody_but_the_agent_writes_to_it_and_the_next_agent_does_not_either() {
         assert!(rustix::io::pwrite(&again, b"x", 0).is_err());
         assert!(rustix::fs::ftruncate(&again, 0).is_err());
     }
-    let checksums = arena.checksums().unwrap();
+    let checksums = arena.seen().all().unwrap();
     let adopt = |checksums: &[Crc32c]| {
         let memory = lent.as_fd().try_clone_to_owned().unwrap();
-        Arena::adopt("a".to_owned(), arrangement(4096), memory, provider(), checksums, Arc::default())
+        Arena::adopt(
+            "a".to_owned(),
+            arrangement(4096),
+            memory,
+            provider(),
+            checksums.to_vec(),
+            Arc::default(),
+        )
     };
     let adopted = Arc::new(adopt(&checksums).unwrap());
     assert!((0..3).all(|chunk| adopted.claim(chunk).is_none()));
