@@ -119,9 +119,7 @@ pub(crate) fn borrow_uri(
 
 impl Wish {
     fn request(&self) -> Request {
-        // Through a ring comes only what is wanted, because whatever else comes is in the way.
-        let wanted_only = self.ring.is_some() || !self.names.are_all();
-        Request { wanted_only, slices: self.slices.asked(), ..Request::default() }
+        Request { wanted_only: !self.names.are_all(), slices: self.slices.asked(), ..Request::default() }
     }
 
     /// Asks at a socket, for tensors in files as they are called here.

@@ -61,13 +61,13 @@ impl Model {
         Self { files, by_name: order(&tensors), tensors, lender }
     }
 
-    /// Has its tensors brought in their order. Of what stays everything is, unless it is told that these are all.
+    /// Has its tensors brought in their order. `are_all`: as agents do by themselves.
     pub(crate) fn begin(&self, are_all: bool) {
         let chosen = || ranges(self.tensors.iter().filter_map(Tensor::position));
         match &self.lender {
             Some(Lender::Lease(lease)) if !are_all => lease.choose(chosen()),
             Some(Lender::Lease(_)) | None => {}
-            Some(Lender::Stream(stream)) => stream.choose(chosen()),
+            Some(Lender::Stream(stream)) => stream.choose(chosen(), are_all),
         }
     }
 

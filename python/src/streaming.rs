@@ -46,10 +46,13 @@ impl Streaming {
         self.agents.latest()
     }
 
-    /// Has these come, in this order.
-    pub(crate) fn choose(&self, tensors: Vec<Range<usize>>) {
-        // An agent that ends meanwhile is noticed by whoever waits.
-        let _ended = self.agents.latest().want(self.chosen.get_or_init(|| tensors));
+    /// Has these come, in this order. `are_all`: as they come by themselves.
+    pub(crate) fn choose(&self, tensors: Vec<Range<usize>>, are_all: bool) {
+        let chosen = self.chosen.get_or_init(|| tensors);
+        if !are_all {
+            // An agent that ends meanwhile is noticed by whoever waits.
+            let _ended = self.agents.latest().want(chosen);
+        }
     }
 
     /// Has these come next, in this order.

@@ -37,8 +37,8 @@ pub(super) struct RingState {
     pages: BTreeMap<usize, Pages>,
     /// How many wait for each tensor that someone waits for.
     awaited: HashMap<usize, usize>,
-    /// When the agent said that what comes next has no room, if nothing came since.
-    full: Option<Instant>,
+    /// What has no room, as the agent said, if nothing came since.
+    full: Option<Full>,
     /// When something was given back last.
     released: Option<Instant>,
     /// What the agent is to be told, in this order: it is that of what happened here.
@@ -63,6 +63,14 @@ enum Whereabouts {
 struct Pages {
     end: usize,
     tensor: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    tensor: usize,
+    /// How much of the ring it takes.
+    bytes: usize,
+    since: Instant,
 }
 
 /// What someone who waits for a tensor can do.
@@ -226,9 +234,18 @@ impl RingState {
 
     /// Whether there is no room for a tensor, and nobody has made any for long.
     fn is_stuck(&self, awaited: &Awaited) -> bool {
-        let last = [Some(awaited.since), self.full, self.released].into_iter().flatten().max();
-        let is_long_ago = last.is_some_and(|last| last.elapsed() >= PATIENCE);
-        self.full.is_some() && is_long_ago && !self.has_room(self.bytes_of(awaited.position))
+        let Some(full) = self.full else { return false };
+        let last = [Some(awaited.since), Some(full.since), self.released].into_iter().flatten().max();
+        if last.is_none_or(|last| last.elapsed() < PATIENCE) {
+            return false;
+        }
+        let needed = if full.tensor == awaited.position {
+            full.bytes
+        } else {
+            // An agent may leave something before the first byte, as long as it is less than a page.
+            self.bytes_of(awaited.position) + page_size()
+        };
+        !self.has_room(needed)
     }
 
     fn stuck(&self) -> Step {
@@ -279,10 +296,12 @@ impl RingState {
     }
 
     fn learn_full(&mut self, full: HandoffFull) -> Result<(), String> {
-        if full.tensor as usize >= self.tensors.len() {
+        let tensor = full.tensor as usize;
+        if tensor >= self.tensors.len() {
             return Err("has no room for a tensor that is not there".to_owned());
         }
-        self.full = Some(Instant::now());
+        let bytes = usize::try_from(full.bytes).unwrap_or(usize::MAX);
+        self.full = Some(Full { tensor, bytes, since: Instant::now() });
         Ok(())
     }
 }
