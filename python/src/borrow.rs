@@ -9,14 +9,21 @@ use std::{
 };
 
 use pyo3::prelude::*;
-use weightd_client::handoff::{self, DEFAULT_SOCKET, Opening, Request, Session, VOLUME_SOCKET};
+use weightd_client::handoff::{
+    self, DEFAULT_SOCKET, Opening, Outcome, Request, Ring, Session, Stream, Table, VOLUME_SOCKET,
+};
 
 use crate::{
+    agents::GLANCE,
     error::Error,
     files::{Choice, failed},
+    layout::Layout,
     lease::Lease,
     memory::Memory,
-    model::{Model, ModelFile},
+    model::{Lender, Model, ModelFile},
+    names::Names,
+    slices::Slices,
+    streaming::Streaming,
     tensor::{Place, Tensor},
 };
 
@@ -26,8 +33,17 @@ const SOCKET_VARIABLE: &str = "WEIGHTD_HANDOFF_SOCKET";
 const VOLUME_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the agent of a node may take, which has to ask the origin first.
 const NODE_PATIENCE: Duration = Duration::from_secs(300);
-/// How long Python waits before it looks whether somebody wants to interrupt it.
-const GLANCE: Duration = Duration::from_millis(100);
+
+/// What is needed of a model, and how.
+#[derive(Debug)]
+pub(crate) struct Wish {
+    /// Whether only what is known to be the origin's may be used.
+    pub(crate) verified: bool,
+    pub(crate) slices: Slices,
+    pub(crate) names: Names,
+    /// Bytes of the ring that it shall come through, if through one; zero for what the agent thinks best.
+    pub(crate) ring: Option<u64>,
+}
 
 /// Where the files of a model are asked for.
 #[derive(Debug)]
@@ -69,17 +85,13 @@ impl Counter {
     }
 
     /// Asks there.
-    pub(crate) fn borrow(&self, py: Python<'_>, verified: bool) -> PyResult<Result<Model, handoff::Error>> {
+    pub(crate) fn borrow(&self, py: Python<'_>, wish: &Wish) -> PyResult<Result<Model, handoff::Error>> {
         let files = self.files.iter().map(|(name, _)| name.clone()).collect();
-        let request = Request { files, ..Request::default() };
-        let session = match ask(py, &self.socket, &request, VOLUME_PATIENCE)? {
-            Ok(session) => session,
-            Err(error) => return Ok(Err(error)),
-        };
+        let request = Request { files, ..wish.request() };
         let here =
             |name: &str| self.files.iter().find(|(known, _)| known == name).map(|(_, file)| file.clone());
         let what = self.socket.display().to_string();
-        Ok(Ok(py.detach(|| model(&what, session, verified, here))?))
+        wish.ask(py, &self.socket, &request, VOLUME_PATIENCE, &what, here)
     }
 }
 
@@ -95,30 +107,58 @@ pub(crate) fn borrow_uri(
     py: Python<'_>,
     uri: &str,
     socket: Option<PathBuf>,
-    verified: bool,
-) -> PyResult<Model> {
+    wish: &Wish,
+) -> PyResult<Result<Model, handoff::Error>> {
     let by_variable = || env::var_os(SOCKET_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
     let socket = socket.or_else(by_variable).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-    let request = Request { source: uri.to_owned(), ..Request::default() };
-    let session = ask(py, &socket, &request, NODE_PATIENCE)?
-        .map_err(|source| Error::Handoff { what: uri.to_owned(), source })?;
+    let request = Request { source: uri.to_owned(), ..wish.request() };
     let top = uri.trim_end_matches('/');
     let here = |name: &str| Some(PathBuf::from(format!("{top}/{name}")));
-    Ok(py.detach(|| model(uri, session, verified, here))?)
+    wish.ask(py, &socket, &request, NODE_PATIENCE, uri, here)
+}
+
+impl Wish {
+    fn request(&self) -> Request {
+        Request { wanted_only: !self.names.are_all(), slices: self.slices.asked(), ..Request::default() }
+    }
+
+    /// Asks at a socket, for tensors in files as they are called here.
+    fn ask(
+        &self,
+        py: Python<'_>,
+        socket: &Path,
+        request: &Request,
+        patience: Duration,
+        what: &str,
+        here: impl Fn(&str) -> Option<PathBuf> + Send,
+    ) -> PyResult<Result<Model, handoff::Error>> {
+        let verified = self.verified;
+        let model = if let Some(bytes) = self.ring {
+            let opening = Opening::streaming(socket, request, Ring { bytes, verified });
+            match ask(py, opening, patience)? {
+                Ok(stream) => py.detach(|| streamed(what, stream, here)),
+                Err(error) => return Ok(Err(error)),
+            }
+        } else {
+            match ask(py, Opening::new(socket, request), patience)? {
+                Ok(session) => py.detach(|| lent(what, session, verified, here)),
+                Err(error) => return Ok(Err(error)),
+            }
+        };
+        Ok(Ok(model?))
+    }
 }
 
 /// Opens at a socket; what the agent says is apart from what Python says.
-fn ask(
+fn ask<O: Outcome + Send>(
     py: Python<'_>,
-    socket: &Path,
-    request: &Request,
+    mut opening: Opening<O>,
     patience: Duration,
-) -> PyResult<Result<Session, handoff::Error>> {
+) -> PyResult<Result<O, handoff::Error>> {
     let deadline = Instant::now() + patience;
-    let mut opening = Opening::new(socket, request);
     loop {
         match py.detach(|| opening.wait(GLANCE)) {
-            Ok(Some(session)) => return Ok(Ok(session)),
+            Ok(Some(open)) => return Ok(Ok(open)),
             Ok(None) if Instant::now() >= deadline => return Ok(Err(opening.give_up())),
             Ok(None) => py.check_signals()?,
             Err(error) => return Ok(Err(error)),
@@ -126,8 +166,8 @@ fn ask(
     }
 }
 
-/// The tensors of a session, in files as they are called here.
-fn model(
+/// The tensors of a session.
+fn lent(
     what: &str,
     session: Session,
     verified: bool,
@@ -135,23 +175,43 @@ fn model(
 ) -> Result<Model, Error> {
     let lease = Arc::new(Lease::new(what.to_owned(), session, verified));
     let session = lease.session();
+    let place = |position, offset| Place::Lent { lease: lease.clone(), position, offset };
+    model(what, session.table(), Lender::Lease(lease.clone()), here, place)
+}
+
+/// The tensors of a stream.
+fn streamed(what: &str, stream: Stream, here: impl Fn(&str) -> Option<PathBuf>) -> Result<Model, Error> {
+    let streaming = Arc::new(Streaming::new(what.to_owned(), stream));
+    let stream = streaming.stream();
+    let place = |position, _| Place::Passing { stream: streaming.clone(), position };
+    model(what, stream.table(), Lender::Stream(streaming.clone()), here, place)
+}
+
+/// The tensors of a table, in files as they are called here, each where its number and its offset say.
+fn model(
+    what: &str,
+    table: &Table,
+    lender: Lender,
+    here: impl Fn(&str) -> Option<PathBuf>,
+    place: impl Fn(usize, usize) -> Place,
+) -> Result<Model, Error> {
     let mut files = Vec::new();
-    for file in session.table().files() {
+    for file in table.files() {
         let path = here(&file.path)
             .ok_or_else(|| Error::OtherFile { what: what.to_owned(), file: file.path.clone() })?;
         files.push(ModelFile { path: path.into(), metadata: file.metadata.clone() });
     }
     let nothing = Arc::new(Memory::nothing());
-    let tensors = session.table().tensors().iter().enumerate().map(|(position, tensor)| {
+    let tensors = table.tensors().iter().enumerate().map(|(position, tensor)| {
         let place = match tensor.bytes {
             0 => Place::Here { memory: nothing.clone(), offset: 0 },
-            _ => Place::Lent { lease: lease.clone(), position, offset: tensor.offset },
+            _ => place(position, tensor.offset),
         };
-        let file = files[tensor.file].path.clone();
-        Tensor::new(file, &tensor.name, tensor.dtype, &tensor.shape, tensor.bytes, place)
+        let layout = Layout::new(tensor.dtype, &tensor.shape, tensor.strides.as_deref(), tensor.bytes);
+        Tensor::new(files[tensor.file].path.clone(), &tensor.name, layout, place)
     });
     let tensors = tensors.collect();
-    Model::new(files, tensors, Some(lease))
+    Model::new(files, tensors, Some(lender))
 }
 
 /// The directory with a volume's socket: this one, or one above it in the same mount.

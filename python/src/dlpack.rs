@@ -10,7 +10,7 @@ use std::{
 
 use pyo3::{ffi, prelude::*};
 
-use crate::{dtype::DlpackType, memory::Memory};
+use crate::{dtype::DlpackType, layout::Layout, memory::Memory};
 
 const CPU: i32 = 1;
 const VERSION: Version = Version { major: 1, minor: 1 };
@@ -82,15 +82,12 @@ impl Shared {
         memory: Arc<Memory>,
         offset: usize,
         dtype: DlpackType,
-        shape: &[usize],
+        layout: &Layout,
     ) -> Option<Self> {
-        let shape: Box<[i64]> =
-            shape.iter().map(|&length| i64::try_from(length).ok()).collect::<Option<_>>()?;
-        let mut strides = vec![1_i64; shape.len()].into_boxed_slice();
-        for at in (1..shape.len()).rev() {
-            // An empty dimension makes a tensor of no bytes, wherever its others would be.
-            strides[at - 1] = strides[at].checked_mul(shape[at].max(1))?;
-        }
+        let numbers = |numbers: &[usize]| -> Option<Box<[i64]>> {
+            numbers.iter().map(|&number| i64::try_from(number).ok()).collect()
+        };
+        let (shape, strides) = (numbers(&layout.shape)?, numbers(&layout.distances()?)?);
         let dimensions = i32::try_from(shape.len()).ok()?;
         Some(Self { memory, offset, dtype, dimensions, shape, strides })
     }

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use pyo3::PyErr;
 use weightd_client::handoff::{self, FailureKind};
-use weightd_types::{HeaderError, WeightIndexError};
+use weightd_types::{HeaderError, SliceError, WeightIndexError};
 
 /// Longest message. A header from outside may have a name of megabytes, which its parser repeats.
 const MESSAGE_CHARACTERS: usize = 1000;
@@ -65,6 +65,23 @@ pub(crate) enum Error {
     Duplicate { tensor: String, first: PathBuf, second: PathBuf },
     #[error("{} does not contain tensor {tensor:?}", path.display())]
     NoTensor { path: PathBuf, tensor: String },
+    /// An argument that makes no sense.
+    #[error("{0}")]
+    Argument(String),
+    #[error("{}: {source}", what.display())]
+    Slice {
+        what: PathBuf,
+        #[source]
+        source: SliceError,
+    },
+    /// An agent that was asked for slices cannot cut them.
+    #[error("{what}: {source}{}", remedy(what, source))]
+    Uncut {
+        /// Path or URI.
+        what: String,
+        #[source]
+        source: handoff::Error,
+    },
     #[error("{} was closed", .0.display())]
     Closed(PathBuf),
     #[error("{}: {reason}; so the tensor {tensor:?} cannot be shared", path.display())]
@@ -84,6 +101,8 @@ mod exceptions {
     import_exception!(weightd.errors, Closed);
     import_exception!(weightd.errors, CannotShare);
     import_exception!(weightd.errors, NoMemory);
+    import_exception!(weightd.errors, RingFull);
+    import_exception!(weightd.errors, InvalidArgument);
     import_exception!(weightd.errors, NoAgent);
     import_exception!(weightd.errors, NotPermitted);
     import_exception!(weightd.errors, AgentFailed);
@@ -104,6 +123,9 @@ impl From<Error> for PyErr {
             | Error::Outside { .. }
             | Error::Duplicate { .. } => exceptions::InvalidFile::new_err(message),
             Error::NoTensor { .. } => exceptions::TensorNotFound::new_err(message),
+            Error::Argument(_) | Error::Slice { .. } | Error::Uncut { .. } => {
+                exceptions::InvalidArgument::new_err(message)
+            }
             Error::Closed(_) => exceptions::Closed::new_err(message),
             Error::Share { .. } => exceptions::CannotShare::new_err(message),
             Error::NoMemory { .. } => exceptions::NoMemory::new_err(message),
@@ -134,6 +156,7 @@ fn of_agent(error: &handoff::Error, message: String) -> PyErr {
         handoff::Error::Connect { .. } | handoff::Error::Silent { .. } | handoff::Error::AgentGone { .. } => {
             exceptions::NoAgent::new_err(message)
         }
+        handoff::Error::RingFull { .. } => exceptions::RingFull::new_err(message),
         handoff::Error::Failed { .. }
         | handoff::Error::Broken { .. }
         | handoff::Error::Changed { .. }

@@ -9,10 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use weightd_types::{HeaderError, ModelFiles, SafetensorsHeader, WeightIndex, WeightIndexError};
+use weightd_types::{HeaderError, ModelFiles, SafetensorsHeader, Slicing, WeightIndex, WeightIndexError};
 
 use crate::{
     error::Error,
+    layout::Layout,
     memory::Memory,
     model::{Model, ModelFile},
     tensor::{Place, Tensor},
@@ -34,13 +35,25 @@ impl Choice {
         if kind.is_dir() { directory(path) } else { Ok(Self { files: vec![path.to_owned()], index: None }) }
     }
 
-    /// Maps the files.
-    pub(crate) fn map(&self) -> Result<Model, Error> {
+    /// Maps the files, of which these slices are needed.
+    pub(crate) fn map(&self, slicing: &Slicing) -> Result<Model, Error> {
         let (mut files, mut tensors) = (Vec::with_capacity(self.files.len()), Vec::new());
         for path in &self.files {
-            files.push(map(path, &mut tensors)?);
+            files.push(map(path, slicing, &mut tensors)?);
         }
-        self.checked(Model::new(files, tensors, None)?)
+        let model = self.checked(Model::new(files, tensors, None)?)?;
+        let missing = |source| Error::Slice { what: self.what(), source };
+        slicing.check_names(|name| model.find(name).is_some()).map_err(missing)?;
+        Ok(model)
+    }
+
+    /// What errors are about that are none of a single file.
+    fn what(&self) -> PathBuf {
+        match (&self.index, self.files.as_slice()) {
+            (Some((index, _)), _) => index.clone(),
+            (None, [file]) => file.clone(),
+            (None, files) => files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).to_owned(),
+        }
     }
 
     /// A model that has all that its index says.
@@ -59,7 +72,7 @@ impl Choice {
 }
 
 /// Maps a file, and adds its tensors.
-fn map(path: &Path, tensors: &mut Vec<Tensor>) -> Result<ModelFile, Error> {
+fn map(path: &Path, slicing: &Slicing, tensors: &mut Vec<Tensor>) -> Result<ModelFile, Error> {
     let io = |source| failed(path, source);
     // Asked before it is opened: opening a pipe waits for whoever writes to it.
     if !fs::metadata(path).map_err(io)?.is_file() {
@@ -71,11 +84,20 @@ fn map(path: &Path, tensors: &mut Vec<Tensor>) -> Result<ModelFile, Error> {
     let header = SafetensorsHeader::parse(raw_header(&file, bytes, path)?, bytes).map_err(invalid)?;
     let memory = Arc::new(Memory::map(&file, bytes).map_err(io)?);
     let path: Arc<Path> = path.into();
-    tensors.extend(header.tensors().iter().map(|(name, info)| {
+    for (name, info) in header.tensors() {
         let (start, end) = info.data_offsets;
-        let place = Place::Here { memory: memory.clone(), offset: header.raw().len() + start };
-        Tensor::new(path.clone(), name, info.dtype, &info.shape, end - start, place)
-    }));
+        let slice = slicing.slice(name, info.dtype, &info.shape);
+        let slice = slice.map_err(|source| Error::Slice { what: path.to_path_buf(), source })?;
+        let (from, layout) = match slice {
+            None => (0, Layout::new(info.dtype, &info.shape, None, end - start)),
+            Some(slice) => {
+                let strides = (!slice.is_contiguous()).then_some(slice.strides.as_slice());
+                (slice.start, Layout::new(info.dtype, &slice.shape, strides, slice.bytes()))
+            }
+        };
+        let place = Place::Here { memory: memory.clone(), offset: header.raw().len() + start + from };
+        tensors.push(Tensor::new(path.clone(), name, layout, place));
+    }
     Ok(ModelFile { path, metadata: header.metadata().clone() })
 }
 

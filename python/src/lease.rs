@@ -4,45 +4,32 @@
 use std::{
     io,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use pyo3::prelude::*;
 use weightd_client::handoff::{self, Opening, Session};
 
-use crate::{error::Error, memory::Memory};
-
-/// How long the next agent may take to come.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long Python waits for anything before it looks whether somebody wants to interrupt it.
-const GLANCE: Duration = Duration::from_millis(100);
+use crate::{
+    agents::{Agents, GLANCE, Lost, Term, lock, ranges},
+    error::Error,
+    memory::Memory,
+};
 
 /// The tensors of one model, as agents lend them.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// What was opened, for messages.
-    what: String,
     /// Whether only what is known to be the origin's counts as ready.
     verified: bool,
-    /// At each agent so far. Only the last can still bring anything; what was ready at an earlier one stays where it is.
-    terms: Mutex<Vec<Arc<Term>>>,
-    /// The next agent, as soon as it answers.
-    next: Mutex<Option<Opening>>,
+    /// What was ready at an earlier agent stays where it is.
+    agents: Agents<Tenancy>,
+    /// The only tensors that shall be brought, when not all shall be.
+    chosen: OnceLock<Vec<Range<usize>>>,
 }
 
-/// That an agent is gone.
-#[derive(Debug, Clone, Copy)]
-struct Lost {
-    since: Instant,
-    /// How many tensors were missing then.
-    missing: usize,
-}
-
-/// The time of one agent.
+/// What one agent lends.
 #[derive(Debug)]
-struct Term {
+struct Tenancy {
     session: Arc<Session>,
     /// Its arenas, as far as they were used.
     memory: Mutex<Vec<Option<Arc<Memory>>>>,
@@ -51,12 +38,18 @@ struct Term {
 impl Lease {
     /// Of a session that was just opened.
     pub(crate) fn new(what: String, session: Session, verified: bool) -> Self {
-        Self { what, verified, terms: Mutex::new(vec![Arc::new(Term::new(session))]), next: Mutex::default() }
+        Self { verified, agents: Agents::new(what, session), chosen: OnceLock::new() }
     }
 
     /// The session at the latest agent.
     pub(crate) fn session(&self) -> Arc<Session> {
-        self.latest().session.clone()
+        self.agents.latest().session.clone()
+    }
+
+    /// Has these brought, and at the next agent as well. Nothing else is, in a session that brings what is wanted.
+    pub(crate) fn choose(&self, tensors: Vec<Range<usize>>) {
+        let chosen = self.chosen.get_or_init(|| tensors);
+        self.want(&self.agents.latest(), chosen);
     }
 
     /// Whether a tensor may be used without waiting.
@@ -73,7 +66,7 @@ impl Lease {
             }
         };
         let arena = holder.session.table().tensors()[position].arena;
-        let failed = |source| Error::Io { path: self.what.clone().into(), source };
+        let failed = |source| Error::Io { path: self.agents.what().into(), source };
         Ok(holder.memory(arena).map_err(failed)?)
     }
 
@@ -85,19 +78,17 @@ impl Lease {
             if missing.is_empty() {
                 return Ok(());
             }
-            let latest = self.latest();
+            let latest = self.agents.latest();
             match self.wait_at(py, &latest.session, &missing)? {
                 Ok(()) => {}
                 Err(error) if error.is_absence() => {
-                    let missing = missing.iter().map(Range::len).sum();
-                    // Agents that come and go without bringing anything are no better than none.
-                    let since = lost
-                        .filter(|lost| missing >= lost.missing)
-                        .map_or_else(Instant::now, |lost| lost.since);
-                    lost = Some(Lost { since, missing });
-                    self.go_on(py, &latest, since + PATIENCE)?;
+                    let now = Lost::again(lost, missing.iter().map(Range::len).sum());
+                    lost = Some(now);
+                    let begin =
+                        |term: &Tenancy| self.want(term, self.chosen.get().map_or(&[], Vec::as_slice));
+                    self.agents.go_on(py, &latest, now, begin)?;
                 }
-                Err(source) => return Err(Error::Handoff { what: self.what.clone(), source }.into()),
+                Err(source) => return Err(self.agents.failed(source).into()),
             }
         }
     }
@@ -121,73 +112,22 @@ impl Lease {
         }
     }
 
-    /// Goes on at the next agent, unless another thread does before.
-    fn go_on(&self, py: Python<'_>, gone: &Arc<Term>, deadline: Instant) -> PyResult<()> {
-        loop {
-            // It has just gone; and one that goes again and again shall not keep a processor busy.
-            py.detach(|| thread::park_timeout(GLANCE));
-            py.check_signals()?;
-            if Instant::now() >= deadline {
-                return Err(self.lost().into());
-            }
-            if py.detach(|| self.try_next(gone))? {
-                return Ok(());
-            }
-        }
-    }
-
-    fn try_next(&self, gone: &Arc<Term>) -> Result<bool, Error> {
-        let mut next = lock(&self.next);
-        if !Arc::ptr_eq(&self.latest(), gone) {
-            return Ok(true);
-        }
-        let opening = next.get_or_insert_with(|| gone.session.reopen());
-        let outcome = opening.wait(GLANCE);
-        let ended = !matches!(outcome, Ok(None));
-        if ended {
-            *next = None;
-        }
-        let session = outcome.map_err(|source| Error::Handoff { what: self.what.clone(), source })?;
-        if let Some(session) = session {
-            let mut terms = lock(&self.terms);
-            // Agents that brought nothing need not be remembered.
-            terms.retain(|term| term.session.has_any());
-            terms.push(Arc::new(Term::new(session)));
-        }
-        Ok(ended)
-    }
-
-    fn lost(&self) -> Error {
-        Error::Lost { what: self.what.clone(), waited: PATIENCE }
-    }
-
-    fn latest(&self) -> Arc<Term> {
-        lock(&self.terms).last().expect("there was an agent").clone()
+    fn want(&self, term: &Tenancy, tensors: &[Range<usize>]) {
+        // An agent that ends meanwhile is noticed by whoever waits.
+        let _ended = term.session.want(tensors, self.verified);
     }
 
     /// Where a tensor is ready.
-    fn holder(&self, position: usize) -> Option<Arc<Term>> {
-        lock(&self.terms).iter().find(|term| term.session.is_ready(position, self.verified)).cloned()
+    fn holder(&self, position: usize) -> Option<Arc<Tenancy>> {
+        self.agents.find(|term| term.session.is_ready(position, self.verified))
     }
 
     fn missing(&self, tensors: &[Range<usize>]) -> Vec<Range<usize>> {
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        for position in tensors.iter().cloned().flatten().filter(|&position| !self.is_ready(position)) {
-            match ranges.last_mut() {
-                Some(last) if last.end == position => last.end += 1,
-                _ => ranges.push(position..position + 1),
-            }
-        }
-        ranges
+        ranges(tensors.iter().cloned().flatten().filter(|&position| !self.is_ready(position)))
     }
 }
 
-impl Term {
-    fn new(session: Session) -> Self {
-        let memory = Mutex::new(vec![None; session.arenas()]);
-        Self { session: Arc::new(session), memory }
-    }
-
+impl Tenancy {
     fn memory(&self, arena: usize) -> io::Result<Arc<Memory>> {
         let mut known = lock(&self.memory);
         if let Some(memory) = &known[arena] {
@@ -199,7 +139,19 @@ impl Term {
     }
 }
 
-/// What is behind these locks is whole at all times, so a panic elsewhere does no harm.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Term for Tenancy {
+    type Open = Session;
+
+    fn new(session: Session) -> Self {
+        let memory = Mutex::new(vec![None; session.arenas()]);
+        Self { session: Arc::new(session), memory }
+    }
+
+    fn reopen(&self) -> Opening {
+        self.session.reopen()
+    }
+
+    fn is_of_use(&self) -> bool {
+        self.session.has_any()
+    }
 }

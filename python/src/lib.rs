@@ -3,15 +3,20 @@
 //! Here is what Python cannot do: checking headers, mapping files and what an agent lends, and lending memory by DLPack. What frameworks want
 //! on top is Python, in `weightd/` beside this crate.
 
+mod agents;
 mod borrow;
 mod dlpack;
 mod dtype;
 mod error;
 mod files;
+mod layout;
 mod lease;
 mod memory;
 mod model;
+mod names;
 mod opening;
+mod slices;
+mod streaming;
 mod tensor;
 mod tensors;
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use memmap2::{MmapOptions, MmapRaw};
-use weightd_client::handoff::Session;
+use weightd_client::handoff::{Session, Taken};
 
 /// Where copies begin: a cache line, which is what JAX needs to use memory in place.
 const COPY_ALIGNMENT: usize = 64;
@@ -22,6 +22,8 @@ pub(crate) enum Memory {
     Mapped(MmapRaw),
     /// A private mapping of an arena, and what must not end before it.
     Lent { map: MmapRaw, _lease: Arc<Session> },
+    /// A tensor's place in a ring, which is given back with it.
+    Taken(Taken),
     /// A copy of a tensor.
     Copied(Copied),
 }
@@ -50,12 +52,20 @@ impl Memory {
         Self::Copied(Copied::new(0).expect("there is room for one cache line"))
     }
 
-    /// A copy of `length` bytes from `offset` on, at an address that suits every type. None when there is no memory for it.
-    pub(crate) fn copy(&self, offset: usize, length: usize) -> Option<Self> {
-        assert!(offset.checked_add(length).is_some_and(|end| end <= self.len()), "a part of this memory");
-        let copied = Copied::new(length)?;
-        // SAFETY: the source was checked above, the target was just allocated with this length, and nobody else has it.
-        unsafe { ptr::copy_nonoverlapping(self.start().add(offset), copied.start.as_ptr(), length) };
+    /// A copy of runs of bytes, `run` long, one behind the other, at an address that suits every type. They have `bytes`
+    /// together. None when there is no memory for it.
+    pub(crate) fn copy(&self, run: usize, starts: impl Iterator<Item = usize>, bytes: usize) -> Option<Self> {
+        let copied = Copied::new(bytes)?;
+        let mut filled = 0;
+        for start in starts {
+            assert!(start.checked_add(run).is_some_and(|end| end <= self.len()), "a part of this memory");
+            assert!(filled + run <= bytes, "there is room for it");
+            // SAFETY: source and target were checked above. The target was just allocated, and nobody else has it.
+            unsafe {
+                ptr::copy_nonoverlapping(self.start().add(start), copied.start.as_ptr().add(filled), run);
+            }
+            filled += run;
+        }
         Some(Self::Copied(copied))
     }
 
@@ -63,6 +73,7 @@ impl Memory {
     pub(crate) fn start(&self) -> *mut u8 {
         match self {
             Self::Mapped(map) | Self::Lent { map, .. } => map.as_mut_ptr(),
+            Self::Taken(taken) => taken.as_mut_ptr(),
             Self::Copied(copied) => copied.start.as_ptr(),
         }
     }
@@ -71,6 +82,7 @@ impl Memory {
     fn len(&self) -> usize {
         match self {
             Self::Mapped(map) | Self::Lent { map, .. } => map.len(),
+            Self::Taken(taken) => taken.bytes(),
             Self::Copied(copied) => copied.length,
         }
     }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{error::Error, lease::Lease, tensor::Tensor};
+use crate::{agents::ranges, error::Error, lease::Lease, streaming::Streaming, tensor::Tensor};
 
 /// Files, and the tensors that are in them.
 #[derive(Debug)]
@@ -17,7 +17,16 @@ pub(crate) struct Model {
     /// Positions in `tensors`, in order of their names.
     by_name: Vec<usize>,
     /// Who lends them, unless they are in files of this process.
-    lease: Option<Arc<Lease>>,
+    lender: Option<Lender>,
+}
+
+/// Who brings tensors.
+#[derive(Debug, Clone)]
+pub(crate) enum Lender {
+    /// Into memory that stays.
+    Lease(Arc<Lease>),
+    /// Through a ring.
+    Stream(Arc<Streaming>),
 }
 
 /// A file of tensors.
@@ -33,16 +42,33 @@ impl Model {
     pub(crate) fn new(
         files: Vec<ModelFile>,
         tensors: Vec<Tensor>,
-        lease: Option<Arc<Lease>>,
+        lender: Option<Lender>,
     ) -> Result<Self, Error> {
-        let mut by_name: Vec<usize> = (0..tensors.len()).collect();
-        by_name.sort_unstable_by_key(|&at| (tensors[at].name(), at));
+        let by_name = order(&tensors);
         let twice = by_name.windows(2).find(|pair| tensors[pair[0]].name() == tensors[pair[1]].name());
         if let Some(pair) = twice {
             let [first, second] = [pair[0], pair[1]].map(|at| tensors[at].path().to_path_buf());
             return Err(Error::Duplicate { tensor: tensors[pair[0]].name().to_owned(), first, second });
         }
-        Ok(Self { files, tensors, by_name, lease })
+        Ok(Self { files, tensors, by_name, lender })
+    }
+
+    /// Of its tensors those that are kept, by their order.
+    pub(crate) fn only(self, kept: &[bool]) -> Self {
+        let Self { files, tensors, lender, .. } = self;
+        let tensors = tensors.into_iter().zip(kept).filter(|(_, kept)| **kept);
+        let tensors: Vec<_> = tensors.map(|(tensor, _)| tensor).collect();
+        Self { files, by_name: order(&tensors), tensors, lender }
+    }
+
+    /// Has its tensors brought in their order. `are_all`: as agents do by themselves.
+    pub(crate) fn begin(&self, are_all: bool) {
+        let chosen = || ranges(self.tensors.iter().filter_map(Tensor::position));
+        match &self.lender {
+            Some(Lender::Lease(lease)) if !are_all => lease.choose(chosen()),
+            Some(Lender::Lease(_)) | None => {}
+            Some(Lender::Stream(stream)) => stream.choose(chosen(), are_all),
+        }
     }
 
     /// How many tensors there are.
@@ -60,20 +86,15 @@ impl Model {
         &self.tensors
     }
 
-    /// Where in that order the tensor of that name is.
-    pub(crate) fn position(&self, name: &str) -> Option<usize> {
-        let found = self.by_name.binary_search_by(|&at| self.tensors[at].name().cmp(name)).ok()?;
-        Some(self.by_name[found])
-    }
-
     /// The tensor of that name.
     pub(crate) fn find(&self, name: &str) -> Option<&Tensor> {
-        self.position(name).map(|at| &self.tensors[at])
+        let found = self.by_name.binary_search_by(|&at| self.tensors[at].name().cmp(name)).ok()?;
+        Some(&self.tensors[self.by_name[found]])
     }
 
-    /// Who lends them.
-    pub(crate) fn lease(&self) -> Option<&Arc<Lease>> {
-        self.lease.as_ref()
+    /// Who brings them.
+    pub(crate) fn lender(&self) -> Option<&Lender> {
+        self.lender.as_ref()
     }
 
     /// The files that they are in.
@@ -97,4 +118,11 @@ impl Model {
     pub(crate) fn has(&self, file: &PathBuf, name: &str) -> bool {
         self.find(name).is_some_and(|tensor| tensor.path() == file)
     }
+}
+
+/// Positions in the order of names.
+fn order(tensors: &[Tensor]) -> Vec<usize> {
+    let mut by_name: Vec<usize> = (0..tensors.len()).collect();
+    by_name.sort_unstable_by_key(|&at| (tensors[at].name(), at));
+    by_name
 }

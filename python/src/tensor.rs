@@ -4,18 +4,20 @@ use std::{path::Path, sync::Arc};
 
 use pyo3::{
     IntoPyObjectExt,
+    exceptions::PyAttributeError,
     prelude::*,
     types::{PyDict, PyTuple},
 };
-use safetensors::Dtype;
 
 use crate::{
     borrow::is_uri,
     dlpack::{self, Shared},
     dtype,
     error::Error,
+    layout::Layout,
     lease::Lease,
     memory::Memory,
+    streaming::Streaming,
 };
 
 /// Where everything lies: DLPack's number for memory that a processor reaches, and the one there is.
@@ -27,9 +29,7 @@ const CPU: (i32, i32) = (1, 0);
 pub(crate) struct Tensor {
     file: Arc<Path>,
     name: Arc<str>,
-    dtype: Dtype,
-    shape: Arc<[usize]>,
-    bytes: usize,
+    layout: Layout,
     place: Place,
 }
 
@@ -40,25 +40,21 @@ pub(crate) enum Place {
     Here { memory: Arc<Memory>, offset: usize },
     /// In an arena that an agent lends, when it has come.
     Lent { lease: Arc<Lease>, position: usize, offset: usize },
+    /// In a ring, as long as it is used.
+    Passing { stream: Arc<Streaming>, position: usize },
 }
 
 /// A tensor that is there.
 struct Present<'a> {
     tensor: &'a Tensor,
+    layout: Layout,
     memory: Arc<Memory>,
     offset: usize,
 }
 
 impl Tensor {
-    pub(crate) fn new(
-        file: Arc<Path>,
-        name: &str,
-        dtype: Dtype,
-        shape: &[usize],
-        bytes: usize,
-        place: Place,
-    ) -> Self {
-        Self { file, name: name.into(), dtype, shape: shape.into(), bytes, place }
+    pub(crate) fn new(file: Arc<Path>, name: &str, layout: Layout, place: Place) -> Self {
+        Self { file, name: name.into(), layout, place }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -70,18 +66,34 @@ impl Tensor {
         &self.file
     }
 
+    /// Its number at the agent, if one brings it.
+    pub(crate) fn position(&self) -> Option<usize> {
+        match &self.place {
+            Place::Here { .. } => None,
+            Place::Lent { position, .. } | Place::Passing { position, .. } => Some(*position),
+        }
+    }
+
     /// Waits until it is there.
     fn present(&self, py: Python<'_>) -> PyResult<Present<'_>> {
         let (memory, offset) = match &self.place {
             Place::Here { memory, offset } => (memory.clone(), *offset),
             Place::Lent { lease, position, offset } => (lease.memory(py, *position)?, *offset),
+            Place::Passing { stream, position } => (stream.memory(py, *position)?, 0),
         };
-        Ok(Present { tensor: self, memory, offset })
+        Ok(Present { tensor: self, layout: self.layout.clone(), memory, offset })
     }
 
     fn refuse(&self, reason: impl Into<String>) -> Error {
         let (path, tensor) = (self.file.to_path_buf(), self.name.to_string());
         Error::Share { path, tensor, reason: reason.into() }
+    }
+
+    fn packed(&self) -> Error {
+        self.refuse(format!(
+            "{} packs several elements into a byte; raw() gives the bytes",
+            self.layout.dtype
+        ))
     }
 
     fn convert<'py>(&self, py: Python<'py>, function: &str) -> PyResult<Bound<'py, PyAny>> {
@@ -95,38 +107,37 @@ impl Present<'_> {
     }
 
     fn is_aligned(&self) -> bool {
-        self.address().is_multiple_of(dtype::alignment(self.tensor.dtype))
+        self.address().is_multiple_of(self.layout.alignment())
     }
 
     fn copy(&self) -> Result<Self, Error> {
-        let Self { tensor, .. } = *self;
+        let Self { tensor, ref layout, ref memory, offset } = *self;
         let no_memory = || Error::NoMemory {
             path: tensor.file.to_path_buf(),
             tensor: tensor.name.to_string(),
-            bytes: tensor.bytes,
+            bytes: layout.bytes,
         };
-        let copy = self.memory.copy(self.offset, tensor.bytes).ok_or_else(no_memory)?;
-        Ok(Self { tensor, memory: Arc::new(copy), offset: 0 })
+        let (run, starts) = layout.runs();
+        let copy =
+            memory.copy(run, starts.map(|start| offset + start), layout.bytes).ok_or_else(no_memory)?;
+        Ok(Self { tensor, layout: layout.contiguous(), memory: Arc::new(copy), offset: 0 })
     }
 
     /// As DLPack describes it, and whether that is a copy.
     fn shared(self, copy: Option<bool>) -> Result<(Shared, bool), Error> {
-        let Self { tensor, .. } = self;
-        let Some(dlpack_type) = dtype::dlpack(tensor.dtype) else {
-            return Err(tensor.refuse(format!(
-                "{} packs several elements into a byte; raw() gives the bytes",
-                tensor.dtype
-            )));
+        let tensor = self.tensor;
+        let Some(dlpack_type) = dtype::dlpack(self.layout.dtype) else {
+            return Err(tensor.packed());
         };
         let copied = copy.unwrap_or(!self.is_aligned());
         if !copied && !self.is_aligned() {
             return Err(tensor.refuse(format!(
                 "it does not lie on a multiple of {} bytes, and no copy is allowed",
-                dtype::alignment(tensor.dtype)
+                self.layout.alignment()
             )));
         }
         let there = if copied { self.copy()? } else { self };
-        let shared = Shared::new(there.memory, there.offset, dlpack_type, &tensor.shape);
+        let shared = Shared::new(there.memory, there.offset, dlpack_type, &there.layout);
         Ok((shared.ok_or_else(|| tensor.refuse("its shape is beyond what DLPack can say"))?, copied))
     }
 }
@@ -149,17 +160,17 @@ impl Tensor {
     /// The type as safetensors writes it: "BF16", "F8_E4M3".
     #[getter]
     fn dtype(&self) -> String {
-        self.dtype.to_string()
+        self.layout.dtype.to_string()
     }
 
     #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.shape.iter())
+        PyTuple::new(py, self.layout.shape.iter())
     }
 
     #[getter]
     fn nbytes(&self) -> usize {
-        self.bytes
+        self.layout.bytes
     }
 
     /// The file it is in.
@@ -174,19 +185,32 @@ impl Tensor {
         match &self.place {
             Place::Here { .. } => true,
             Place::Lent { lease, position, .. } => lease.is_ready(*position),
+            Place::Passing { stream, position } => stream.is_there(*position),
         }
     }
 
     /// Its bytes, as a tensor of one dimension and the type "U8" over the same memory; a copy only where the tensor does
-    /// not lie on a multiple of its element.
+    /// not lie on a multiple of its element, or its elements do not follow each other.
     fn raw(&self, py: Python<'_>) -> PyResult<Self> {
         let mut present = self.present(py)?;
-        if !present.is_aligned() {
+        if !present.is_aligned() || present.layout.strides.is_some() {
             // A copy may wait for bytes that are on their way; other threads need not.
             present = py.detach(|| present.copy())?;
         }
         let place = Place::Here { memory: present.memory, offset: present.offset };
-        Ok(Self { dtype: Dtype::U8, shape: [self.bytes].into(), place, ..self.clone() })
+        Ok(Self { layout: Layout::of_bytes(self.layout.bytes), place, ..self.clone() })
+    }
+
+    /// Its elements as integers of their size over the same memory, which every framework takes and sees as what they are.
+    /// A copy only where the tensor does not lie on a multiple of its element.
+    fn _integers(&self, py: Python<'_>) -> PyResult<Self> {
+        let mut present = self.present(py)?;
+        if !present.is_aligned() {
+            present = py.detach(|| present.copy())?;
+        }
+        let layout = present.layout.as_integers().ok_or_else(|| self.packed())?;
+        let place = Place::Here { memory: present.memory, offset: present.offset };
+        Ok(Self { layout, place, ..self.clone() })
     }
 
     fn torch<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -233,20 +257,39 @@ impl Tensor {
 
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let Some(numpy_type) = dtype::numpy(self.dtype) else {
-            let reason = format!("{} packs several elements into a byte; raw() gives the bytes", self.dtype);
-            return Err(self.refuse(reason).into());
-        };
+        if matches!(self.place, Place::Passing { .. }) {
+            // Whoever asks holds this tensor, not its place in the ring. There is `__array__` for them.
+            return Err(PyAttributeError::new_err("__array_interface__"));
+        }
+        let numpy_type = dtype::numpy(self.layout.dtype).ok_or_else(|| self.packed())?;
         let interface = PyDict::new(py);
         interface.set_item("version", 3)?;
         interface.set_item("shape", self.shape(py)?)?;
         interface.set_item("typestr", numpy_type)?;
+        if let Some(strides) = &self.layout.strides {
+            let element = self.layout.dtype.bitsize() / 8;
+            interface
+                .set_item("strides", PyTuple::new(py, strides.iter().map(|stride| stride * element))?)?;
+        }
         let read_only = false;
         interface.set_item("data", (self.present(py)?.address(), read_only))?;
         Ok(interface)
     }
 
+    /// What numpy asks where there is no `__array_interface__`.
+    #[pyo3(signature = (dtype=None, copy=None))]
+    fn __array__<'py>(
+        &self,
+        py: Python<'py>,
+        dtype: Option<Bound<'py, PyAny>>,
+        copy: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let numpy_type = dtype::numpy(self.layout.dtype).ok_or_else(|| self.packed())?;
+        let arguments = (self._integers(py)?, numpy_type, dtype, copy);
+        py.import("weightd._frameworks")?.call_method1("to_array", arguments)
+    }
+
     fn __repr__(&self) -> String {
-        format!("Tensor(name={:?}, dtype={:?}, shape={:?})", self.name, self.dtype.to_string(), self.shape)
+        format!("Tensor(name={:?}, dtype={:?}, shape={:?})", self.name, self.dtype(), self.layout.shape)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -13,19 +12,22 @@ use pyo3::{
 };
 
 use crate::{
+    agents::ranges,
     error::Error,
-    model::Model,
+    model::{Lender, Model},
     tensor::{Tensor, shown},
 };
 
 const MAPPED_FILES: &str = "mapped files";
 const SHARED_MEMORY: &str = "shared memory";
+const STREAM: &str = "stream";
 
 /// The tensors of a model.
 #[pyclass(module = "weightd", frozen)]
 #[derive(Debug)]
 pub(crate) struct Tensors {
     path: PathBuf,
+    how: &'static str,
     /// Why they are not in shared memory.
     why: Option<String>,
     /// None once it was closed. Tensors that were given out live on.
@@ -35,7 +37,12 @@ pub(crate) struct Tensors {
 impl Tensors {
     /// `why` says why they are not in shared memory, where they are not.
     pub(crate) fn new(path: PathBuf, model: Model, why: Option<String>) -> Self {
-        Self { path, why, model: Mutex::new(Some(Arc::new(model))) }
+        let how = match model.lender() {
+            None => MAPPED_FILES,
+            Some(Lender::Lease(_)) => SHARED_MEMORY,
+            Some(Lender::Stream(_)) => STREAM,
+        };
+        Self { path, how, why, model: Mutex::new(Some(Arc::new(model))) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Model>>> {
@@ -61,7 +68,7 @@ impl Tensors {
 
     #[getter]
     fn how(&self) -> &'static str {
-        if self.why.is_some() { MAPPED_FILES } else { SHARED_MEMORY }
+        self.how
     }
 
     #[getter]
@@ -98,19 +105,25 @@ impl Tensors {
         Ok(self.model()?.metadata())
     }
 
-    /// Waits until the tensors of these names, or all, may be used without waiting. Mapped files wait as they are read.
+    /// Waits until the tensors of these names, or all, may be used without waiting. Mapped files wait as they are read, and
+    /// what comes through a ring comes in this order from now on.
     #[pyo3(signature = (names=None))]
     fn wait(&self, py: Python<'_>, names: Option<Vec<String>>) -> PyResult<()> {
         let model = self.model()?;
-        let positions: Vec<Range<usize>> = match names {
-            None => std::iter::once(0..model.len()).collect(),
+        let tensors: Vec<&Tensor> = match &names {
+            None => model.by_offset().iter().collect(),
             Some(names) => {
-                let position = |name: &String| model.position(name).ok_or_else(|| self.missing(name));
-                let positions = names.iter().map(position).collect::<Result<Vec<_>, _>>()?;
-                positions.into_iter().map(|at| at..at + 1).collect()
+                let find = |name: &String| model.find(name).ok_or_else(|| self.missing(name));
+                names.iter().map(find).collect::<Result<_, _>>()?
             }
         };
-        model.lease().map_or(Ok(()), |lease| lease.wait(py, &positions))
+        let positions = ranges(tensors.into_iter().filter_map(Tensor::position));
+        match model.lender() {
+            None => {}
+            Some(Lender::Lease(lease)) => lease.wait(py, &positions)?,
+            Some(Lender::Stream(stream)) => stream.want(py, &positions),
+        }
+        Ok(())
     }
 
     /// Lets go of the files. Tensors that were given out stay as they are.

@@ -10,8 +10,8 @@ import threading
 import models
 
 #: Answers, requests and failures as proto/weightd/v1/handoff.proto numbers them.
-OPENED, ARENAS, READY, FAILED = 1, 2, 3, 4
-OPEN, WANT = 1, 2
+OPENED, ARENAS, READY, FAILED, DELIVERED, FULL = 1, 2, 3, 4, 5, 6
+OPEN, WANT, RELEASE = 1, 2, 3
 KINDS = {"usage": 1, "corrupt": 2, "not found": 3, "unavailable": 4, "try again": 6, "not permitted": 7, "memory": 8}
 
 _F_ADD_SEALS, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_WRITE, _F_SEAL_FUTURE_WRITE = 1033, 2, 4, 8, 16
@@ -56,6 +56,12 @@ def fields(message):
         yield tag >> 3, value
 
 
+def ranges(want):
+    """Those of a message that wants something."""
+    said = [dict(fields(value)) for field, value in fields(want) if field == 1]
+    return [(each.get(1, 0), each.get(2, 0)) for each in said]
+
+
 class Arena:
     """Files in memory: what is filled here is seen by whoever was lent it."""
 
@@ -77,9 +83,12 @@ class Arena:
 
 
 class Model:
-    """Files of tensors, `{path: {name: (dtype, shape)}}`, each in an arena, in which nothing is yet."""
+    """Files of tensors, `{path: {name: (dtype, shape)}}`, each in an arena, in which nothing is yet.
 
-    def __init__(self, files, snapshot="5f0c.aligned", metadata=None):
+    Of those in `slices` part `part` of `parts` along a dimension is told of.
+    """
+
+    def __init__(self, files, snapshot="5f0c.aligned", metadata=None, slices=None):
         self.snapshot = snapshot
         self.tensors = []
         self.arenas = []
@@ -91,8 +100,10 @@ class Model:
             for seed, (name, (dtype, shape)) in enumerate(tensors.items()):
                 content = models.content(dtype, shape, seed)
                 self.tensors.append((file, offset, content))
-                dimensions = blob(3, b"".join(map(varint, shape))) if shape else b""
-                place = number(4, file) + number(5, file) + number(6, offset) + number(7, len(content))
+                told = described(dtype, shape, (slices or {}).get(name))
+                place = number(4, file) + number(5, file) + number(6, offset + told["start"]) + number(7, told["bytes"])
+                numbers = {field: b"".join(map(varint, told[at])) for field, at in {3: "shape", 8: "strides"}.items()}
+                dimensions = b"".join(blob(field, packed) for field, packed in numbers.items() if packed)
                 table.append(blob(2, blob(1, name) + blob(2, dtype) + dimensions + place))
                 offset += -(-len(content) // 256) * 256
             self.arenas.append(Arena(max(-(-offset // 4096), 1) * 4096))
@@ -105,13 +116,31 @@ class Model:
         return self
 
 
+def described(dtype, shape, cut):
+    """Shape, strides, first byte and bytes of a part of a tensor: (dimension, part, parts), or None for the whole."""
+    strides = [1] * len(shape)
+    for at in range(len(shape) - 1, 0, -1):
+        strides[at - 1] = strides[at] * shape[at]
+    if cut is None:
+        return {"shape": shape, "strides": [], "start": 0, "bytes": len(models.content(dtype, shape))}
+    dimension, part, parts = cut
+    own = shape[dimension] // parts
+    cut_shape = [*shape[:dimension], own, *shape[dimension + 1 :]]
+    count = 1
+    for length in cut_shape:
+        count *= length
+    start = part * own * strides[dimension] * models.BITS[dtype] // 8
+    return {"shape": cut_shape, "strides": strides, "start": start, "bytes": count * models.BITS[dtype] // 8}
+
+
 class Client:
     """An agent's end of a connection."""
 
     def __init__(self, connection):
         self.connection = connection
         self.opened = None
-        self.wanted = []
+        #: What else was asked for: slices, whether anything but what is wanted shall come, and a ring.
+        self.more = None
 
     def hear(self):
         """The kind of the next message, and what is in it; None at the end."""
@@ -127,6 +156,13 @@ class Client:
             "source": dict(said).get(2, b"").decode(),
             "files": [value.decode() for field, value in said if field == 3],
         }
+        slices = [dict(fields(value)) for field, value in said if field == 5]
+        ring = next((dict(fields(value)) for field, value in said if field == 6), None)
+        self.more = {
+            "slices": [(each[1].decode(), each.get(2, 0), each.get(3, 0), each.get(4, 0)) for each in slices],
+            "wanted_only": bool(dict(said).get(4)),
+            "ring": None if ring is None else (ring.get(1, 0), bool(ring.get(2))),
+        }
         return self.opened
 
     def hear_want(self):
@@ -135,21 +171,20 @@ class Client:
         if heard is None:
             return None
         assert heard[0] == WANT, heard
-        said = list(fields(heard[1]))
-        ranges = [dict(fields(value)) for field, value in said if field == 1]
-        return [(each.get(1, 0), each.get(2, 0)) for each in ranges]
+        return ranges(heard[1])
 
     def say(self, kind, message, descriptors=()):
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self.connection.sendmsg([blob(kind, message)], rights)
 
-    def lend(self, model, complete=False):
+    def lend(self, model, complete=False, ring=None):
         table = Arena(len(model.table), model.table, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_WRITE)
+        all_arenas = model.arenas if ring is None else [ring]
         opened = blob(1, model.snapshot) + blob(2, "gs://models/x") + number(3, len(model.table))
-        opened += number(4, len(model.arenas)) + number(5, complete)
+        opened += number(4, len(all_arenas)) + number(5, complete)
         self.say(OPENED, opened, [table.descriptor])
-        for first in range(0, len(model.arenas), 64):
-            arenas = model.arenas[first : first + 64]
+        for first in range(0, len(all_arenas), 64):
+            arenas = all_arenas[first : first + 64]
             lengths = b"".join(varint(arena.length) for arena in arenas)
             self.say(ARENAS, number(1, first) + blob(2, lengths), [arena.descriptor for arena in arenas])
 
@@ -216,3 +251,63 @@ def lending(model, complete=True):
                 client.ready(start, end, verified=True)
 
     return serve
+
+
+def streaming(model, pages=8, end=None):
+    """Has the tensors of a model that are wanted come through a ring of so many pages, and ends after so many."""
+
+    def serve(client):
+        client.hear_open()
+        ring = Arena(4096 * pages)
+        client.lend(model, ring=ring)
+        queue, places, brought, told = [], {}, 0, None
+        while brought != end:
+            while queue and brought != end:
+                position = queue[0]
+                _, _, content = model.tensors[position]
+                if position not in places and content:
+                    place = _room(places, len(content), ring.length)
+                    if place is None:
+                        if told != (position, len(places)):
+                            client.say(FULL, number(1, position) + number(2, len(content)))
+                        told = (position, len(places))
+                        break
+                    ring.memory[place : place + len(content)] = content
+                    places[position] = (place, -(-(place + len(content)) // 4096) * 4096)
+                    client.say(DELIVERED, blob(1, number(1, position) + number(2, place)))
+                    brought += 1
+                queue.pop(0)
+            if brought == end:
+                break
+            heard = client.hear()
+            if heard is None:
+                return
+            if heard[0] == WANT:
+                wanted = [at for start, stop in ranges(heard[1]) for at in range(start, stop)]
+                queue = wanted + [at for at in queue if at not in wanted]
+            else:
+                assert heard[0] == RELEASE, heard
+                for position in _numbers(dict(fields(heard[1]))[1]):
+                    del places[position]
+
+    return serve
+
+
+def _room(places, length, end):
+    """The first place with so many bytes, on pages of its own."""
+    start = 0
+    for first, behind in sorted(places.values()):
+        if first - start >= length:
+            return start
+        start = behind
+    return start if end - start >= length else None
+
+
+def _numbers(packed):
+    value = shift = 0
+    for byte in packed:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            yield value
+            value = shift = 0

@@ -110,6 +110,21 @@ fn tensors_are_borrowed_from_agents() {
 }
 
 #[test]
+fn slices_are_what_pytorch_narrows_to() {
+    run(&require!(with("torch", torch_python())), "torch", "test_slices");
+}
+
+#[test]
+fn only_what_is_needed_is_asked_for() {
+    run(&require!(with("numpy", python())), "numpy", "test_names");
+}
+
+#[test]
+fn tensors_come_through_a_ring() {
+    run(&require!(with("numpy", python())), "numpy", "test_streaming");
+}
+
+#[test]
 fn capsules_are_as_dlpack_says() {
     run(&require!(with("numpy", python())), "numpy", "test_dlpack");
 }

@@ -221,9 +221,9 @@ class Loading(models.WithDirectory):
         path = self.save()
         opened = []
 
-        def fake(path, order="file"):
+        def fake(path, order="file", slices=None, names=None):
             opened.append((path, order))
-            return original(path)
+            return original(path, slices=slices, names=names)
 
         original = weightd.open
         with unittest.mock.patch.object(weightd, "open", fake):
@@ -234,6 +234,8 @@ class Loading(models.WithDirectory):
     def test_mistakes_in_the_extra_config_are_named(self):
         refused = [
             ({"sauce": 1, "a": 2}, ["'a', 'sauce'", "it has source"]),
+            # What a server alone can say.
+            ({"slices": {}, "names": []}, ["'names', 'slices'", "stream"]),
             ([1], ["JSON object", "list", "source"]),
             ({"source": 7}, ["source", "directory", "7"]),
             ({"source": ""}, ["source", "directory"]),

@@ -1,8 +1,8 @@
 """Tensors as the frameworks have them.
 
 Frameworks learn new types in their own time: DLPack's numbers for 8-bit floats are known to few. So where it is not sure that
-they know a type, they are given plain bytes, which all of them take, and asked to see them as what they are. Nothing is copied
-by that.
+they know a type, they are given integers of its size, which all of them take, and asked to see them as what they are. Nothing
+is copied by that.
 """
 
 from .errors import Unsupported
@@ -30,7 +30,7 @@ _TORCH = {
     "F8_E8M0": "float8_e8m0fnu",
     "F4": "float4_e2m1fn_x2",
 }
-# What torch takes from DLPack as it is, in all its versions. For a model of 90,000 tensors it matters: the way by plain bytes takes
+# What torch takes from DLPack as it is, in all its versions. For a model of 90,000 tensors it matters: the way by integers takes
 # three times as long.
 _TORCH_BY_DLPACK = frozenset(["U8", "I8", "I16", "I32", "I64", "F16", "F32", "F64", "BF16"])
 _NUMPY = {
@@ -68,20 +68,29 @@ def to_torch(tensor):
     dtype = getattr(torch, _TORCH.get(tensor.dtype, ""), None)
     if dtype is None:
         raise _unsupported(tensor, f"torch {torch.__version__}")
-    flat = torch.from_dlpack(tensor.raw())
-    shape = tensor.shape
-    if tensor.dtype == "F4":
-        # Two elements a byte, and torch counts bytes.
-        if not shape or shape[-1] % 2:
-            raise _unsupported(tensor, "torch, where its last dimension is odd")
-        shape = (*shape[:-1], shape[-1] // 2)
-    return flat.view(dtype).reshape(shape)
+    # Of F4 two elements are a byte, and torch counts bytes.
+    if tensor.dtype == "F4" and (not tensor.shape or tensor.shape[-1] % 2):
+        raise _unsupported(tensor, "torch, where its last dimension is odd")
+    return torch.from_dlpack(tensor._integers()).view(dtype)
 
 
 def to_numpy(tensor):
     import numpy
 
-    return numpy.asarray(tensor.raw()).view(_numpy_type(tensor, numpy)).reshape(tensor.shape)
+    dtype = _numpy_type(tensor, numpy)
+    return numpy.asarray(tensor._integers()).view(dtype)
+
+
+def to_array(integers, own_type, dtype, copy):
+    """What numpy makes of a tensor, which it is given as integers: of its own type, or of the one that somebody asks for."""
+    import numpy
+
+    array = numpy.asarray(integers).view(own_type)
+    if dtype is not None and array.dtype != dtype:
+        if copy is False:
+            raise ValueError(f"an array of {dtype} would be a copy of one of {array.dtype}")
+        return array.astype(dtype)
+    return array.copy() if copy else array
 
 
 def _numpy_type(tensor, numpy):
@@ -106,8 +115,8 @@ def to_jax(tensor):
     # Types that JAX would narrow (64 bits, unless it is told to keep them) must go through its own conversion, and so
     # must what it would copy anyway.
     narrowed = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
-    address = tensor.__array_interface__["data"][0]
-    if not narrowed and array.size and address % _JAX_ALIGNMENT == 0:
+    in_place = array.flags.c_contiguous and array.ctypes.data % _JAX_ALIGNMENT == 0
+    if not narrowed and array.size and in_place:
         try:
             return jax.dlpack.from_dlpack(tensor)
         except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):

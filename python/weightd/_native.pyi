@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Optional, final
 
@@ -10,12 +10,26 @@ def open(
     *,
     verified: bool = False,
     agent: str | os.PathLike[str] | Literal[False] | None = None,
+    slices: Mapping[str, tuple[int, int, int] | None] | None = None,
+    names: Callable[[str], bool] | Iterable[str] | None = None,
+    stream: bool | int | str | None = None,
 ) -> Tensors:
     """Opens a .safetensors file, the directory of a model, or a URI. Nothing of the tensors is read.
 
     In a volume, and for a URI, they come from the agent in shared memory. Of a path without an agent the files are mapped.
     `agent` is the agent's socket, instead of the one that is found; False asks none. With `verified`, a tensor in shared
     memory is used only when its file is known to be what the origin has.
+
+    `slices` says which parts of tensors are needed, as a rank of a tensor-parallel server needs them:
+    `{"*.norm.weight": None, "*.q_proj.weight": (0, rank, ranks)}` cuts along dimension 0 into `ranks` equal parts and takes
+    one; None leaves a tensor whole. Of several patterns that fit a name the first counts; what none fits is whole.
+
+    `names` says which tensors are needed: a function of a name, or names and patterns. There are no others then, and an agent
+    brings no others.
+
+    With `stream`, tensors come through a ring of that many bytes ("256MiB"; True leaves it to the agent): each has memory from
+    when it is used until the last array over it is gone, so that a model needs no more than that at once. It needs an agent;
+    without one files are mapped, which takes no memory either.
     """
 
 @final
@@ -32,7 +46,7 @@ class Tensors:
 
     @property
     def how(self) -> str:
-        """How the tensors came here: "shared memory" or "mapped files"."""
+        """How the tensors came here: "shared memory", "stream" or "mapped files"."""
 
     @property
     def why(self) -> Optional[str]:
@@ -42,7 +56,7 @@ class Tensors:
         """All names, sorted."""
 
     def offset_keys(self) -> list[str]:
-        """All names, as the tensors lie in their files."""
+        """All names, as the tensors lie in their files: the order in which a stream brings them, so the fast one."""
 
     def values(self) -> list[Tensor]: ...
     def items(self) -> list[tuple[str, Tensor]]: ...
@@ -52,7 +66,8 @@ class Tensors:
     def wait(self, names: Optional[list[str]] = None) -> None:
         """Waits until the tensors of these names, or all, may be used without waiting; the agent brings these first.
 
-        Mapped files wait for their bytes as they are read, and never here.
+        Mapped files wait for their bytes as they are read, and never here. Nor does a stream, which brings the tensors in this
+        order from now on.
         """
 
     def close(self) -> None: ...
@@ -69,6 +84,9 @@ class Tensor:
 
     Whatever uses the memory of a tensor waits until an agent has brought it, while other threads run.
     The memory may be written to: pages that are written to become this process's own.
+
+    Of a stream it is the last array that the memory lives as long as, not this. Using it again while there is an array gives
+    the same memory, and later has it come again, without what was written to it.
     """
 
     @property
@@ -78,7 +96,9 @@ class Tensor:
         """The type as safetensors writes it: "BF16", "F8_E4M3"."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of the slice that was asked for, as everything here."""
+
     @property
     def nbytes(self) -> int: ...
     @property
@@ -92,7 +112,8 @@ class Tensor:
     def raw(self) -> Tensor:
         """Its bytes: a tensor of one dimension and the type "U8" over the same memory.
 
-        It is a copy only where the tensor does not lie on a multiple of its element.
+        It is a copy only where the tensor does not lie on a multiple of its element, or is a slice whose elements do not follow
+        each other.
         """
 
     def torch(self) -> Any:
@@ -102,10 +123,16 @@ class Tensor:
         """A numpy array over the same memory; brain and 8-bit floats by the package ml_dtypes."""
 
     def jax(self) -> Any:
-        """A JAX array, over the same memory where that begins on a multiple of 64 bytes."""
+        """A JAX array, over the same memory where that begins on a multiple of 64 bytes.
+
+        A slice whose elements do not follow each other is copied, because JAX has no such arrays.
+        """
 
     @property
-    def __array_interface__(self) -> dict[str, Any]: ...
+    def __array_interface__(self) -> dict[str, Any]:
+        """Not of a stream, where numpy asks `__array__`."""
+
+    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> Any: ...
     def __dlpack__(
         self,
         *,

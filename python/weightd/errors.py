@@ -36,8 +36,16 @@ class CannotShare(WeightdError, BufferError):
     """A tensor's memory cannot be lent as it was asked for."""
 
 
+class InvalidArgument(WeightdError, ValueError):
+    """What was asked for makes no sense: a slice that a tensor does not have, or a size that is none."""
+
+
 class NoMemory(WeightdError, MemoryError):
-    """No memory for a copy."""
+    """No memory for a copy, or for what the agent would lend."""
+
+
+class RingFull(NoMemory):
+    """A tensor does not fit into the ring, because everything in it is in use."""
 
 
 class NoAgent(WeightdError, ConnectionError):

@@ -19,6 +19,8 @@ _EXTENSION = ".safetensors"
 _INDEX_EXTENSION = ".safetensors.index.json"
 # A load that takes minutes says how far it is.
 _SECONDS_BETWEEN_REPORTS = 10
+# What `weightd.open` takes and only a server can say: it cuts tensors itself, and knows which it needs.
+_OWN = ("slices", "names")
 
 # Which model's path each source stands for. Servers make a new loader to load weights once more and tell it nothing but
 # the path by then: one that was changed meanwhile, or that is another model's, a draft's say, is meant as it is.
@@ -64,7 +66,7 @@ class Options:
 def _options_of_open() -> list[str]:
     import weightd
 
-    return list(inspect.signature(weightd.open).parameters)[1:]
+    return [name for name in list(inspect.signature(weightd.open).parameters)[1:] if name not in _OWN]
 
 
 def places(place: str, patterns: list[str] | None = None, consolidated: bool = False) -> list[str]:
@@ -139,18 +141,24 @@ def weights(
 ) -> Iterator[tuple[str, Any]]:
     """Names and torch tensors as they lie in their files, which is the order that a disk and a download have them in.
 
-    Nothing of a tensor is read here, and nothing at all of one that is not wanted: whoever takes a part of one touches just
-    that. A tensor may be written to and kept; its memory lives as long as it does.
+    Nothing of a tensor is read here, and one that is not wanted is not even asked for: whoever takes a part of one touches
+    just that. A tensor may be written to and kept; its memory lives as long as it does.
     """
     import weightd
 
     for place in opened:
-        with weightd.open(place, **options) as tensors:
-            wanted = [tensors[name] for name in tensors.offset_keys() if is_wanted(name)]
+        there = []
+
+        def is_asked_for(name, there=there):
+            there.append(name)
+            return is_wanted(name)
+
+        with weightd.open(place, names=is_asked_for, **options) as tensors:
+            wanted = [tensors[name] for name in tensors.offset_keys()]
             total = sum(tensor.nbytes for tensor in wanted)
             say(
                 "weightd: %d of %d tensors, %.2f GB, of %s (%s)",
-                *(len(wanted), len(tensors), total / 1e9, place, tensors.how),
+                *(len(wanted), len(there), total / 1e9, place, tensors.how),
             )
             done, reported = 0, time.monotonic()
             for tensor in wanted:

@@ -176,11 +176,18 @@ impl TensorSlice {
         if !length.is_multiple_of(parts) {
             return Err(SliceError::Uneven { tensor: tensor(), dimension, length, parts });
         }
+        let own = length / parts;
+        let mut own_shape = shape.to_vec();
+        own_shape[dimension] = own;
+        if shape.contains(&0) {
+            // Nothing has no runs, and its other dimensions may be longer than all memory.
+            let strides = vec![1; shape.len()];
+            return Ok(Self { shape: own_shape, strides, runs: 0, run_bytes: 0, start: 0, step: 0 });
+        }
         let mut strides = vec![1; shape.len()];
         for at in (1..shape.len()).rev() {
             strides[at - 1] = strides[at] * shape[at];
         }
-        let own = length / parts;
         let bytes = |elements: usize| {
             let bits = elements * dtype.bitsize();
             let packed = || SliceError::Packed { tensor: tensor(), dimension, parts };
@@ -189,11 +196,8 @@ impl TensorSlice {
         let outer: usize = shape[..dimension].iter().product();
         let (run_bytes, start) = (bytes(own * strides[dimension])?, bytes(part * own * strides[dimension])?);
         let step = bytes(length * strides[dimension])?;
-        let mut own_shape = shape.to_vec();
-        own_shape[dimension] = own;
-        // All of a dimension is no cut, and nothing has no runs.
+        // All of a dimension is no cut.
         let (runs, run_bytes, step) = match run_bytes {
-            0 => (0, 0, step),
             whole if whole == step => (1, outer * whole, outer * whole),
             _ => (outer, run_bytes, step),
         };
@@ -295,6 +299,7 @@ mod tests {
     #[test]
     fn what_cannot_be_cut_is_said_by_name() {
         let said = |outcome: Result<TensorSlice, SliceError>| outcome.unwrap_err().to_string();
+        assert_eq!(slice(&[usize::MAX, 0, usize::MAX], 1, 0, 2).unwrap().bytes(), 0);
         assert!(said(slice(&[4, 6], 2, 0, 2)).contains("\"w\" has no dimension 2, but 2"));
         assert!(
             said(slice(&[4, 6], 1, 0, 4)).contains("length 6 along dimension 1, which 4 parts do not divide")

@@ -1,12 +1,12 @@
 //! Memory that an agent lends, as a file that can be mapped.
-#![expect(unsafe_code, reason = "mapping a file for writing, privately")]
+#![expect(unsafe_code, reason = "mapping a file for writing, privately, and letting go of what was written")]
 
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 /// An arena. It is as long as it says, and sealed against shrinking, so that no mapping of it can lose its memory.
@@ -57,6 +57,13 @@ impl AsFd for Arena {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Lets go of what was written to a part of a private mapping, which then is the arena's again.
+pub(super) fn forget(map: &MmapRaw, offset: usize, bytes: usize) -> io::Result<()> {
+    // SAFETY: there are no references to the mapping, only raw pointers, and whoever had those to this part has given it
+    // back.
+    unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes) }
 }
 
 /// Whether a descriptor is of a file in memory that has so many bytes, and these seals.

@@ -58,6 +58,22 @@ pub enum Error {
         /// What there is.
         now: String,
     },
+    /// There is no room for a tensor, because everything in the ring is in use, and nothing was given back for long.
+    #[error("{}: the tensor {tensor:?} of {bytes} bytes has no room in the ring of {ring} bytes, where {tensors} tensors with {held} bytes are in use; let go of tensors before you take others, or make the ring larger, or open the model without one", socket.display())]
+    RingFull {
+        /// The socket.
+        socket: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// How many bytes it has.
+        bytes: usize,
+        /// How many tensors are in use.
+        tensors: usize,
+        /// How many bytes of the ring these take.
+        held: usize,
+        /// How many bytes the ring has.
+        ring: usize,
+    },
     /// The system refused something that a connection needs.
     #[error("{}: {source}", socket.display())]
     System {
@@ -79,6 +95,7 @@ impl Error {
             }
             Self::Connect { .. } | Self::Silent { .. } | Self::AgentGone { .. } => FailureKind::Unavailable,
             Self::Changed { .. } => FailureKind::TryAgain,
+            Self::RingFull { .. } => FailureKind::Memory,
             Self::Broken { .. } | Self::System { .. } => FailureKind::Unspecified,
         }
     }
@@ -92,7 +109,7 @@ impl Error {
                 matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
             }
             Self::Failed { kind, .. } => *kind == FailureKind::TryAgain,
-            Self::Broken { .. } | Self::Changed { .. } | Self::System { .. } => false,
+            Self::Broken { .. } | Self::Changed { .. } | Self::RingFull { .. } | Self::System { .. } => false,
         }
     }
 
@@ -106,6 +123,7 @@ impl Error {
             | Self::AgentGone { .. }
             | Self::Broken { .. }
             | Self::Changed { .. }
+            | Self::RingFull { .. }
             | Self::System { .. } => None,
         }
     }

@@ -27,9 +27,13 @@
 mod arena;
 mod connection;
 mod error;
+mod line;
 mod opening;
 mod readiness;
+mod ring;
 mod session;
+mod stream;
+mod strides;
 mod table;
 
 use std::{path::Path, time::Duration};
@@ -37,9 +41,10 @@ use std::{path::Path, time::Duration};
 pub use arena::Arena;
 pub use error::Error;
 pub use memmap2::MmapRaw;
-pub use opening::Opening;
+pub use opening::{Opening, Outcome};
 pub use safetensors::Dtype;
 pub use session::Session;
+pub use stream::{Stream, Taken, Taking};
 pub use table::{File, Table, Tensor};
 pub use weightd_proto::v1::FailureKind;
 
@@ -58,6 +63,30 @@ pub struct Request {
     pub files: Vec<String>,
     /// Whether only what is wanted shall be brought; otherwise everything is, what is wanted first.
     pub wanted_only: bool,
+    /// Which parts of tensors are needed. Of several that name a tensor the first counts; what none names is whole.
+    pub slices: Vec<Slice>,
+}
+
+/// A part of tensors: one of several equal parts along a dimension, as the ranks of a model server have them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// A name, or a pattern of names as a shell has it.
+    pub tensors: String,
+    /// Along which dimension.
+    pub dimension: u32,
+    /// Which part, from zero.
+    pub part: u32,
+    /// How many parts there are; zero leaves the tensors whole.
+    pub parts: u32,
+}
+
+/// A piece of memory through which tensors come one after the other, instead of into memory that they stay in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ring {
+    /// Most bytes that it takes; zero for what the agent thinks best.
+    pub bytes: u64,
+    /// Whether only what is known to be what the origin has shall come.
+    pub verified: bool,
 }
 
 /// Opens a snapshot at the agent that listens on `socket`, and waits for its answer no longer than `patience`.
@@ -68,6 +97,19 @@ pub fn open(socket: &Path, request: &Request, patience: Duration) -> Result<Sess
     let mut opening = Opening::new(socket, request);
     match opening.wait(patience)? {
         Some(session) => Ok(session),
+        None => Err(opening.give_up()),
+    }
+}
+
+/// Opens a snapshot at the agent that listens on `socket`, to come through a ring, and waits for its answer no longer than
+/// `patience`.
+///
+/// # Errors
+/// As of [`open`].
+pub fn stream(socket: &Path, request: &Request, ring: Ring, patience: Duration) -> Result<Stream, Error> {
+    let mut opening = Opening::streaming(socket, request, ring);
+    match opening.wait(patience)? {
+        Some(stream) => Ok(stream),
         None => Err(opening.give_up()),
     }
 }

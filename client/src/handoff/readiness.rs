@@ -1,6 +1,8 @@
 //! Which tensors have arrived.
 
-use weightd_proto::v1::HandoffReady;
+use weightd_proto::v1::{HandoffReady, handoff_answer::Answer};
+
+use super::line::{Notes, out_of_order};
 
 /// How much of a tensor is known to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,9 +43,29 @@ impl Readiness {
     pub(super) fn is_complete(&self) -> bool {
         self.unverified == 0
     }
+}
 
-    /// Takes note of what an agent says; the error says what is wrong with that.
-    pub(super) fn learn(&mut self, ready: &HandoffReady) -> Result<(), &'static str> {
+impl Notes for Readiness {
+    fn learn(&mut self, answer: Answer) -> Result<(), String> {
+        match answer {
+            Answer::Ready(ready) => self.learn_ready(&ready).map_err(str::to_owned),
+            Answer::Opened(_)
+            | Answer::Arenas(_)
+            | Answer::Failed(_)
+            | Answer::Delivered(_)
+            | Answer::Full(_) => Err(out_of_order()),
+        }
+    }
+
+    fn forget_provisional(&mut self) {
+        for known in self.levels.iter_mut().filter(|known| **known == Level::Provisional) {
+            *known = Level::Missing;
+        }
+    }
+}
+
+impl Readiness {
+    fn learn_ready(&mut self, ready: &HandoffReady) -> Result<(), &'static str> {
         let level = if ready.verified { Level::Verified } else { Level::Provisional };
         for range in &ready.tensors {
             let range = range.start as usize..range.end as usize;
@@ -54,12 +76,5 @@ impl Readiness {
             }
         }
         Ok(())
-    }
-
-    /// Takes back what was never confirmed, because some of it has turned out to be wrong.
-    pub(super) fn forget_provisional(&mut self) {
-        for known in self.levels.iter_mut().filter(|known| **known == Level::Provisional) {
-            *known = Level::Missing;
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! An agent that does what a test has it do, over a real socket and real files in memory.
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     io::IoSlice,
     mem::MaybeUninit,
     os::{
@@ -21,11 +22,11 @@ use rustix::{
         socket_with,
     },
 };
-use weightd_client::handoff::{self, Error, Request, Session};
+use weightd_client::handoff::{self, Error, Request, Ring, Session, Stream};
 use weightd_proto::v1::{
-    FailureKind, HandoffAnswer, HandoffArenas, HandoffFailed, HandoffFile, HandoffOpen, HandoffOpened,
-    HandoffRange, HandoffReady, HandoffRequest, HandoffTable, HandoffTensor, HandoffWant,
-    handoff_answer::Answer, handoff_request::Request as Said,
+    FailureKind, HandoffAnswer, HandoffArenas, HandoffDelivered, HandoffFailed, HandoffFile, HandoffFull,
+    HandoffOpen, HandoffOpened, HandoffPlace, HandoffRange, HandoffReady, HandoffRequest, HandoffTable,
+    HandoffTensor, HandoffWant, handoff_answer::Answer, handoff_request::Request as Said,
 };
 
 /// Long enough for anything that happens here at all.
@@ -83,6 +84,11 @@ impl Agent {
     pub(crate) fn open(&self) -> Result<Session, Error> {
         handoff::open(&self.socket(), &Request::default(), LONG)
     }
+
+    /// Opens everything, to come through a ring.
+    pub(crate) fn stream(&self) -> Result<Stream, Error> {
+        handoff::stream(&self.socket(), &Request::default(), Ring::default(), LONG)
+    }
 }
 
 impl Drop for Agent {
@@ -113,8 +119,26 @@ impl Client {
     pub(crate) fn hear_want(&self) -> Option<HandoffWant> {
         match self.hear()? {
             Said::Want(want) => Some(want),
-            Said::Open(again) => panic!("{again:?}"),
+            other => panic!("{other:?}"),
         }
+    }
+
+    /// The next that are released; none at the end.
+    pub(crate) fn hear_release(&self) -> Option<Vec<u32>> {
+        match self.hear()? {
+            Said::Release(release) => Some(release.tensors),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Tensors, and where they are in the ring.
+    pub(crate) fn say_delivered(&self, places: &[(u32, u64)]) {
+        let places = places.iter().map(|&(tensor, offset)| HandoffPlace { tensor, offset }).collect();
+        self.say(Answer::Delivered(HandoffDelivered { places }), &[]);
+    }
+
+    pub(crate) fn say_full(&self, tensor: u32, bytes: u64) {
+        self.say(Answer::Full(HandoffFull { tensor, bytes }), &[]);
     }
 
     pub(crate) fn say(&self, answer: Answer, descriptors: &[BorrowedFd<'_>]) {
@@ -204,6 +228,7 @@ impl Model {
                 arena: file,
                 offset: content.len() as u64,
                 bytes: length as u64,
+                strides: Vec::new(),
             });
             content.resize(content.len() + length, position as u8);
             content.resize(content.len().next_multiple_of(256), 0);
@@ -213,6 +238,84 @@ impl Model {
         self.lengths.push(bytes);
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         self.table.files.push(HandoffFile { path: format!("{file}.safetensors"), metadata });
+    }
+}
+
+/// The ring of an agent: what is written to it is seen by whoever was lent it.
+pub(crate) struct RingFile {
+    file: std::fs::File,
+    bytes: u64,
+}
+
+impl RingFile {
+    pub(crate) fn new(bytes: u64) -> Self {
+        let file = memfd_create("ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        let file = std::fs::File::from(file);
+        file.set_len(bytes).unwrap();
+        fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK).unwrap();
+        Self { file, bytes }
+    }
+
+    /// Every byte of a tensor is its position.
+    pub(crate) fn fill(&self, position: u32, offset: u64, bytes: u64) {
+        let content = vec![position as u8; usize::try_from(bytes).unwrap()];
+        self.file.write_all_at(&content, offset).unwrap();
+    }
+
+    /// Lends the tensors of a model through this.
+    pub(crate) fn lend(&self, client: &Client, model: &Model) {
+        let encoded = model.table.encode_to_vec();
+        let table = memory(&encoded, encoded.len() as u64, TABLE);
+        let opened = HandoffOpened { arenas: 1, ..model.opened() };
+        client.say(Answer::Opened(opened), &[table.as_fd()]);
+        let arenas = HandoffArenas { first: 0, lengths: vec![self.bytes] };
+        client.say(Answer::Arenas(arenas), &[self.file.as_fd()]);
+    }
+
+    /// Does so as docs/HANDOFF.md says, until the client has gone.
+    pub(crate) fn serve(&self, client: &Client, model: &Model, wanted_only: bool) {
+        self.lend(client, model);
+        let bytes = |tensor: u32| model.table.tensors[tensor as usize].bytes;
+        let count = model.table.tensors.len() as u32;
+        let mut next: VecDeque<u32> = if wanted_only { VecDeque::new() } else { (0..count).collect() };
+        let mut places: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+        loop {
+            while let Some(&tensor) = next.front() {
+                let is_there = places.values().any(|&(_, there)| there == tensor);
+                if is_there || bytes(tensor) == 0 {
+                    next.pop_front();
+                    continue;
+                }
+                let length = bytes(tensor).next_multiple_of(4096);
+                let starts = [0].into_iter().chain(places.values().map(|&(end, _)| end));
+                let ends = places.keys().copied().chain([self.bytes]);
+                let Some((start, _)) = starts.zip(ends).find(|(start, end)| end - start >= length) else {
+                    client.say_full(tensor, length);
+                    break;
+                };
+                self.fill(tensor, start, bytes(tensor));
+                places.insert(start, (start + length, tensor));
+                client.say_delivered(&[(tensor, start)]);
+                next.pop_front();
+            }
+            match client.hear() {
+                None => return,
+                Some(Said::Want(want)) => {
+                    let wanted: Vec<u32> =
+                        want.tensors.iter().flat_map(|range| range.start..range.end).collect();
+                    next.retain(|tensor| !wanted.contains(tensor));
+                    wanted.into_iter().rev().for_each(|tensor| next.push_front(tensor));
+                }
+                Some(Said::Release(release)) => {
+                    for tensor in release.tensors {
+                        let before = places.len();
+                        places.retain(|_, (_, there)| *there != tensor);
+                        assert_eq!(places.len() + 1, before, "{tensor} was there");
+                    }
+                }
+                Some(Said::Open(again)) => panic!("{again:?}"),
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::fs::SealFlags;
 use weightd_client::handoff::Error;
 use weightd_proto::v1::{HandoffArenas, HandoffOpened, HandoffTensor, handoff_answer::Answer};
 
-use crate::agent::{Agent, Client, Model, memory};
+use crate::agent::{Agent, Client, LONG, Model, RingFile, memory};
 
 /// What is said of an agent that does this.
 fn told_of(lie: impl Fn(Client) + Send + 'static) -> String {
@@ -32,7 +32,7 @@ fn with_arena(arena: impl Fn() -> OwnedFd + Send + 'static, lengths: &'static [u
 #[test]
 fn tables_that_lie_are_refused() {
     type Lie = fn(&mut HandoffTensor);
-    let lies: [(Lie, &str); 12] = [
+    let lies: [(Lie, &str); 16] = [
         (|tensor| tensor.offset = 8192, "outside of its arena"),
         (|tensor| tensor.offset = 256, "outside of its arena"),
         (|tensor| tensor.offset = u64::MAX - 255, "outside of its arena"),
@@ -43,6 +43,10 @@ fn tables_that_lie_are_refused() {
         (|tensor| tensor.shape = vec![u64::MAX, 0], "bytes"),
         (|tensor| tensor.dtype = "F7".to_owned(), "type is unknown"),
         (|tensor| (tensor.dtype, tensor.shape) = ("F4".to_owned(), vec![8191]), "bytes"),
+        (|tensor| tensor.strides = vec![1, 1], "not as many as its dimensions"),
+        (|tensor| tensor.strides = vec![2], "outside of its arena"),
+        (|tensor| tensor.strides = vec![0], "overlap"),
+        (|tensor| tensor.strides = vec![u64::MAX], "beyond all memory"),
         (|tensor| tensor.arena = 1, "arena that is not there"),
         (|tensor| tensor.file = 1, "file that is not there"),
     ];
@@ -121,7 +125,7 @@ fn tables_that_are_none_are_refused() {
 
 #[test]
 fn packets_that_are_none_are_refused() {
-    for junk in [&[0xff; 100][..], &[0x2a, 0x00], b"hello", &[0x0a]] {
+    for junk in [&[0xff; 100][..], &[0x3a, 0x00], b"hello", &[0x0a]] {
         let told = told_of(move |client| client.say_bytes(junk, &[]));
         assert!(told.contains("message"), "{junk:?}: {told}");
     }
@@ -182,4 +186,75 @@ fn any_bytes_as_a_table_are_refused_or_read() {
             table[at] ^= flip;
         }
     }
+}
+
+/// What is told of an agent that does this with a ring of four pages, for tensors of a page, of three bytes and of none.
+fn told_of_ring(lie: impl Fn(&Client, &mut Model, &RingFile) + Send + 'static) -> String {
+    let agent = Agent::serving(move |client| {
+        client.hear_open();
+        lie(&client, &mut Model::new(&[&[4096, 3, 0]]), &RingFile::new(4 * 4096));
+        while client.hear().is_some() {}
+    });
+    let taken = agent.stream().and_then(|stream| {
+        stream.take(1, LONG)?;
+        stream.take(0, LONG)
+    });
+    match taken {
+        Err(error @ Error::Broken { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn places_that_are_none_in_the_ring_are_refused() {
+    type Places = &'static [(u32, u64)];
+    let lies: [(Places, &str); 10] = [
+        (&[(0, 4 * 4096)], "outside of the ring"),
+        (&[(0, 3 * 4096 + 256)], "outside of the ring"),
+        (&[(0, u64::MAX - 255)], "outside of the ring"),
+        (&[(0, 1)], "no multiple of 256"),
+        (&[(0, 0), (1, 0)], "on pages of another one"),
+        (&[(0, 256), (1, 4096 + 512)], "on pages of another one"),
+        (&[(1, 4096 + 512), (0, 256)], "on pages of another one"),
+        (&[(0, 0), (0, 8192)], "twice"),
+        (&[(2, 0)], "has no bytes"),
+        (&[(3, 0)], "tensor that is not there"),
+    ];
+    for (places, words) in lies {
+        let told = told_of_ring(move |client, model, ring| {
+            ring.lend(client, model);
+            client.say_delivered(places);
+        });
+        assert!(told.contains(words), "{places:?}: {told}");
+    }
+}
+
+#[test]
+fn a_ring_that_is_none_is_refused() {
+    let told = told_of_ring(|client, _, _| client.lend(&Model::new(&[&[3], &[3]])));
+    assert!(told.contains("2 arenas"), "{told}");
+    let told = told_of_ring(|client, model, ring| {
+        (model.table.tensors[0].shape, model.table.tensors[0].strides) = (vec![2, 2048], vec![4096, 1]);
+        ring.lend(client, model);
+    });
+    assert!(told.contains("\"t0\"") && told.contains("do not follow each other"), "{told}");
+    let told = told_of_ring(|client, model, ring| {
+        ring.lend(client, model);
+        client.say_full(3, 4096);
+    });
+    assert!(told.contains("tensor that is not there"), "{told}");
+    let told = told_of_ring(|client, model, ring| {
+        ring.lend(client, model);
+        client.say_ready(&[0..1], false);
+    });
+    assert!(told.contains("order"), "{told}");
+    // And of what stays nothing is delivered.
+    let agent = Agent::serving(|client| {
+        client.hear_open();
+        client.lend(&Model::new(&[&[4096]]));
+        client.say_delivered(&[(0, 0)]);
+        client.hear();
+    });
+    let error = agent.open().unwrap().wait(&[0..1], false).unwrap_err();
+    assert!(error.to_string().contains("order"), "{error}");
 }

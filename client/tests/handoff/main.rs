@@ -6,4 +6,5 @@ mod agent;
 mod hostile;
 mod opening;
 mod resuming;
+mod streaming;
 mod waiting;

@@ -20,6 +20,7 @@ fn a_session_has_the_tensors_of_what_was_asked_for() {
         source: "gs://models/x".to_owned(),
         files: vec!["0.safetensors".to_owned(), "1.safetensors".to_owned()],
         wanted_only: true,
+        slices: Vec::new(),
     };
     let session = handoff::open(&agent.socket(), &request, LONG).unwrap();
     assert_eq!((session.snapshot(), session.source()), ("5f0c.aligned", "gs://models/x"));
@@ -32,6 +33,38 @@ fn a_session_has_the_tensors_of_what_was_asked_for() {
     for (position, length) in [5000, 3, 0, 7].into_iter().enumerate() {
         assert_eq!(bytes(&session, position), vec![position as u8; length]);
     }
+}
+
+#[test]
+fn slices_are_asked_for_and_described_as_they_lie() {
+    let agent = Agent::serving(|client| {
+        let open = client.hear_open();
+        let slices: Vec<_> = open
+            .slices
+            .iter()
+            .map(|slice| (slice.tensors.as_str(), slice.dimension, slice.part, slice.parts))
+            .collect();
+        assert_eq!(slices, [("*.norm", 0, 0, 0), ("t*", 1, 1, 2)]);
+        let mut model = Model::new(&[&[6000, 3]]).complete();
+        let tensor = &mut model.table.tensors[0];
+        (tensor.shape, tensor.strides, tensor.offset) = (vec![50, 60], vec![120, 1], 60);
+        tensor.bytes = 3000;
+        client.lend(&model);
+        client.hear();
+    });
+    let slice = |tensors: &str, dimension, part, parts| handoff::Slice {
+        tensors: tensors.to_owned(),
+        dimension,
+        part,
+        parts,
+    };
+    let slices = vec![slice("*.norm", 0, 0, 0), slice("t*", 1, 1, 2)];
+    let request = Request { slices, ..Request::default() };
+    let session = handoff::open(&agent.socket(), &request, LONG).unwrap();
+    let tensor = &session.table().tensors()[0];
+    assert_eq!((tensor.shape.as_slice(), tensor.strides.as_deref()), (&[50, 60][..], Some(&[120, 1][..])));
+    assert_eq!((tensor.offset, tensor.bytes, tensor.span), (60, 3000, 49 * 120 + 60));
+    assert_eq!((&session.table().tensors()[1].strides, session.table().tensors()[1].span), (&None, 3));
 }
 
 #[test]

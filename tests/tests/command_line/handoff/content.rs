@@ -74,7 +74,12 @@ async fn only_what_is_wanted_is_brought_when_nothing_else_shall_be() {
     let _agent = node.place.agent().await;
     node.place.ask("prefetch gs://models/demo").done();
     let shard = node.last_shard();
-    let request = Request { source: super::SOURCE.to_owned(), files: vec![shard.clone()], wanted_only: true };
+    let request = Request {
+        source: super::SOURCE.to_owned(),
+        files: vec![shard.clone()],
+        wanted_only: true,
+        ..Request::default()
+    };
     let session = open(&node_socket(&node), request).await.unwrap();
     assert_eq!(session.table().files().len(), 1);
     wait(&session, 0..1, false).await.unwrap();
