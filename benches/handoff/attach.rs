@@ -102,6 +102,7 @@ fn section(title: &str, what: &str, limit: &str, all: &[Attached]) -> Result<Str
         "all held after ms",
         "slowest ms",
         "limit",
+        "CPU ms",
         "private memory grew by MiB",
         "after reading every page MiB",
     ]);
@@ -118,6 +119,7 @@ fn section(title: &str, what: &str, limit: &str, all: &[Attached]) -> Result<Str
         format!("{:.1}", median(millis())),
         format!("{:.1}", millis().fold(0.0, f64::max)),
         limit.to_owned(),
+        format!("{:.1}", median(all.iter().map(|attached| attached.loaded.cpu * 1e3))),
         grown(1),
         grown(2),
     ]);

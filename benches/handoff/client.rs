@@ -83,6 +83,8 @@ pub(crate) struct Client {
 pub(crate) struct Loaded {
     /// From the first call to the last tensor.
     pub(crate) seconds: f64,
+    /// Processor time of it alone, which other work on the machine does not change.
+    pub(crate) cpu: f64,
     /// To the first tensor.
     pub(crate) first: f64,
     /// How many there are.

@@ -50,12 +50,13 @@ def as_bytes(tensor):
 
 
 def _load(load, tensors):
-    begun, first = time.perf_counter(), None
+    begun, cpu, first = time.perf_counter(), time.process_time(), None
     for name, tensor in load():
         tensors[name] = tensor
         if first is None:
             first = time.perf_counter() - begun
-    return {"seconds": time.perf_counter() - begun, "first": first, "tensors": len(tensors)}
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    return {"seconds": seconds, "cpu": cpu, "first": first, "tensors": len(tensors)}
 
 
 def _check(tensors):
