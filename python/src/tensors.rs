@@ -98,9 +98,10 @@ impl Tensors {
         Ok(self.model()?.metadata())
     }
 
-    /// Waits until the tensors of these names, or all, may be used without waiting. Mapped files wait as they are read.
-    #[pyo3(signature = (names=None))]
-    fn wait(&self, py: Python<'_>, names: Option<Vec<String>>) -> PyResult<()> {
+    /// Waits until the tensors of these names, or all, may be used without waiting; with `verified`, until they and what was
+    /// given out of them before are known to be what the origin has. Mapped files wait as they are read, and do not tell.
+    #[pyo3(signature = (names=None, *, verified=None))]
+    fn wait(&self, py: Python<'_>, names: Option<Vec<String>>, verified: Option<bool>) -> PyResult<()> {
         let model = self.model()?;
         let positions: Vec<Range<usize>> = match names {
             None => std::iter::once(0..model.len()).collect(),
@@ -110,7 +111,8 @@ impl Tensors {
                 positions.into_iter().map(|at| at..at + 1).collect()
             }
         };
-        model.lease().map_or(Ok(()), |lease| lease.wait(py, &positions))
+        let Some(lease) = model.lease() else { return Ok(()) };
+        lease.wait(py, &positions, verified.unwrap_or(lease.verified()))
     }
 
     /// Lets go of the files. Tensors that were given out stay as they are.

@@ -142,10 +142,8 @@ def weights(
     Nothing of a tensor is read here, and nothing at all of one that is not wanted: whoever takes a part of one touches just
     that. A tensor may be written to and kept; its memory lives as long as it does.
     """
-    import weightd
-
     for place in opened:
-        with weightd.open(place, **options) as tensors:
+        with _opened(place, options) as tensors:
             wanted = [tensors[name] for name in tensors.offset_keys() if is_wanted(name)]
             total = sum(tensor.nbytes for tensor in wanted)
             say(
@@ -159,3 +157,12 @@ def weights(
                 if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
                     reported = time.monotonic()
                     say("weightd: %.2f of %.2f GB of %s", done / 1e9, total / 1e9, place)
+            # Some were used when they had come, before the origin's checksum was compared. No server shall serve what was wrong.
+            tensors.wait([tensor.name for tensor in wanted], verified=True)
+
+
+def _opened(place: str, options: dict[str, Any]) -> Any:
+    """The one place where tensors are asked for. All of them, though an agent that lends them could do with fewer names."""
+    import weightd
+
+    return weightd.open(place, **options)
