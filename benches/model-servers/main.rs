@@ -7,6 +7,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to its terminal")]
 
 mod cases;
+mod lent;
+mod memory;
 mod server;
 mod world;
 

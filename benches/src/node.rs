@@ -38,12 +38,23 @@ impl Node {
     /// # Errors
     /// When one of them does not come up.
     pub fn start(directory: &Path, endpoint: &str, more: &str) -> Result<Self> {
+        Self::start_with(directory, endpoint, more, &[])
+    }
+
+    /// The same with a keeper that has so much memory for tensors, such as `1Gi`; otherwise it has none.
+    ///
+    /// # Errors
+    /// As of [`Node::start`].
+    pub fn start_lending(directory: &Path, endpoint: &str, memory: &str) -> Result<Self> {
+        Self::start_with(directory, endpoint, "", &["--resident-limit", memory])
+    }
+
+    fn start_with(directory: &Path, endpoint: &str, more: &str, of_keeper: &[&str]) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
-        let keeper = Process::start(
-            Command::new(binary("weightd-keeper")?).arg("--socket").arg(directory.join("keeper.sock")),
-            &directory.join("keeper.log"),
-        )?;
+        let mut keeper = Command::new(binary("weightd-keeper")?);
+        keeper.arg("--socket").arg(directory.join("keeper.sock")).args(of_keeper);
+        let keeper = Process::start(&mut keeper, &directory.join("keeper.log"))?;
         let socket = directory.join("keeper.sock");
         ensure!(wait_until(PATIENCE, || socket.exists()), "the keeper does not listen");
         let agent = start_agent(&directory, endpoint, more)?;
@@ -158,6 +169,11 @@ impl Node {
     /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.join("weightd.sock")
+    }
+
+    /// Where the agent lends tensors of any model.
+    pub fn handoff_socket(&self) -> PathBuf {
+        self.directory.join("handoff.sock")
     }
 
     fn weightctl(&self) -> Result<Command> {
