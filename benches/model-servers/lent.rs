@@ -1,7 +1,11 @@
 //! Cases in which the agent lends weights in shared memory: those that it has there already, and those that it brings from the
 //! origin while servers load.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -12,12 +16,14 @@ use weightd_benches::{Node, wait_until};
 use crate::{
     cases::{AWAY, LONG, STREAM, load_again, mount_both},
     memory::Mapped,
-    server::{Launch, Server},
+    server::{Held, Launch, Server},
     world::{SOURCES, World, script},
 };
 
 /// How tensors come where the agent lends them.
 const SHARED: &str = "shared memory";
+/// Between two looks at what loads fast.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What `resident.py` says.
 #[derive(Deserialize)]
@@ -51,32 +57,40 @@ pub(crate) async fn resident(world: &World, ranks: usize) -> Result<String> {
     let fetched = world.proxy.bytes();
     let mut server = Server::start(world, &Launch::of(&volume, ranks))?;
     server.until_opened().await?;
-    let mut most: BTreeMap<u32, Mapped> = BTreeMap::new();
-    let resident = |ranks: &BTreeMap<u32, Mapped>| ranks.values().map(|rank| rank.resident).sum::<u64>();
-    server
-        .until_loaded(|server| {
-            let now = server.memory(&is_arena);
-            if resident(&now) > resident(&most) {
-                most = now;
-            }
-        })
-        .await?;
+    let mapped = while_all_load(&server, ranks, bytes).await?;
     let ready = server.until_ready().await?;
     server.ensure_how(SHARED, ranks)?;
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
     ensure!(world.proxy.bytes() == fetched, "the origin was asked for what is in memory");
-    let own: u64 = most.values().map(|rank| rank.own).sum();
+    let own: u64 = mapped.values().map(|rank| rank.own).sum();
     ensure!(own < bytes / 100, "ranks have {own} bytes of pages of their own");
-    let shares: Vec<_> = most
-        .values()
-        .map(|rank| format!("{} % (PSS {} %)", percent(rank.resident, bytes), percent(rank.share, bytes)))
-        .collect();
+    let share = |rank: &Mapped| {
+        format!("{} % of it (PSS {} %)", percent(rank.resident, bytes), percent(rank.share, bytes))
+    };
+    let shares: Vec<_> = mapped.values().map(share).collect();
     Ok(format!(
-        "{tokens} tokens equal; {SHARED}, resident before it started; ready after {:.0} s; at most each rank had mapped {} of it, \
-         and {own} bytes in pages of its own",
+        "{tokens} tokens equal; {SHARED}, resident before it started; ready after {:.0} s; in the middle of loading each rank had \
+         mapped {}, beside agent and keeper, and {own} bytes in pages of its own",
         ready.as_secs_f64(),
         shares.join(" and ")
     ))
+}
+
+/// What ranks have of a resident model at one moment in which all of them load. Each loads in less time than passes between
+/// two of them, so whoever has begun stands still until all have.
+async fn while_all_load(server: &Server, ranks: usize, bytes: u64) -> Result<BTreeMap<u32, Mapped>> {
+    let (started, mut held) = (Instant::now(), BTreeMap::new());
+    while held.len() < ranks {
+        ensure!(!server.has_loaded(), "it had loaded everything before anyone looked");
+        ensure!(started.elapsed() < LONG, "{} of {ranks} ranks load", held.len());
+        for (process, mapped) in server.memory(&is_arena) {
+            if mapped.resident > bytes / 8 && !held.contains_key(&process) {
+                held.insert(process, Held::process(process)?);
+            }
+        }
+        sleep(LOOK).await;
+    }
+    Ok(server.memory(&is_arena))
 }
 
 /// Weights that are nowhere on the node: the loader names their origin to the agent.
@@ -158,7 +172,7 @@ pub(crate) async fn killed_on_the_way(world: &World) -> Result<String> {
     server.until_opened().await?;
     while world.proxy.bytes() - before < whole / 2 {
         ensure!(!server.has_loaded(), "it had loaded everything before half of the bytes came");
-        sleep(std::time::Duration::from_millis(5)).await;
+        sleep(LOOK).await;
     }
     node.kill_agent()?;
     let share = percent(world.proxy.bytes() - before, whole);
