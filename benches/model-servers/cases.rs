@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// So slow that a server that starts finds next to nothing.
-const TRICKLE: u64 = 500_000;
+pub(crate) const TRICKLE: u64 = 500_000;
 /// What is left after that takes some seconds.
 pub(crate) const STREAM: u64 = 15_000_000;
 pub(crate) const NO_LIMIT: u64 = 0;

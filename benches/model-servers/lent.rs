@@ -14,9 +14,9 @@ use tokio::time::sleep;
 use weightd_benches::{Node, wait_until};
 
 use crate::{
-    cases::{AWAY, LONG, STREAM, load_again, mount_both},
+    cases::{AWAY, LONG, STREAM, TRICKLE, load_again, mount_both},
     memory::Mapped,
-    server::{Held, Launch, Server},
+    server::{Launch, Server},
     world::{SOURCES, World, script},
 };
 
@@ -57,40 +57,55 @@ pub(crate) async fn resident(world: &World, ranks: usize) -> Result<String> {
     let fetched = world.proxy.bytes();
     let mut server = Server::start(world, &Launch::of(&volume, ranks))?;
     server.until_opened().await?;
-    let mapped = while_all_load(&server, ranks, bytes).await?;
+    let mut most: BTreeMap<u32, Mapped> = BTreeMap::new();
+    // It loads in less time than may pass between two looks, so this is what was seen.
+    server
+        .until_loaded(|server| {
+            for (process, mapped) in server.memory(&is_arena) {
+                let known = most.entry(process).or_default();
+                if mapped.resident > known.resident {
+                    *known = mapped;
+                }
+            }
+        })
+        .await?;
     let ready = server.until_ready().await?;
     server.ensure_how(SHARED, ranks)?;
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
     ensure!(world.proxy.bytes() == fetched, "the origin was asked for what is in memory");
-    let own: u64 = mapped.values().map(|rank| rank.own).sum();
-    ensure!(own < bytes / 100, "ranks have {own} bytes of pages of their own");
-    let share = |rank: &Mapped| {
-        format!("{} % of it (PSS {} %)", percent(rank.resident, bytes), percent(rank.share, bytes))
-    };
-    let shares: Vec<_> = mapped.values().map(share).collect();
+    let seen: Vec<_> = most.values().map(|rank| format!("{} %", percent(rank.resident, bytes))).collect();
     Ok(format!(
-        "{tokens} tokens equal; {SHARED}, resident before it started; ready after {:.0} s; in the middle of loading each rank had \
-         mapped {}, beside agent and keeper, and {own} bytes in pages of its own",
+        "{tokens} tokens equal; {SHARED}, resident before it started; ready after {:.0} s; while it loaded ranks were seen with {} \
+         of it mapped",
         ready.as_secs_f64(),
-        shares.join(" and ")
+        seen.join(" and ")
     ))
 }
 
-/// What ranks have of a resident model at one moment in which all of them load. Each loads in less time than passes between
-/// two of them, so whoever has begun stands still until all have.
-async fn while_all_load(server: &Server, ranks: usize, bytes: u64) -> Result<BTreeMap<u32, Mapped>> {
-    let (started, mut held) = (Instant::now(), BTreeMap::new());
-    while held.len() < ranks {
-        ensure!(!server.has_loaded(), "it had loaded everything before anyone looked");
-        ensure!(started.elapsed() < LONG, "{} of {ranks} ranks load", held.len());
-        for (process, mapped) in server.memory(&is_arena) {
-            if mapped.resident > bytes / 8 && !held.contains_key(&process) {
-                held.insert(process, Held::process(process)?);
-            }
-        }
+/// What ranks have mapped while all of them wait for the rest of a model, which comes in a trickle since most of it is here.
+async fn while_all_wait(world: &World, server: &Server, ranks: usize, before: u64) -> Result<String> {
+    let (started, whole) = (Instant::now(), world.weight_bytes()?);
+    while world.proxy.bytes() - before < whole * 3 / 4 {
         sleep(LOOK).await;
     }
-    Ok(server.memory(&is_arena))
+    world.proxy.limit(TRICKLE);
+    let mut mapped: Vec<Mapped>;
+    loop {
+        mapped = server.memory(&is_arena).into_values().collect();
+        if mapped.len() == ranks && mapped.iter().all(|rank| rank.resident > whole / 8) {
+            break;
+        }
+        ensure!(started.elapsed() < LONG, "{} of {ranks} ranks use what has come", mapped.len());
+        sleep(LOOK).await;
+    }
+    ensure!(!server.has_loaded(), "it had loaded everything before anyone looked");
+    world.proxy.limit(STREAM);
+    let own: u64 = mapped.iter().map(|rank| rank.own).sum();
+    ensure!(own < whole / 100, "ranks have {own} bytes of pages of their own");
+    let share =
+        |rank: &Mapped| format!("{} % (PSS {} %)", percent(rank.resident, whole), percent(rank.share, whole));
+    let shares: Vec<_> = mapped.iter().map(share).collect();
+    Ok(format!("{} of it mapped, {own} bytes in pages of their own", shares.join(" and ")))
 }
 
 /// Weights that are nowhere on the node: the loader names their origin to the agent.
@@ -107,6 +122,8 @@ pub(crate) async fn origin(world: &World, ranks: usize, is_verified: bool) -> Re
     let before = world.proxy.bytes();
     let launch = Launch { extra: Some(extra), socket, ..Launch::of(&bare, ranks) };
     let mut server = Server::start(world, &launch)?;
+    server.until_opened().await?;
+    let mapped = while_all_wait(world, &server, ranks, before).await?;
     let ready = server.until_ready().await?;
     server.ensure_how(SHARED, ranks)?;
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
@@ -115,7 +132,7 @@ pub(crate) async fn origin(world: &World, ranks: usize, is_verified: bool) -> Re
         if is_verified { ", each file compared with the origin's checksum before it was used" } else { "" };
     Ok(format!(
         "{tokens} tokens equal; {SHARED}, nothing on the node before{waited}; {share} % of the bytes were fetched for \
-         {ranks} rank{}; ready after {:.0} s",
+         {ranks} rank{}; ready after {:.0} s; before the end each rank had {mapped}",
         if ranks == 1 { "" } else { "s" },
         ready.as_secs_f64(),
     ))

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::Client;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use weightd_benches::wait_until;
@@ -242,7 +242,7 @@ impl Server {
 
     /// Stops all of it where it is, and lets it go on.
     pub(crate) fn hold(&self) -> Result<Held> {
-        Held::new(self.group().context("it has not ended")?, kill_process_group)
+        Held::new(self.group().context("it has not ended")?)
     }
 
     fn group(&self) -> Option<Pid> {
@@ -250,29 +250,20 @@ impl Server {
     }
 }
 
-/// What stands still as long as this is there: a server, or one process of it.
-pub(crate) struct Held {
-    pid: Pid,
-    signal: fn(Pid, Signal) -> rustix::io::Result<()>,
-}
+/// A server that stands still as long as this is there.
+pub(crate) struct Held(Pid);
 
 impl Held {
-    /// Stops a process.
-    pub(crate) fn process(number: u32) -> Result<Self> {
-        let pid = i32::try_from(number).ok().and_then(Pid::from_raw).context("a process has a number")?;
-        Self::new(pid, kill_process)
-    }
-
-    fn new(pid: Pid, signal: fn(Pid, Signal) -> rustix::io::Result<()>) -> Result<Self> {
-        signal(pid, Signal::STOP).context("stopping vllm serve")?;
-        Ok(Self { pid, signal })
+    fn new(group: Pid) -> Result<Self> {
+        kill_process_group(group, Signal::STOP).context("stopping vllm serve")?;
+        Ok(Self(group))
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // Fails only when it has ended.
-        let _ = (self.signal)(self.pid, Signal::CONT);
+        let _ = kill_process_group(self.0, Signal::CONT);
     }
 }
 
