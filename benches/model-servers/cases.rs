@@ -1,10 +1,13 @@
-//! The cases: each is a place that a server is given, and what happens meanwhile.
-//!
-//! Two places are still to come, and each is one more function here: weights that are resident in the agent's shared memory,
-//! and a `gs://` origin that the loader names to the agent (`--model-loader-extra-config '{"source": "gs://..."}'`). Both need
-//! an agent that hands memory over.
+//! The cases: each is a place that a server is given, and what happens meanwhile. Here weights are mapped from the files of
+//! volumes; in `lent` the agent lends them.
 
-use std::{collections::BTreeMap, fs, future::Future, path::Path, pin::Pin, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -13,25 +16,40 @@ use tokio::{process::Command, time::sleep};
 use weightd_benches::Node;
 
 use crate::{
+    lent,
     server::{LENGTH, Launch, Server, Tokens, prompts},
     world::{SOURCES, World, output, script},
 };
 
 /// So slow that a server that starts finds next to nothing.
-const TRICKLE: u64 = 500_000;
+pub(crate) const TRICKLE: u64 = 500_000;
 /// What is left after that takes some seconds.
-const STREAM: u64 = 15_000_000;
-const NO_LIMIT: u64 = 0;
+pub(crate) const STREAM: u64 = 15_000_000;
+pub(crate) const NO_LIMIT: u64 = 0;
 /// Longer than anything that is killed is away.
-const AWAY: Duration = Duration::from_secs(2);
+pub(crate) const AWAY: Duration = Duration::from_secs(2);
+
+/// Longer than a node takes for what follows a download.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// How tensors come where the agent lends nothing.
+const MAPPED: &str = "mapped files";
 
 /// What a case came to, in words.
-type Outcome<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
+pub(crate) type Outcome<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
 type Case = fn(&World) -> Outcome<'_>;
 
-pub(crate) fn all() -> [(&'static str, Case); 10] {
+pub(crate) fn all() -> [(&'static str, Case); 19] {
     [
         ("stand-in", |world| Box::pin(stand_in(world))),
+        ("resident, 1 rank", |world| Box::pin(lent::resident(world, 1))),
+        ("resident, 2 ranks", |world| Box::pin(lent::resident(world, 2))),
+        ("origin, 1 rank", |world| Box::pin(lent::origin(world, 1, false))),
+        ("origin, 2 ranks", |world| Box::pin(lent::origin(world, 2, false))),
+        ("origin, verified", |world| Box::pin(lent::origin(world, 1, true))),
+        ("agent killed, resident", |world| Box::pin(lent::killed_when_resident(world))),
+        ("agent killed, origin", |world| Box::pin(lent::killed_on_the_way(world))),
+        ("resident, sleep and reload", |world| Box::pin(lent::sleep_and_reload(world))),
         ("loading, 1 rank", |world| Box::pin(loading(world, 1))),
         ("loading, 2 ranks", |world| Box::pin(loading(world, 2))),
         ("complete, 1 rank", |world| Box::pin(complete(world, 1))),
@@ -39,8 +57,9 @@ pub(crate) fn all() -> [(&'static str, Case); 10] {
         ("agent killed while loading", |world| Box::pin(killed(world))),
         ("source, sleep and reload", |world| Box::pin(source_and_reload(world))),
         ("mistake", |world| Box::pin(mistake(world))),
-        ("transformers, loading", |world| Box::pin(transformers(world, true))),
-        ("transformers, complete", |world| Box::pin(transformers(world, false))),
+        ("transformers, loading", |world| Box::pin(transformers(world, Place::Loading))),
+        ("transformers, complete", |world| Box::pin(transformers(world, Place::Complete))),
+        ("transformers, resident", |world| Box::pin(transformers(world, Place::Resident))),
     ]
 }
 
@@ -76,7 +95,7 @@ async fn stand_in(world: &World) -> Result<String> {
 async fn opened(world: &World, node: &Node, ranks: usize) -> Result<Server> {
     world.proxy.limit(TRICKLE);
     let volume = node.mount("model", &[])?;
-    let mut server = Server::start(world, &Launch { model: &volume, ranks, format: "weightd", extra: None })?;
+    let mut server = Server::start(world, &Launch::of(&volume, ranks))?;
     server.until_loads().await?;
     world.proxy.limit(STREAM);
     server.until_opened().await?;
@@ -89,18 +108,20 @@ async fn loading(world: &World, ranks: usize) -> Result<String> {
     world.right(0, ranks).await?;
     let node = world.node()?;
     let mut server = opened(world, &node, ranks).await?;
+    let volume = node.target("model");
     let mut touched: BTreeMap<u32, u64> = BTreeMap::new();
     server
         .until_loaded(|server| {
-            for (process, bytes) in server.touched(&node.target("model")) {
+            for (process, mapped) in server.memory(&|path| Path::new(path).starts_with(&volume)) {
                 let most = touched.entry(process).or_default();
-                *most = bytes.max(*most);
+                *most = mapped.resident.max(*most);
             }
         })
         .await?;
     let ready = server.until_ready().await?;
+    server.ensure_how(MAPPED, ranks)?;
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
-    let bytes = tensor_bytes(&world.models[0])?;
+    let bytes = world.weight_bytes()?;
     let shares: Vec<_> = touched.values().map(|touched| format!("{} %", touched * 100 / bytes)).collect();
     Ok(format!(
         "{tokens} tokens equal; loading when it was opened; ready after {:.0} s; just before the end each rank had touched {}",
@@ -111,31 +132,30 @@ async fn loading(world: &World, ranks: usize) -> Result<String> {
 
 async fn complete(world: &World, ranks: usize) -> Result<String> {
     world.right(0, ranks).await?;
-    let node = whole(world)?;
-    let volume = node.target("model");
-    let mut server = Server::start(world, &Launch { model: &volume, ranks, format: "weightd", extra: None })?;
+    let node = world.node()?;
+    let volume = mount_both(world, &node)?[0].clone();
+    let mut server = Server::start(world, &Launch::of(&volume, ranks))?;
     let ready = server.until_ready().await?;
-    server.until_opened().await?;
+    server.ensure_how(MAPPED, ranks)?;
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
     let serving = node.serving("model")?;
     Ok(format!("{tokens} tokens equal; volume served as {serving}; ready after {:.0} s", ready.as_secs_f64()))
 }
 
-/// A node that has both models, as volumes of their names.
-fn whole(world: &World) -> Result<Node> {
+/// Brings both models to a node, as volumes of their names.
+pub(crate) fn mount_both(world: &World, node: &Node) -> Result<[PathBuf; 2]> {
     world.proxy.limit(NO_LIMIT);
-    let node = world.node()?;
-    for (source, model) in SOURCES.iter().zip(&world.models) {
-        let name = model.file_name().context("a model's directory has a name")?.to_string_lossy();
-        node.mount_source(source, &name, &["--mode", "bind"])?;
-    }
-    Ok(node)
+    let mount = |at: usize| -> Result<PathBuf> {
+        let name = world.models[at].file_name().context("a model's directory has a name")?;
+        node.mount_source(SOURCES[at], &name.to_string_lossy(), &["--mode", "bind"])
+    };
+    Ok([mount(0)?, mount(1)?])
 }
 
 async fn killed(world: &World) -> Result<String> {
     world.right(0, 1).await?;
     let mut node = world.node()?;
-    let (before, whole) = (world.proxy.bytes(), tensor_bytes(&world.models[0])?);
+    let (before, whole) = (world.proxy.bytes(), world.weight_bytes()?);
     let mut server = opened(world, &node, 1).await?;
     while world.proxy.bytes() - before < whole / 2 {
         ensure!(!server.has_loaded(), "it had loaded everything before half of the bytes came");
@@ -157,26 +177,30 @@ async fn killed(world: &World) -> Result<String> {
 
 /// The model's directory has no weights; they are elsewhere. Then they come once more, and then another model's.
 async fn source_and_reload(world: &World) -> Result<String> {
+    let node = world.node()?;
+    let [volume, other] = mount_both(world, &node)?;
+    let bare = world.bare(&node)?;
+    let launch = Launch { extra: Some(json!({ "source": volume })), ..Launch::of(&bare, 1) };
+    load_again(world, &launch, &other, MAPPED).await
+}
+
+/// Loads, then once more in place, and then the other model in place.
+pub(crate) async fn load_again(
+    world: &World,
+    launch: &Launch<'_>,
+    other: &Path,
+    how: &str,
+) -> Result<String> {
     world.right(0, 1).await?;
-    let node = whole(world)?;
-    let [volume, other] = ["model", "other"].map(|name| node.target(name));
-    let bare = node.target("bare");
-    fs::create_dir(&bare)?;
-    for entry in fs::read_dir(&world.models[0])? {
-        let path = entry?.path();
-        if !path.to_string_lossy().contains(".safetensors") {
-            fs::copy(&path, bare.join(path.file_name().context("a file has a name")?))?;
-        }
-    }
-    let extra = Some(json!({ "source": volume }));
-    let mut server = Server::start(world, &Launch { model: &bare, ranks: 1, format: "weightd", extra })?;
+    let mut server = Server::start(world, launch)?;
     server.until_ready().await?;
-    world.compare(&server.tokens().await?, 0, 1).await.context("from the source")?;
+    world.compare(&server.tokens().await?, 0, 1).await.context("loaded first")?;
     server.sleep_and_wake().await?;
     server.reload(None).await?;
     world.compare(&server.tokens().await?, 0, 1).await.context("loaded once more")?;
-    server.reload(Some(&other)).await?;
+    server.reload(Some(other)).await?;
     let tokens = server.tokens().await?;
+    server.ensure_how(how, 3)?;
     let slept = if server.said().contains("sleep mode is not supported") {
         "ignored by vLLM on a CPU"
     } else {
@@ -185,14 +209,14 @@ async fn source_and_reload(world: &World) -> Result<String> {
     drop(server);
     let count = world.compare(&tokens, 1, 1).await.context("loaded from another volume")?;
     Ok(format!(
-        "{count} tokens equal each time; sleep of level 2 is {slept}; reloaded in place, then from another volume"
+        "{count} tokens equal each time, {how}; sleep of level 2 is {slept}; reloaded in place, then from another volume"
     ))
 }
 
 /// A server that was told nonsense ends, and says in one line what to write.
 async fn mistake(world: &World) -> Result<String> {
     let extra = Some(json!({ "sauce": 1 }));
-    let launch = Launch { model: &world.models[0], ranks: 1, format: "weightd", extra };
+    let launch = Launch { extra, ..Launch::of(&world.models[0], 1) };
     let mut server = Server::start(world, &launch)?;
     ensure!(!server.until_ended().await?, "it was content with a key that there is not");
     let said = server.said();
@@ -208,9 +232,19 @@ struct Pretrained {
     tokens: Tokens,
     parameters: usize,
     in_files: usize,
+    in_arenas: usize,
 }
 
-async fn transformers(world: &World, is_loading: bool) -> Result<String> {
+/// Where transformers finds a model, which is always a volume's directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Loading,
+    Complete,
+    /// The agent has it in memory as well.
+    Resident,
+}
+
+async fn transformers(world: &World, place: Place) -> Result<String> {
     let pretrained = async |model: &Path| -> Result<Pretrained> {
         let prompts = serde_json::to_string(&prompts())?;
         let said = script(
@@ -222,13 +256,22 @@ async fn transformers(world: &World, is_loading: bool) -> Result<String> {
         Ok(serde_json::from_str(said.lines().last().unwrap_or_default())?)
     };
     let right = pretrained(&world.models[0]).await?;
-    let node = if is_loading { world.node()? } else { whole(world)? };
-    if is_loading {
+    let node = if place == Place::Resident { world.lending_node()? } else { world.node()? };
+    let volume = if place == Place::Loading {
         world.proxy.limit(STREAM / 2);
-        node.mount("model", &[])?;
+        node.mount("model", &[])?
+    } else {
+        mount_both(world, &node)?[0].clone()
+    };
+    if place == Place::Loading {
         ensure!(node.state("model")? == "loading", "the volume is complete before it was read");
     }
-    let volume = node.target("model");
+    let beside = if place == Place::Resident {
+        let bytes = lent::make_resident(world, &volume).await?;
+        format!(", and none in the {:.0} MB that the agent has in memory", bytes as f64 / 1e6)
+    } else {
+        String::new()
+    };
     let found = pretrained(&volume).await?;
     ensure!(
         found.tokens == right.tokens,
@@ -238,21 +281,9 @@ async fn transformers(world: &World, is_loading: bool) -> Result<String> {
     );
     let (all, in_files) = (found.parameters, found.in_files);
     ensure!(all == in_files, "of {all} parameters {in_files} lie in the volume's files");
-    let beside = if right.tokens == world.right(0, 1).await? { ", and those of vLLM" } else { "" };
+    ensure!(found.in_arenas == 0, "{} parameters lie in memory that the agent lends", found.in_arenas);
     let count: usize = found.tokens.iter().map(Vec::len).sum();
     Ok(format!(
-        "{count} tokens equal to those over the files{beside}; all {all} parameters lie in the volume's files"
+        "{count} tokens equal to those over the files; all {all} parameters lie in the volume's files{beside}"
     ))
-}
-
-/// Bytes of a model's files of weights.
-fn tensor_bytes(model: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(model)? {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
-            bytes += entry.metadata()?.len();
-        }
-    }
-    Ok(bytes)
 }

@@ -7,6 +7,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to its terminal")]
 
 mod cases;
+mod lent;
+mod memory;
 mod server;
 mod world;
 
@@ -21,8 +23,8 @@ use world::World;
 /// Runs model servers on what weightd shows them.
 #[derive(Parser)]
 struct Options {
-    /// Runs only cases whose name contains one of these.
-    #[arg(long, value_delimiter = ',')]
+    /// Runs only cases whose name contains this; may be given several times.
+    #[arg(long)]
     only: Vec<String>,
     /// Where to write models, stores and logs; needs about 2 GB.
     #[arg(long, default_value = "target/bench/model-servers")]

@@ -16,7 +16,10 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use weightd_benches::wait_until;
 
-use crate::world::World;
+use crate::{
+    memory::{self, Mapped},
+    world::World,
+};
 
 /// How long a server may take to come up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -39,6 +42,15 @@ pub(crate) struct Launch<'a> {
     pub(crate) ranks: usize,
     pub(crate) format: &'a str,
     pub(crate) extra: Option<Value>,
+    /// Where URIs are opened.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl<'a> Launch<'a> {
+    /// On a directory, by the package `weightd`.
+    pub(crate) fn of(model: &'a Path, ranks: usize) -> Self {
+        Self { model, ranks, format: "weightd", extra: None, socket: None }
+    }
 }
 
 /// A running server. It and all its processes end with the value.
@@ -85,6 +97,7 @@ impl Server {
         ] {
             command.env(name, value);
         }
+        launch.socket.as_ref().map(|socket| command.env("WEIGHTD_HANDOFF_SOCKET", socket));
         if launch.ranks > 1 {
             // By itself vLLM gives each rank a NUMA node, and refuses where there are fewer. A core each will do.
             let cores: Vec<_> = (0..launch.ranks).map(|rank| rank.to_string()).collect();
@@ -123,6 +136,24 @@ impl Server {
     /// Whether it has loaded its weights.
     pub(crate) fn has_loaded(&self) -> bool {
         self.said().contains("Loading weights took")
+    }
+
+    /// How its tensors came, each time that it opened some: `shared memory`, say.
+    pub(crate) fn how(&self) -> Vec<String> {
+        let said = self.said();
+        let opened = said.lines().filter(|line| line.contains("] weightd: ") && line.contains(" tensors, "));
+        let how = opened.filter_map(|line| line.trim_end().strip_suffix(')')?.rsplit_once('('));
+        how.map(|(_, how)| how.to_owned()).collect()
+    }
+
+    /// Fails unless all tensors came in one way, and were opened so many times.
+    pub(crate) fn ensure_how(&self, how: &str, times: usize) -> Result<()> {
+        let found = self.how();
+        ensure!(
+            found.len() == times && found.iter().all(|found| found == how),
+            "tensors came by {found:?}, not {times} times by {how}"
+        );
+        Ok(())
     }
 
     /// Waits until it answers.
@@ -204,42 +235,41 @@ impl Server {
         Ok(text)
     }
 
-    /// Bytes of files below a directory that each of its processes has touched through a mapping, where it has any.
-    pub(crate) fn touched(&self, below: &Path) -> BTreeMap<u32, u64> {
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let own = numbers.filter(|number| group_of(*number) == Some(self.process.id()));
-        own.map(|number| (number, resident(number, below))).filter(|(_, bytes)| *bytes > 0).collect()
+    /// What of some memory each of its processes has, where it has any.
+    pub(crate) fn memory(&self, which: &impl Fn(&str) -> bool) -> BTreeMap<u32, Mapped> {
+        memory::of_group(self.process.id(), which)
+    }
+
+    /// Stops all of it where it is, and lets it go on.
+    pub(crate) fn hold(&self) -> Result<Held> {
+        Held::new(self.group().context("it has not ended")?)
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.process.id()).ok().and_then(Pid::from_raw)
     }
 }
 
-/// The process group that a process is in.
-fn group_of(process: u32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // Behind the name, which may hold anything: state, parent, group.
-    text.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
+/// A server that stands still as long as this is there.
+pub(crate) struct Held(Pid);
+
+impl Held {
+    fn new(group: Pid) -> Result<Self> {
+        kill_process_group(group, Signal::STOP).context("stopping vllm serve")?;
+        Ok(Self(group))
+    }
 }
 
-/// Bytes of mapped files below a directory that are in a process's page tables.
-fn resident(process: u32, below: &Path) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap_or_default();
-    let (mut bytes, mut is_below) = (0, false);
-    for line in text.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if !first.ends_with(':') {
-            is_below = line.find('/').is_some_and(|at| Path::new(&line[at..]).starts_with(below));
-        } else if is_below && first == "Rss:" {
-            bytes +=
-                line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
-        }
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Fails only when it has ended.
+        let _ = kill_process_group(self.0, Signal::CONT);
     }
-    bytes
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
-        let Some(group) = group else { return };
+        let Some(group) = self.group() else { return };
         // Each of these fails only when it has ended already.
         let _ = kill_process_group(group, Signal::TERM);
         wait_until(LEAVE, || !matches!(self.process.try_wait(), Ok(None)));

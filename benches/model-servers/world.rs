@@ -16,6 +16,9 @@ use crate::server::{Launch, Server, Tokens};
 /// What weightd calls them.
 pub(crate) const SOURCES: [&str; 2] = ["gs://bench/model", "gs://bench/other"];
 
+/// More than both models together.
+const MEMORY: u64 = 1 << 30;
+
 /// Both models, and where they are.
 pub(crate) struct World {
     /// The interpreter that has vLLM and the package `weightd`.
@@ -55,14 +58,49 @@ impl World {
         Ok(Self { python, versions, proxy, models, work, right: Mutex::default(), _gcs: gcs, _made: made })
     }
 
-    /// An agent and its keeper, with an empty store.
+    /// An agent and its keeper, with an empty store and no memory for tensors: servers map files.
     pub(crate) fn node(&self) -> Result<Node> {
+        Node::start(&self.empty()?, &self.proxy.url(), "")
+    }
+
+    /// The same with memory for tensors, which servers borrow.
+    pub(crate) fn lending_node(&self) -> Result<Node> {
+        Node::start_with_memory(&self.empty()?, &self.proxy.url(), "", MEMORY)
+    }
+
+    /// The place of the one node that there is.
+    fn empty(&self) -> Result<PathBuf> {
         let place = self.work.join("node");
         if place.exists() {
             mounts::remove_below(&place);
             fs::remove_dir_all(&place)?;
         }
-        Node::start(&place, &self.proxy.url(), "")
+        Ok(place)
+    }
+
+    /// A directory with all of the first model but its weights.
+    pub(crate) fn bare(&self, node: &Node) -> Result<PathBuf> {
+        let bare = node.target("bare");
+        fs::create_dir(&bare)?;
+        for entry in fs::read_dir(&self.models[0])? {
+            let path = entry?.path();
+            if !path.to_string_lossy().contains(".safetensors") {
+                fs::copy(&path, bare.join(path.file_name().context("a file has a name")?))?;
+            }
+        }
+        Ok(bare)
+    }
+
+    /// How many bytes of weights the first model has.
+    pub(crate) fn weight_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(&self.models[0])? {
+            let entry = entry?;
+            if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
+                bytes += entry.metadata()?.len();
+            }
+        }
+        Ok(bytes)
     }
 
     /// The tokens that are right for a model.
@@ -71,7 +109,7 @@ impl World {
         if let Some((.., tokens)) = right.iter().find(|(known, with, _)| (*known, *with) == (model, ranks)) {
             return Ok(tokens.clone());
         }
-        let launch = Launch { model: &self.models[model], ranks, format: "auto", extra: None };
+        let launch = Launch { format: "auto", ..Launch::of(&self.models[model], ranks) };
         let mut server = Server::start(self, &launch)?;
         server.until_ready().await.context("vLLM's own loader")?;
         let tokens = server.tokens().await?;

@@ -58,6 +58,11 @@ impl Lost {
             before.filter(|lost| missing >= lost.missing).map_or_else(Instant::now, |lost| lost.since);
         Self { since, missing }
     }
+
+    /// Whether nothing has come since it was so before.
+    pub(crate) fn is_like(self, before: Option<Self>) -> bool {
+        before.is_some_and(|before| self.since == before.since)
+    }
 }
 
 impl<T: Term> Agents<T> {
@@ -73,6 +78,11 @@ impl<T: Term> Agents<T> {
 
     pub(crate) fn latest(&self) -> Arc<T> {
         lock(&self.terms).last().expect("there was an agent").clone()
+    }
+
+    /// All of them, the latest last.
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        lock(&self.terms).clone()
     }
 
     /// The first that this holds of.

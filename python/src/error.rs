@@ -29,6 +29,14 @@ pub(crate) enum Error {
         what: String,
         waited: Duration,
     },
+    #[error(
+        "{what}: the tensor {tensor:?} was handed out before its file was compared with the origin, and is not what the origin has; open it again"
+    )]
+    Wrong {
+        /// Path or URI.
+        what: String,
+        tensor: String,
+    },
     #[error("{} is not below the directory of {}: an agent knows its files by where they are from there", path.display(), socket.display())]
     NotBelow { path: PathBuf, socket: PathBuf },
     #[error(
@@ -121,6 +129,7 @@ impl From<Error> for PyErr {
             | Error::Header { .. }
             | Error::Index { .. }
             | Error::Outside { .. }
+            | Error::Wrong { .. }
             | Error::Duplicate { .. } => exceptions::InvalidFile::new_err(message),
             Error::NoTensor { .. } => exceptions::TensorNotFound::new_err(message),
             Error::Argument(_) | Error::Slice { .. } | Error::Uncut { .. } => {

@@ -69,6 +69,19 @@ impl Memory {
         Some(Self::Copied(copied))
     }
 
+    /// Whether `length` bytes from `offset` on are those that another piece of memory has from `other_offset` on.
+    pub(crate) fn has_same(&self, offset: usize, other: &Self, other_offset: usize, length: usize) -> bool {
+        let is_inside =
+            |memory: &Self, offset: usize| offset.checked_add(length).is_some_and(|end| end <= memory.len());
+        assert!(is_inside(self, offset) && is_inside(other, other_offset), "parts of this memory");
+        // SAFETY: both were checked above. Nobody writes there meanwhile: it is asked of mappings of its own, of tensors that
+        // have come, which are never filled again.
+        unsafe {
+            let part = |memory: &Self, offset| std::slice::from_raw_parts(memory.start().add(offset), length);
+            part(self, offset) == part(other, other_offset)
+        }
+    }
+
     /// Its first byte.
     pub(crate) fn start(&self) -> *mut u8 {
         match self {

@@ -105,10 +105,11 @@ impl Tensors {
         Ok(self.model()?.metadata())
     }
 
-    /// Waits until the tensors of these names, or all, may be used without waiting. Mapped files wait as they are read, and
-    /// what comes through a ring comes in this order from now on.
-    #[pyo3(signature = (names=None))]
-    fn wait(&self, py: Python<'_>, names: Option<Vec<String>>) -> PyResult<()> {
+    /// Waits until the tensors of these names, or all, may be used without waiting; with `verified`, until they and what was
+    /// given out of them before are known to be what the origin has. Mapped files wait as they are read, and do not tell. What
+    /// comes through a ring comes in this order from now on.
+    #[pyo3(signature = (names=None, *, verified=None))]
+    fn wait(&self, py: Python<'_>, names: Option<Vec<String>>, verified: Option<bool>) -> PyResult<()> {
         let model = self.model()?;
         let tensors: Vec<&Tensor> = match &names {
             None => model.by_offset().iter().collect(),
@@ -120,7 +121,7 @@ impl Tensors {
         let positions = ranges(tensors.into_iter().filter_map(Tensor::position));
         match model.lender() {
             None => {}
-            Some(Lender::Lease(lease)) => lease.wait(py, &positions)?,
+            Some(Lender::Lease(lease)) => lease.wait(py, &positions, verified.unwrap_or(lease.verified()))?,
             Some(Lender::Stream(stream)) => stream.want(py, &positions),
         }
         Ok(())

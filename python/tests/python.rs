@@ -125,6 +125,11 @@ fn tensors_come_through_a_ring() {
 }
 
 #[test]
+fn bytes_that_were_wrong_are_told_or_replaced() {
+    run(&require!(with("numpy", python())), "numpy", "test_confirming");
+}
+
+#[test]
 fn capsules_are_as_dlpack_says() {
     run(&require!(with("numpy", python())), "numpy", "test_dlpack");
 }
@@ -162,6 +167,11 @@ fn safe_open_is_that_of_safetensors_for_pytorch() {
 #[test]
 fn vllm_loads_by_the_plugin() {
     run(&require!(with("torch", torch_python())), "torch", "test_vllm");
+}
+
+#[test]
+fn vllm_loads_what_an_agent_lends() {
+    run(&require!(with("torch", torch_python())), "torch", "test_lent");
 }
 
 #[test]

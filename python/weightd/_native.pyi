@@ -63,11 +63,12 @@ class Tensors:
     def metadata(self) -> dict[str, str]:
         """What the files say of themselves, but for what they contradict each other in."""
 
-    def wait(self, names: Optional[list[str]] = None) -> None:
+    def wait(self, names: Optional[list[str]] = None, *, verified: Optional[bool] = None) -> None:
         """Waits until the tensors of these names, or all, may be used without waiting; the agent brings these first.
 
-        Mapped files wait for their bytes as they are read, and never here. Nor does a stream, which brings the tensors in this
-        order from now on.
+        With `verified` it waits until they are known to be what the origin has, and raises if one that was used before is not.
+        By default it does so where they were opened with `verified`. Mapped files wait for their bytes as they are read, and
+        never here. Nor does a stream, which brings the tensors in this order from now on.
         """
 
     def close(self) -> None: ...
