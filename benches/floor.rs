@@ -2,12 +2,13 @@
 //!
 //! Ranges are streamed with google-cloud-storage, written with O_DIRECT through io_uring into preallocated files, and
 //! synced at the end. There is no checksum, no index, no resume, and none of weightd's own code: what this program
-//! reaches is the limit that a prefetch is compared with.
+//! reaches is the limit that a prefetch is compared with. With `--discard` nothing is written: what it reaches then is the
+//! limit of bytes that come into memory.
 
 use std::{
     fs::File,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
 };
 
@@ -41,8 +42,11 @@ struct Options {
     #[arg(long)]
     prefix: String,
     /// Directory to write to; made when missing.
+    #[arg(long, required_unless_present = "discard", conflicts_with = "discard")]
+    out: Option<PathBuf>,
+    /// Writes nothing: what arrives is thrown away.
     #[arg(long)]
-    out: PathBuf,
+    discard: bool,
     /// Requests in flight.
     #[arg(long, default_value_t = 8)]
     requests: usize,
@@ -81,13 +85,16 @@ struct Write {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
-    std::fs::create_dir_all(&options.out)?;
     let client = Storage::builder()
         .with_endpoint(&options.endpoint)
         .with_credentials(anonymous::Builder::new().build())
         .build()
         .await?;
-    let (ranges, files) = plan(&options).await?;
+    let items = list(&options).await?;
+    let bucket: Arc<str> = format!("projects/_/buckets/{}", options.bucket).into();
+    let Some(out) = &options.out else { return discard(&client, &bucket, items, &options).await };
+    std::fs::create_dir_all(out)?;
+    let (ranges, files) = plan(items, out, options.range)?;
     let (writes, received) = mpsc::sync_channel::<Write>(16);
     let (spare, spares) = mpsc::channel();
     for _ in 0..32 {
@@ -104,7 +111,6 @@ async fn main() -> Result<()> {
             std::thread::spawn(move || drive(&received, &spare, &returns))
         })
         .collect();
-    let bucket: Arc<str> = format!("projects/_/buckets/{}", options.bucket).into();
     let queue = Arc::new(Mutex::new(ranges.into_iter()));
     let mut workers = JoinSet::new();
     for _ in 0..options.requests {
@@ -143,19 +149,29 @@ impl Buffers {
     }
 }
 
-/// Lists the objects, allocates their files, and cuts them into ranges.
-async fn plan(options: &Options) -> Result<(Vec<Range>, Vec<(Arc<File>, u64)>)> {
+/// Lists the objects.
+async fn list(options: &Options) -> Result<Vec<Item>> {
     let url = format!("{}/storage/v1/b/{}/o?prefix={}/", options.endpoint, options.bucket, options.prefix);
     let mut builder = reqwest::Client::builder();
     if let Some(ca) = std::env::var_os("SSL_CERT_FILE") {
         builder = builder.add_root_certificate(reqwest::Certificate::from_pem(&std::fs::read(ca)?)?);
     }
     let body = builder.build()?.get(url).send().await?.error_for_status()?.bytes().await?;
-    let listing: Listing = serde_json::from_slice(&body)?;
+    Ok(serde_json::from_slice::<Listing>(&body)?.items)
+}
+
+/// Start and end of the ranges that an object is cut into.
+fn cut(size: u64, range: u64) -> impl Iterator<Item = (u64, u64)> {
+    let count = size.div_ceil(range);
+    (0..count).map(move |number| (number * range, ((number + 1) * range).min(size)))
+}
+
+/// Allocates the objects' files, and cuts them into ranges.
+fn plan(items: Vec<Item>, out: &Path, range: u64) -> Result<(Vec<Range>, Vec<(Arc<File>, u64)>)> {
     let (mut ranges, mut files) = (Vec::new(), Vec::new());
-    for item in listing.items {
+    for item in items {
         let size: u64 = item.size.parse()?;
-        let path = options.out.join(item.name.rsplit('/').next().unwrap_or(&item.name));
+        let path = out.join(item.name.rsplit('/').next().unwrap_or(&item.name));
         let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
         let file =
             Arc::new(File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path)?);
@@ -164,15 +180,45 @@ async fn plan(options: &Options) -> Result<(Vec<Range>, Vec<(Arc<File>, u64)>)> 
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
         }
         let object: Arc<str> = item.name.into();
-        let mut start = 0;
-        while start < size {
-            let end = (start + options.range).min(size);
-            ranges.push(Range { object: Arc::clone(&object), file: Arc::clone(&file), start, end });
-            start = end;
-        }
+        ranges.extend(cut(size, range).map(|(start, end)| Range {
+            object: Arc::clone(&object),
+            file: Arc::clone(&file),
+            start,
+            end,
+        }));
         files.push((file, size));
     }
     Ok((ranges, files))
+}
+
+/// Streams all objects, and throws away what arrives.
+async fn discard(client: &Storage, bucket: &Arc<str>, items: Vec<Item>, options: &Options) -> Result<()> {
+    let mut ranges = Vec::new();
+    for item in items {
+        let object: Arc<str> = item.name.into();
+        ranges.extend(cut(item.size.parse()?, options.range).map(|range| (Arc::clone(&object), range)));
+    }
+    let queue = Arc::new(Mutex::new(ranges.into_iter()));
+    let mut workers = JoinSet::new();
+    for _ in 0..options.requests {
+        let (client, bucket, queue) = (client.clone(), Arc::clone(bucket), Arc::clone(&queue));
+        workers.spawn(async move {
+            loop {
+                let Some((object, (start, end))) = queue.lock().await.next() else { return Ok(()) };
+                let wanted = ReadRange::segment(start, end - start);
+                let request = client.read_object(&*bucket, &*object).set_read_range(wanted);
+                let (mut response, mut arrived) = (request.send().await?, 0);
+                while let Some(bytes) = response.next().await {
+                    arrived += bytes?.len() as u64;
+                }
+                ensure!(arrived == end - start, "{object}: the body was short");
+            }
+        });
+    }
+    while let Some(ended) = workers.join_next().await {
+        ended.context("a worker panicked").and_then(|outcome: Result<()>| outcome)?;
+    }
+    Ok(())
 }
 
 async fn stream(

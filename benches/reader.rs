@@ -4,12 +4,15 @@ use std::{
     fs::File,
     hint::black_box,
     io::Read,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 /// Reads files.
 #[derive(Parser)]
@@ -24,15 +27,20 @@ enum How {
     Sequential { files: Vec<PathBuf> },
     /// By a mapping, one byte of every page in order.
     Touch { files: Vec<PathBuf> },
+    /// Past the page cache, eight chunks of 8 MiB at a time, as the agent reads; nothing is done with them.
+    Direct { files: Vec<PathBuf> },
 }
 
 const READ_BYTES: usize = 1 << 20;
 const PAGE_BYTES: usize = 4096;
+const CHUNK_BYTES: usize = 8 << 20;
+const CHUNKS_AT_ONCE: usize = 8;
 
 fn main() -> Result<()> {
     match Options::parse().how {
         How::Sequential { files } => files.iter().try_for_each(|path| sequential(path)),
         How::Touch { files } => files.iter().try_for_each(|path| touch(path)),
+        How::Direct { files } => direct(&files),
     }
 }
 
@@ -56,4 +64,37 @@ fn touch(path: &Path) -> Result<()> {
         black_box(page[0]);
     }
     Ok(())
+}
+
+fn direct(paths: &[PathBuf]) -> Result<()> {
+    let mut files = Vec::new();
+    for path in paths {
+        let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let file = File::options().read(true).custom_flags(flags).open(path);
+        let file = file.with_context(|| format!("opening {}", path.display()))?;
+        files.push((file.metadata()?.len(), file));
+    }
+    let chunks =
+        files.iter().flat_map(|(len, file)| (0..*len).step_by(CHUNK_BYTES).map(move |offset| (file, offset)));
+    let chunks = Mutex::new(chunks);
+    let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..CHUNKS_AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    // Anonymous memory begins on a page, as direct reads want it.
+                    let mut buffer = MmapMut::map_anon(CHUNK_BYTES)?;
+                    buffer.advise(memmap2::Advice::HugePage)?;
+                    while let Some((file, offset)) = next() {
+                        // Short at the end of a file only.
+                        black_box(file.read_at(&mut buffer, offset)?);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        readers
+            .into_iter()
+            .try_for_each(|reader| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }

@@ -10,4 +10,7 @@ pub use bucket::{BUCKET, Bucket, Common, SOURCE};
 pub use measure::{Cost, Sample, binary, machine, run};
 pub use node::{Node, Process};
 pub use report::{Row, Table, gibibytes, gigabytes, median, percentile};
-pub use system::{busy, cores, cpu_of, forget_pages, forget_pages_of, peak_of, take_memory, wait_until};
+pub use system::{
+    Memory, busy, cores, cpu_of, forget_pages, forget_pages_of, give_up_memory, hold_memory,
+    memory_available, memory_of, peak_of, take_memory, wait_until, written_by,
+};

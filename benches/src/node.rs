@@ -38,12 +38,25 @@ impl Node {
     /// # Errors
     /// When one of them does not come up.
     pub fn start(directory: &Path, endpoint: &str, more: &str) -> Result<Self> {
+        Self::start_with_memory(directory, endpoint, more, 0)
+    }
+
+    /// The same with a keeper that makes so many bytes of memory for hand-off.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub fn start_with_memory(
+        directory: &Path,
+        endpoint: &str,
+        more: &str,
+        resident_limit: u64,
+    ) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
-        let keeper = Process::start(
-            Command::new(binary("weightd-keeper")?).arg("--socket").arg(directory.join("keeper.sock")),
-            &directory.join("keeper.log"),
-        )?;
+        let mut command = Command::new(binary("weightd-keeper")?);
+        command.arg("--socket").arg(directory.join("keeper.sock"));
+        command.arg("--resident-limit").arg(resident_limit.to_string());
+        let keeper = Process::start(&mut command, &directory.join("keeper.log"))?;
         let socket = directory.join("keeper.sock");
         ensure!(wait_until(PATIENCE, || socket.exists()), "the keeper does not listen");
         let agent = start_agent(&directory, endpoint, more)?;
@@ -133,10 +146,34 @@ impl Node {
     /// # Errors
     /// When the agent does not say.
     pub async fn demands(&self) -> Result<u64> {
+        self.metric("weightd_expose_demands_total").await
+    }
+
+    /// A number of the agent's page of metrics.
+    ///
+    /// # Errors
+    /// When the agent does not say.
+    pub async fn metric(&self, name: &str) -> Result<u64> {
         let port = fs::read_to_string(self.directory.join("port"))?;
         let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?;
-        let value = text.lines().find_map(|line| line.strip_prefix("weightd_expose_demands_total "));
-        Ok(value.context("the agent counts no demands")?.parse()?)
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("the agent has no metric {name}"))?.parse()?)
+    }
+
+    /// Brings a model into the store, and waits until it is durable there.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn prefetch(&self, source: &str) -> Result<()> {
+        run(self.weightctl()?.args(["prefetch", source])).map(drop)
+    }
+
+    /// Takes away what is mounted at a directory of this name.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn umount(&self, name: &str) -> Result<()> {
+        run(self.weightctl()?.arg("umount").arg(self.target(name))).map(drop)
     }
 
     /// Processor time of agent and keeper.
@@ -153,6 +190,21 @@ impl Node {
     /// When they have ended.
     pub fn peaks(&self) -> Result<(f64, f64)> {
         Ok((peak_of(self.agent.0.id())?, peak_of(self.keeper.0.id())?))
+    }
+
+    /// Agent and keeper, for measuring.
+    pub fn processes(&self) -> [u32; 2] {
+        [self.agent.0.id(), self.keeper.0.id()]
+    }
+
+    /// The socket for hand-off that serves every model of the node; it may come a little later than the agent's.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn handoff_socket(&self) -> Result<PathBuf> {
+        let socket = self.directory.join("handoff.sock");
+        ensure!(wait_until(PATIENCE, || socket.exists()), "the agent offers no hand-off");
+        Ok(socket)
     }
 
     /// The agent's socket.

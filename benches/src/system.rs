@@ -64,12 +64,34 @@ pub fn forget_pages_of(path: &Path) -> Result<()> {
 /// # Errors
 /// When the file cannot be made or read.
 pub fn take_memory(directory: &Path) -> Result<()> {
+    take(directory, u64::MAX)
+}
+
+/// Takes so much free memory from the hypervisor, until it is given up.
+///
+/// # Errors
+/// When the file cannot be made or read.
+pub fn hold_memory(directory: &Path, bytes: u64) -> Result<()> {
+    take(directory, bytes)
+}
+
+/// Gives up what was held or taken: whoever wants memory next has it at once. For the moment before a job, because the kernel
+/// gives free memory back to the hypervisor after some seconds.
+///
+/// # Errors
+/// When nothing was held.
+pub fn give_up_memory(directory: &Path) -> Result<()> {
+    fs::remove_file(directory.join("holes")).context("removing a file of holes")
+}
+
+/// Reads a file of holes that is as long as memory is free, or as is wanted.
+fn take(directory: &Path, wanted: u64) -> Result<()> {
     let path = directory.join("holes");
     let file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
     let mut file = file.with_context(|| format!("opening {}", path.display()))?;
     let free = available("MemFree:")?.saturating_sub(KEPT_FREE_BYTES);
     // From the start: what is in the page cache of an earlier file is gone with the rest of it.
-    file.set_len(free)?;
+    file.set_len(free.min(wanted))?;
     let mut buffer = vec![0; 1 << 20];
     while file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))? > 0 {}
     Ok(())
@@ -77,6 +99,14 @@ pub fn take_memory(directory: &Path) -> Result<()> {
 
 /// What the kernel itself wants to keep free.
 const KEPT_FREE_BYTES: u64 = 256 << 20;
+
+/// Memory that programs can still have, in bytes.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn memory_available() -> Result<u64> {
+    available("MemAvailable:")
+}
 
 /// Bytes that `/proc/meminfo` says of something.
 fn available(what: &str) -> Result<u64> {
@@ -96,6 +126,40 @@ pub fn peak_of(pid: u32) -> Result<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
+}
+
+/// Memory of a running process, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// What it has, where each page that others have too counts by its part (PSS).
+    pub proportional: u64,
+    /// What is its own and no file's: what it copied, if it copied anything.
+    pub anonymous: u64,
+}
+
+/// Memory of a running process.
+///
+/// # Errors
+/// When there is no such process.
+pub fn memory_of(pid: u32) -> Result<Memory> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    let bytes = |what: &str| -> Result<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(what)).context("no such line")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    };
+    Ok(Memory { proportional: bytes("Pss:")?, anonymous: bytes("Anonymous:")? })
+}
+
+/// Bytes that a running process has written to files and sockets so far.
+///
+/// # Errors
+/// When there is no such process.
+pub fn written_by(pid: u32) -> Result<u64> {
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/io")).with_context(|| format!("process {pid} is gone"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar: ")).context("no wchar")?;
+    Ok(line.trim().parse()?)
 }
 
 /// Processor time of a running process, in user and kernel mode. Steps of 10 ms.

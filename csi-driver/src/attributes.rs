@@ -11,7 +11,7 @@ pub(crate) const KUBERNETES: &str = "csi.storage.k8s.io/";
 /// What the provisioner adds to the attributes of volumes that it made.
 const PROVISIONER: &str = "storage.kubernetes.io/csiProvisionerIdentity";
 
-const KNOWN: [&str; 5] = ["source", "layout", "wait", "pin", "warmUp"];
+const KNOWN: [&str; 6] = ["source", "layout", "wait", "pin", "warmUp", "resident"];
 const MAX_SOURCE_BYTES: usize = 2048;
 /// How much of a text that is wrong is repeated.
 const MAX_SHOWN: usize = 200;
@@ -33,6 +33,7 @@ pub(crate) struct Attributes {
     pub(crate) wait: Wait,
     pub(crate) pin: bool,
     pub(crate) warm_up: bool,
+    pub(crate) resident: bool,
 }
 
 /// Why attributes are refused. Texts in it are shortened, and credentials not repeated.
@@ -42,7 +43,9 @@ pub(crate) enum InvalidAttribute {
         "the volume attribute \"source\" is missing: write where the weights come from, such as gs://bucket/model"
     )]
     NoSource,
-    #[error("the volume attribute {key:?} is not known: known are source, layout, wait, pin and warmUp")]
+    #[error(
+        "the volume attribute {key:?} is not known: known are source, layout, wait, pin, warmUp and resident"
+    )]
     Unknown { key: String },
     #[error("the volume attribute {key:?} cannot be {value:?}: write {choices}")]
     Value { key: &'static str, value: String, choices: &'static str },
@@ -69,6 +72,7 @@ impl Attributes {
             wait: one_of(given, "wait", wait, "started or ready")?,
             pin: one_of(given, "pin", truth, "\"true\" or \"false\"")?,
             warm_up: one_of(given, "warmUp", truth, "\"true\" or \"false\"")?,
+            resident: one_of(given, "resident", truth, "\"true\" or \"false\"")?,
         })
     }
 }

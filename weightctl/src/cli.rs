@@ -189,6 +189,9 @@ pub(crate) struct Mount {
     /// Once it is complete, have the agent read it into the page cache, as far as there is memory for it.
     #[arg(long)]
     pub(crate) warm_up: bool,
+    /// Have the agent bring the tensors into the memory that model servers share, before one of them asks.
+    #[arg(long)]
+    pub(crate) resident: bool,
     /// Never evict the snapshot.
     #[arg(long)]
     pub(crate) pin: bool,

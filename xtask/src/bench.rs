@@ -13,8 +13,13 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         _ => ("prefetch", arguments),
     };
     tools::python(root)?;
-    peers::install(root);
-    let build = ["build", "--release", "--workspace", "--bins"];
+    if name == "handoff" {
+        peers::install_for_handoff(root)?;
+    } else {
+        peers::install(root);
+    }
+    // Of libraries it is the module for Python that is wanted.
+    let build = ["build", "--release", "--workspace", "--bins", "--lib"];
     command::run(command::cargo(root).args(build))?;
     let program = root.join("target/release").join(name);
     let program = program.canonicalize().with_context(|| format!("no benchmark is called {name}"))?;

@@ -128,6 +128,23 @@ fn call_it_vllm(environment: &Path) -> Result<()> {
         .with_context(|| format!("writing {}", info.display()))
 }
 
+/// Packages that hand-off is measured beside, for the Python of vLLM's environment, which stays as its list has it.
+pub(crate) fn handoff_peers(root: &Path) -> Result<()> {
+    let wanted = root.join("tests/requirements-peers.txt");
+    let packages = root.join(".tools/peers");
+    if installed(&wanted, &packages) {
+        return Ok(());
+    }
+    println!("Installing what hand-off is measured beside into .tools ...");
+    if packages.exists() {
+        fs::remove_dir_all(&packages).with_context(|| format!("emptying {}", packages.display()))?;
+    }
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"];
+    let mut install = Command::new(root.join(".tools/vllm/bin/python"));
+    command::run(install.args(pip).arg("--target").arg(&packages).arg("--requirement").arg(&wanted))?;
+    remember(&wanted, &packages)
+}
+
 /// Whether a Python has modules.
 fn imports(python: impl AsRef<OsStr>, modules: &str) -> bool {
     succeeds(Command::new(python).args(["-c", &format!("import {modules}")]))

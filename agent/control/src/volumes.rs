@@ -37,7 +37,7 @@ impl Control {
                 self.renew(pod, &request, &known).await?;
                 // kubelet comes again every minute or so, and wants no more of the volume than the first time: an operator
                 // may have unpinned it since.
-                (request.pin, request.warm_up) = (false, false);
+                (request.pin, request.warm_up, request.resident) = (false, false, false);
                 (known, false)
             }
             (Some(known), None) => (known, false),
@@ -49,6 +49,9 @@ impl Control {
         }
         if request.warm_up || is_new && self.volumes.warms_up_all() {
             self.volumes.warm_up(&volume);
+        }
+        if request.resident {
+            self.volumes.bring_into_memory(&volume);
         }
         if wish.wait {
             let completed = self.wait_until_complete(volume.snapshot).await;

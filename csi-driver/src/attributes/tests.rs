@@ -17,7 +17,8 @@ fn a_source_is_enough() {
     let attributes = Attributes::parse(&given(&[("source", "hf://org/name@refs/pr/1")])).unwrap();
     let layout = v1::Layout::Aligned;
     let source = "hf://org/name@refs/pr/1".to_owned();
-    assert_eq!(attributes, Attributes { source, layout, wait: Wait::Started, pin: false, warm_up: false });
+    let (pin, warm_up, resident) = (false, false, false);
+    assert_eq!(attributes, Attributes { source, layout, wait: Wait::Started, pin, warm_up, resident });
 }
 
 #[test]
@@ -28,6 +29,7 @@ fn every_attribute_is_heard() {
         ("wait", "ready"),
         ("pin", "true"),
         ("warmUp", "true"),
+        ("resident", "true"),
         ("csi.storage.k8s.io/pod.name", "p"),
         ("csi.storage.k8s.io/ephemeral", "true"),
         ("storage.kubernetes.io/csiProvisionerIdentity", "1-2-csi.weightd.io"),
@@ -35,14 +37,15 @@ fn every_attribute_is_heard() {
     let attributes = Attributes::parse(&given(&all)).unwrap();
     let layout = v1::Layout::Original;
     let source = "gs://models/x".to_owned();
-    assert_eq!(attributes, Attributes { source, layout, wait: Wait::Ready, pin: true, warm_up: true });
+    let (pin, warm_up, resident) = (true, true, true);
+    assert_eq!(attributes, Attributes { source, layout, wait: Wait::Ready, pin, warm_up, resident });
 }
 
 #[test]
 fn what_is_not_known_is_refused_by_name() {
     assert_eq!(
         refused(&with("sorce", "x")),
-        "the volume attribute \"sorce\" is not known: known are source, layout, wait, pin and warmUp"
+        "the volume attribute \"sorce\" is not known: known are source, layout, wait, pin, warmUp and resident"
     );
     // Keys that an agent might one day heed, or that look like kubelet's.
     for key in ["identity", "mode", "expectedSnapshot", "csi.storage.k8s.io", "Source", "", "a\nb"] {
@@ -61,6 +64,7 @@ fn bad_values_are_refused_with_what_may_be_written() {
         ("pin", "yes", "\"true\" or \"false\""),
         ("pin", "True", "\"true\" or \"false\""),
         ("warmUp", "1", "\"true\" or \"false\""),
+        ("resident", "yes", "\"true\" or \"false\""),
     ] {
         let message = refused(&with(key, value));
         assert!(message.contains(choices) && message.contains(key), "{message}");

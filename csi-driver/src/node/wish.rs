@@ -36,6 +36,7 @@ impl Wish {
             target_path: target.to_string_lossy().into_owned(),
             pin: attributes.pin,
             warm_up: attributes.warm_up,
+            resident: attributes.resident,
             pod,
             expected_snapshot,
             ..Default::default()
@@ -60,6 +61,7 @@ mod tests {
             ("layout", "original"),
             ("pin", "true"),
             ("warmUp", "true"),
+            ("resident", "true"),
             ("csi.storage.k8s.io/pod.name", "p"),
             ("csi.storage.k8s.io/pod.namespace", "team-a"),
             ("csi.storage.k8s.io/pod.uid", "u-1"),
@@ -85,7 +87,7 @@ mod tests {
         assert_eq!((wish.target, wish.wait), (PathBuf::from(TARGET), Wait::Started));
         assert_eq!((asked.source.as_str(), asked.layout()), ("gs://models/x", v1::Layout::Original));
         assert_eq!((asked.target_path.as_str(), asked.expected_snapshot.as_str()), (TARGET, ""));
-        assert!(asked.pin && asked.warm_up && !asked.wait);
+        assert!(asked.pin && asked.warm_up && asked.resident && !asked.wait);
         let pod = asked.pod.unwrap();
         assert_eq!((pod.namespace.as_str(), pod.service_account.as_str()), ("team-a", "reader"));
         assert_eq!(pod.secrets["HF_TOKEN"], "hf_x");

@@ -1879,6 +1879,9 @@ pub struct PublishRequest {
     /// A snapshot id that the source was resolved to earlier: what it is now must be the same.
     #[prost(string, tag = "10")]
     pub expected_snapshot: ::prost::alloc::string::String,
+    /// Brings its tensors into the memory that model servers share, in the background, before one of them asks.
+    #[prost(bool, tag = "11")]
+    pub resident: bool,
 }
 /// Who a volume is for, as kubelet says it.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -12,6 +12,11 @@ use crate::{
     view::{VolumeView, VolumesView},
 };
 
+/// The option, if there is one, that only an agent can heed.
+fn agents_work(options: &Mount) -> Option<&'static str> {
+    if options.resident { Some("--resident") } else { options.warm_up.then_some("--warm-up") }
+}
+
 /// `weightctl mount`. Without an agent this process serves what still loads, until someone ends it.
 pub(crate) async fn mount(
     client: &Client,
@@ -19,9 +24,10 @@ pub(crate) async fn mount(
     is_embedded: bool,
     output: &Output,
 ) -> Result<(), CommandError> {
-    if options.warm_up && is_embedded {
-        let why = "--warm-up is the work of an agent, which goes on after the command: leave out --store and --config";
-        return Err(CommandError::Usage(why.to_owned()));
+    if let Some(option) = agents_work(options).filter(|_| is_embedded) {
+        return Err(CommandError::Usage(format!(
+            "{option} is the work of an agent, which goes on after the command: leave out --store and --config"
+        )));
     }
     let request = PublishRequest {
         source: options.what.source.clone(),
@@ -32,6 +38,7 @@ pub(crate) async fn mount(
         wait: options.wait,
         pin: options.pin,
         warm_up: options.warm_up,
+        resident: options.resident,
         ..PublishRequest::default()
     };
     let volume = client.publish(request).await?.volume.ok_or(CommandError::NoResult)?;

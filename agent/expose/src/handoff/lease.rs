@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 use weightd_proto::v1::{
     FailureKind, HandoffAnswer, HandoffArenas, HandoffOpened, HandoffRange, HandoffWant,
     handoff_answer::Answer, handoff_request::Request,
@@ -107,10 +110,7 @@ impl Lease {
             // Made before looking, so that nothing is missed in between.
             let mut news = std::pin::pin!(changed.notified());
             news.as_mut().enable();
-            if let Some((file, why)) = self.progress.wrong() {
-                return Err(self.model.wrong(file, &why).into());
-            }
-            self.model.check_condition()?;
+            self.check()?;
             ready.extend(self.progress.news());
             for ready in ready.drain(..) {
                 say(packets, Answer::Ready(ready)).await?;
@@ -121,18 +121,48 @@ impl Lease {
                     Some(request) => self.take(request)?,
                     None => return Ok(()),
                 },
-                Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => {
-                    let why = match loaded {
-                        Ok(Ok(())) => continue,
-                        Ok(Err(why)) => why,
-                        Err(_) => "a defect of weightd; its log says more".to_owned(),
-                    };
-                    return Err(Refusal::new(FailureKind::Unavailable, self.model.about(&why)).into());
-                }
+                Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(loaded)?,
                 _ = self.model.condition.changed() => {}
                 () = news => {}
             }
         }
+    }
+
+    /// Brings everything, for nobody. Ends when all of it is known to be right.
+    pub(crate) async fn fill(&mut self) -> Result<(), Refusal> {
+        let changed = Arc::clone(&self.model.inner.residents.changed);
+        loop {
+            let mut news = std::pin::pin!(changed.notified());
+            news.as_mut().enable();
+            self.check()?;
+            drop(self.progress.news());
+            if self.progress.is_complete() {
+                return Ok(());
+            }
+            self.bring();
+            tokio::select! {
+                Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(loaded)?,
+                _ = self.model.condition.changed() => {}
+                () = news => {}
+            }
+        }
+    }
+
+    /// Whether the lease can go on.
+    fn check(&mut self) -> Result<(), Refusal> {
+        if let Some((file, why)) = self.progress.wrong() {
+            return Err(self.model.wrong(file, &why));
+        }
+        self.model.check_condition()
+    }
+
+    fn loaded(&self, loaded: Result<Result<(), String>, JoinError>) -> Result<(), Refusal> {
+        let why = match loaded {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(why)) => why,
+            Err(_) => "a defect of weightd; its log says more".to_owned(),
+        };
+        Err(Refusal::new(FailureKind::Unavailable, self.model.about(&why)))
     }
 
     async fn introduce(&self, packets: &Packets) -> Result<(), End> {

@@ -3,8 +3,9 @@
 //! Reading order: `memory` and `lent` (files in memory), `trust` (whether bytes are right), `files`, `model` and `table` (what a
 //! client is lent); `arrangement`, `arena`, `resident` and `residents` (blobs in memory, for all who lease them), `progress` and
 //! `lease` (one who does); `ring` and `stream` (one client's tensors, one after the other); `packets`, `serve` and `sockets`
-//! (where clients come).
+//! (where clients come), `ahead` (models for whom no client has come yet).
 
+mod ahead;
 mod arena;
 mod arrangement;
 mod files;
@@ -42,6 +43,7 @@ use crate::{
     reading::{Brought, ChunkCache, Chunks},
     shown::Condition,
 };
+use ahead::Ahead;
 use memory::Provider;
 use residents::Residents;
 use sockets::Sockets;
@@ -85,6 +87,7 @@ impl HandoffConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct Handoff {
     inner: Arc<Inner>,
+    ahead: Arc<Ahead>,
     sockets: Arc<Sockets>,
 }
 
@@ -111,7 +114,8 @@ impl Handoff {
         let (cache, streamed, conditions) = (ChunkCache::new(pool), Mutex::default(), Mutex::default());
         let inner = Arc::new(Inner { chunks, residents, cache, streamed, metrics, conditions });
         let sockets = Arc::new(Sockets::new(directory, provider, leases, Arc::downgrade(&inner)));
-        Ok(Self { inner, sockets })
+        let ahead = Arc::new(Ahead::new(Arc::clone(&inner)));
+        Ok(Self { inner, ahead, sockets })
     }
 
     /// Takes over what an earlier agent left, and listens on the node's socket. May be called again.
@@ -127,7 +131,13 @@ impl Handoff {
 
     /// Listens for volumes of these snapshots and no others.
     pub(crate) fn keep_only(&self, is_shown: impl Fn(&SnapshotKey) -> bool) {
+        self.ahead.keep_only(&is_shown);
         self.sockets.keep_only(is_shown);
+    }
+
+    /// Brings a model into memory before anyone asks for it. Needs a tokio runtime.
+    pub(crate) fn bring_ahead(&self, key: SnapshotKey) {
+        self.ahead.want(key);
     }
 
     /// Whether someone leases a snapshot, so that its transfer must go on.
@@ -157,6 +167,7 @@ impl Handoff {
 
     /// Ends all leases. What is in memory stays for the next agent, if there is a keeper.
     pub(crate) fn end(&self) {
+        self.ahead.end();
         self.sockets.end();
     }
 }

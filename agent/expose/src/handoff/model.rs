@@ -73,15 +73,26 @@ impl Model {
             }
             Scope::Node => inner.find(&open.source).await?,
         };
+        let model = Self::of_snapshot(inner, key, &open.files).await?;
+        Ok(Self { slicing, _brought: brought, ..model })
+    }
+
+    /// These files of a snapshot, or without any named those of the model at its top.
+    pub(crate) async fn of_snapshot(
+        inner: Arc<Inner>,
+        key: SnapshotKey,
+        named: &[String],
+    ) -> Result<Self, Refusal> {
         let gone =
             || Refusal::new(FailureKind::NotFound, format!("{key}: this node has no such snapshot any more"));
         let hold = inner.store().hold(key).map_err(|_| gone())?;
         let manifest = inner.store().snapshot(&key).ok_or_else(gone)?.manifest;
         let condition = inner.condition(key);
         let (files, blobs) = (Vec::new(), Vec::new());
+        let slicing = Slicing::default();
         let mut model =
-            Self { inner, manifest, files, blobs, slicing, condition, _hold: hold, _brought: brought };
-        let names = model.names(&open.files).await?;
+            Self { inner, manifest, files, blobs, slicing, condition, _hold: hold, _brought: None };
+        let names = model.names(named).await?;
         for entry in files::chosen(&model.manifest, &names)? {
             let known = model.blobs.iter().position(|known| known.blob == entry.blob);
             let blob = known.unwrap_or(model.blobs.len());

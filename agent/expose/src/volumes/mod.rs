@@ -249,6 +249,12 @@ impl Volumes {
         self.inner.warm_up.want(volume.snapshot);
     }
 
+    /// Brings the tensors of a volume into memory, in the background, before a model server asks for them. Needs a tokio
+    /// runtime.
+    pub fn bring_into_memory(&self, volume: &Volume) {
+        self.inner.handoff.bring_ahead(volume.snapshot);
+    }
+
     /// Says that a snapshot which loaded is complete.
     pub fn completed(&self, key: &SnapshotKey) {
         self.report(key, Condition::Fine);

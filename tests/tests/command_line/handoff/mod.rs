@@ -3,6 +3,7 @@
 mod clients;
 mod content;
 mod memory;
+mod streams;
 mod takeover;
 
 use std::{

@@ -1,0 +1,71 @@
+//! Models that are brought into memory before anyone asks for them: a server that starts meanwhile finds them there.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio_util::sync::{CancellationToken, DropGuard};
+use weightd_types::SnapshotKey;
+
+use super::{Inner, lease::Lease, model::Model, refusal::Refusal};
+
+/// Models on their way into memory.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    inner: Arc<Inner>,
+    running: Mutex<HashMap<SnapshotKey, DropGuard>>,
+}
+
+impl Ahead {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner, running: Mutex::default() }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<SnapshotKey, DropGuard>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings a model into memory, where it then lies as if its last lease had just ended. Needs a tokio runtime.
+    pub(crate) fn want(self: &Arc<Self>, key: SnapshotKey) {
+        let token = CancellationToken::new();
+        if let Some(before) = self.running().insert(key, token.clone().drop_guard()) {
+            // What that brought is there, and is not brought again.
+            drop(before);
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                () = token.cancelled() => return,
+                ended = fill(&this.inner, key) => ended,
+            };
+            match ended {
+                Ok(()) => tracing::info!(snapshot = %key, "a model is in memory"),
+                Err(refusal) => {
+                    let why = refusal.message;
+                    tracing::warn!(snapshot = %key, why, "a model does not come into memory before it is asked for");
+                }
+            }
+            // Unless someone else has begun anew.
+            if !token.is_cancelled() {
+                this.running().remove(&key);
+            }
+        });
+    }
+
+    /// Goes on with these and no others.
+    pub(crate) fn keep_only(&self, is_shown: impl Fn(&SnapshotKey) -> bool) {
+        self.running().retain(|key, _| is_shown(key));
+    }
+
+    /// Ends all of it.
+    pub(crate) fn end(&self) {
+        self.running().clear();
+    }
+}
+
+async fn fill(inner: &Arc<Inner>, key: SnapshotKey) -> Result<(), Refusal> {
+    let model = Model::of_snapshot(Arc::clone(inner), key, &[]).await?;
+    let wanted_only = false;
+    Lease::open(model, wanted_only).await?.fill().await
+}

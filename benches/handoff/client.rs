@@ -1,0 +1,189 @@
+//! Programs in Python that stand for model servers: they import everything, and then do as they are told.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, de::DeserializeOwned};
+use tempfile::NamedTempFile;
+use weightd_benches::{binary, wait_until};
+
+/// How long one may take to leave.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The checkout.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// An interpreter, and where its packages are.
+#[derive(Debug, Clone)]
+pub(crate) struct Python {
+    interpreter: PathBuf,
+    packages: String,
+    /// Whether the peers are among them.
+    pub(crate) has_peers: bool,
+}
+
+impl Python {
+    /// The one that has torch, with the package `weightd` put together in a directory from what was built beside this program.
+    pub(crate) fn find(directory: &Path) -> Result<Self> {
+        let package = directory.join("packages/weightd");
+        fs::create_dir_all(&package)?;
+        for file in fs::read_dir(Path::new(ROOT).join("python/weightd"))? {
+            let path = file?.path();
+            if path.is_file() {
+                fs::copy(&path, package.join(path.file_name().context("a file has a name")?))?;
+            }
+        }
+        fs::copy(binary("libweightd_python.so")?, package.join("_native.abi3.so"))?;
+        let peers = Path::new(ROOT).join(".tools/peers");
+        let has_peers = peers.join("installed").exists();
+        let places = [directory.join("packages").canonicalize()?, peers];
+        let packages = places.map(|place| place.display().to_string()).join(":");
+        Ok(Self { interpreter: weightd_harness::vllm_python()?, packages, has_peers })
+    }
+
+    /// What it has, in words.
+    pub(crate) fn versions(&self) -> Result<String> {
+        let code = "import importlib.metadata as packages\n\
+                    names = ['torch', 'safetensors', 'transformers', 'runai-model-streamer', 'runai-model-streamer-gcs']\n\
+                    there = {each.metadata['Name'] for each in packages.distributions()}\n\
+                    print(', '.join(f'{name} {packages.version(name)}' for name in names if name in there))";
+        let output = self.command().args(["-c", code]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.interpreter);
+        command
+            .env("PYTHONPATH", &self.packages)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("HF_HUB_OFFLINE", "1");
+        command
+    }
+}
+
+/// A running program. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Client {
+    script: String,
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    log: NamedTempFile,
+}
+
+/// What one says after it has loaded a model.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct Loaded {
+    /// From the first call to the last tensor.
+    pub(crate) seconds: f64,
+    /// Processor time of it alone, which other work on the machine does not change.
+    pub(crate) cpu: f64,
+    /// To the first tensor.
+    pub(crate) first: f64,
+    /// How many there are.
+    pub(crate) tensors: usize,
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    ready: bool,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    read: usize,
+}
+
+#[derive(Deserialize)]
+struct Checked {
+    right: usize,
+}
+
+impl Client {
+    /// Starts a script beside this file, and waits until all it needs is imported.
+    pub(crate) fn start(
+        python: &Python,
+        script: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut command = python.command();
+        command.arg(Path::new(ROOT).join("benches/handoff").join(script)).args(arguments);
+        command.envs(environment.iter().copied());
+        let log = NamedTempFile::new()?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.reopen()?);
+        let mut process = command.spawn().with_context(|| format!("starting {script}"))?;
+        let input = process.stdin.take();
+        let output = BufReader::new(process.stdout.take().context("it has an stdout")?);
+        let mut client = Self { script: script.to_owned(), process, input, output, log };
+        ensure!(client.hear::<Ready>()?.ready, "{script} is not ready");
+        Ok(client)
+    }
+
+    /// Its process, for measuring.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Has it load the model, and waits for that.
+    pub(crate) fn load(&mut self) -> Result<Loaded> {
+        self.begin()?;
+        self.loaded()
+    }
+
+    /// Has it load the model.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        self.say("load")
+    }
+
+    /// Waits until it has.
+    pub(crate) fn loaded(&mut self) -> Result<Loaded> {
+        self.hear()
+    }
+
+    /// Has it read every page of what it holds.
+    pub(crate) fn read(&mut self) -> Result<()> {
+        self.say("read")?;
+        ensure!(self.hear::<Read>()?.read > 0, "{} holds nothing", self.script);
+        Ok(())
+    }
+
+    /// Has it compare every byte of what it holds with the model as it was published.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.say("check")?;
+        ensure!(self.hear::<Checked>()?.right > 0, "{} holds nothing", self.script);
+        Ok(())
+    }
+
+    fn say(&mut self, line: &str) -> Result<()> {
+        let input = self.input.as_mut().context("it has an stdin")?;
+        writeln!(input, "{line}").with_context(|| format!("telling {} to {line}", self.script))
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        if line.is_empty() {
+            let said = fs::read_to_string(self.log.path()).unwrap_or_default();
+            anyhow::bail!("{} ended: {}", self.script, said.trim());
+        }
+        serde_json::from_str(&line).with_context(|| format!("{} said {line}", self.script))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        wait_until(PATIENCE, || !matches!(self.process.try_wait(), Ok(None)));
+        // Either fails only when it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
