@@ -41,7 +41,7 @@ impl<'py> FromPyObject<'_, 'py> for Agent {
 }
 
 /// Bytes of the ring that tensors shall come through, if through one; zero for what the agent thinks best.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct RingBytes(Option<u64>);
 
 impl<'py> FromPyObject<'_, 'py> for RingBytes {

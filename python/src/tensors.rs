@@ -111,11 +111,11 @@ impl Tensors {
     #[pyo3(signature = (names=None, *, verified=None))]
     fn wait(&self, py: Python<'_>, names: Option<Vec<String>>, verified: Option<bool>) -> PyResult<()> {
         let model = self.model()?;
-        let tensors: Vec<&Tensor> = match &names {
+        let tensors: Vec<&Tensor> = match names {
             None => model.by_offset().iter().collect(),
             Some(names) => {
-                let find = |name: &String| model.find(name).ok_or_else(|| self.missing(name));
-                names.iter().map(find).collect::<Result<_, _>>()?
+                let find = |name: String| model.find(&name).ok_or_else(|| self.missing(&name));
+                names.into_iter().map(find).collect::<Result<_, _>>()?
             }
         };
         let positions = ranges(tensors.into_iter().filter_map(Tensor::position));

@@ -271,7 +271,7 @@ mod tests {
                     let by_strides = if slice.shape.contains(&0) { Vec::new() } else { by_strides };
                     assert_eq!(by_strides, by_runs, "{slice:?}");
                     assert_eq!(
-                        (slice.bytes(), slice.span().len() as usize >= slice.bytes()),
+                        (slice.bytes(), slice.span().len() >= slice.bytes() as u64),
                         (2 * by_runs.len(), true)
                     );
                     all.extend(by_runs);

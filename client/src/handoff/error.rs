@@ -59,7 +59,7 @@ pub enum Error {
         now: String,
     },
     /// There is no room for a tensor, because everything in the ring is in use, and nothing was given back for long.
-    #[error("{}: the tensor {tensor:?} of {bytes} bytes has no room in the ring of {ring} bytes, where {tensors} tensors with {held} bytes are in use; let go of tensors before you take others, or make the ring larger, or open the model without one", socket.display())]
+    #[error("{}: the tensor {tensor:?} of {bytes} bytes has no room in one piece in the ring of {ring} bytes, where {tensors} tensors with {held} bytes are in use; let go of tensors before you take others, or make the ring larger, or open the model without one", socket.display())]
     RingFull {
         /// The socket.
         socket: PathBuf,

@@ -23,6 +23,9 @@
 //! ```
 //! The session must live as long as the memory is used: with it ends the lease, and the agent forgets that anybody has
 //! its tensors.
+//!
+//! Who needs each tensor only for a while opens a [`stream`]: tensors come one after the other through a ring of memory, and
+//! each stays there until the [`Taken`] that was had of it is dropped.
 
 mod arena;
 mod connection;

@@ -93,6 +93,12 @@ pub(super) struct Awaited {
     is_wanted: bool,
 }
 
+impl Awaited {
+    pub(super) fn new(position: usize) -> Self {
+        Self { position, since: Instant::now(), is_wanted: false }
+    }
+}
+
 impl RingState {
     pub(super) fn new(table: Arc<Table>, bytes: usize, verified: bool) -> Self {
         let tensors = vec![Whereabouts::Away; table.tensors().len()];
@@ -130,10 +136,9 @@ impl RingState {
         }
     }
 
-    /// Begins to wait for a tensor.
-    pub(super) fn begin(&mut self, position: usize) -> Awaited {
-        *self.awaited.entry(position).or_default() += 1;
-        Awaited { position, since: Instant::now(), is_wanted: false }
+    /// Someone begins to wait for a tensor.
+    pub(super) fn begin(&mut self, awaited: &Awaited) {
+        *self.awaited.entry(awaited.position).or_default() += 1;
     }
 
     /// Waits for it no longer.
@@ -336,4 +341,128 @@ fn first_page(offset: usize) -> usize {
 #[expect(clippy::cast_possible_truncation, reason = "the table has no more")]
 fn number(position: usize) -> u32 {
     position as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use bolero::TypeGenerator;
+    use prost::Message;
+    use weightd_proto::v1::{HandoffFile, HandoffPlace, HandoffTable, HandoffTensor};
+
+    use super::*;
+    use crate::handoff::table::Room;
+
+    /// What happens to a ring, by an agent that says what it likes and by whoever uses it.
+    #[derive(Debug, TypeGenerator)]
+    enum Happening {
+        Delivered(Vec<(u8, u8)>),
+        Full(u8),
+        Want(u8),
+        Take(u8),
+        GiveBack(u8),
+        Tell,
+    }
+
+    fn ring(pages: usize) -> RingState {
+        let tensor = |bytes: u64| HandoffTensor {
+            name: format!("{bytes} bytes"),
+            dtype: "U8".to_owned(),
+            shape: vec![bytes],
+            bytes,
+            ..HandoffTensor::default()
+        };
+        let page = page_size() as u64;
+        let tensors = [1, 0, page, page + 1, 3 * page, 300, 256, 2 * page].map(tensor).into();
+        let table = HandoffTable { files: vec![HandoffFile::default()], tensors };
+        let table = Table::parse(&table.encode_to_vec(), Room::Ring).unwrap();
+        RingState::new(Arc::new(table), pages * page_size(), false)
+    }
+
+    /// Whether everything in the ring has pages of its own in there, and nothing else has any.
+    fn check(ring: &RingState) {
+        let mut end = 0;
+        for (&start, pages) in &ring.pages {
+            assert!(end <= start && start < pages.end && pages.end <= ring.bytes, "{ring:?}");
+            end = pages.end;
+            let (Whereabouts::There(offset) | Whereabouts::Taken(offset)) = ring.tensors[pages.tensor] else {
+                panic!("{ring:?}");
+            };
+            assert!(start <= offset && offset + ring.bytes_of(pages.tensor) <= pages.end, "{ring:?}");
+        }
+        let is_in = |at: &&Whereabouts| matches!(at, Whereabouts::There(_) | Whereabouts::Taken(_));
+        assert_eq!(ring.tensors.iter().filter(is_in).count(), ring.pages.len(), "{ring:?}");
+    }
+
+    #[test]
+    fn whatever_an_agent_says_no_two_tensors_share_a_page() {
+        bolero::check!().with_type::<Vec<Happening>>().for_each(|happenings| {
+            let mut ring = ring(6);
+            let mut told: Vec<u32> = Vec::new();
+            for happening in happenings {
+                let position = |number: &u8| usize::from(number % 8);
+                match happening {
+                    Happening::Delivered(places) => {
+                        let place = |(tensor, offset): &(u8, u8)| HandoffPlace {
+                            tensor: u32::from(tensor % 9),
+                            offset: 128 * u64::from(*offset),
+                        };
+                        let places = places.iter().map(place).collect();
+                        if ring.learn(Answer::Delivered(HandoffDelivered { places })).is_err() {
+                            return check(&ring);
+                        }
+                    }
+                    Happening::Full(tensor) => {
+                        let full = HandoffFull { tensor: u32::from(tensor % 8), bytes: 4096 };
+                        ring.learn(Answer::Full(full)).unwrap();
+                    }
+                    Happening::Want(number) => ring.want([position(number)]),
+                    Happening::Take(number) => {
+                        let mut awaited = Awaited::new(position(number));
+                        ring.begin(&awaited);
+                        let _step = ring.step(&mut awaited);
+                        ring.end(&awaited);
+                    }
+                    Happening::GiveBack(number) => {
+                        if let Whereabouts::Taken(_) = ring.tensors[position(number)] {
+                            ring.give_back(position(number));
+                        }
+                    }
+                    Happening::Tell => {
+                        if let Some(Said::Release(release)) = ring.next_to_tell() {
+                            told.extend(release.tensors);
+                        }
+                        ring.was_told();
+                    }
+                }
+                check(&ring);
+            }
+            assert!(ring.awaited.is_empty() && told.iter().all(|&tensor| ring.bytes_of(tensor as usize) > 0));
+        });
+    }
+
+    #[test]
+    fn what_is_given_back_and_wanted_is_told_in_the_order_of_that() {
+        let mut ring = ring(6);
+        let places = vec![HandoffPlace { tensor: 0, offset: 0 }, HandoffPlace { tensor: 2, offset: 8192 }];
+        ring.learn(Answer::Delivered(HandoffDelivered { places })).unwrap();
+        let mut first = Awaited::new(0);
+        ring.begin(&first);
+        assert_eq!(ring.step(&mut first), Some(Step::Take(0)));
+        ring.end(&first);
+        // Another one waits for the same, and is not told that it is to be wanted.
+        let mut second = Awaited::new(0);
+        ring.begin(&second);
+        assert_eq!(ring.step(&mut second), None);
+        ring.give_back(0);
+        let said: Vec<_> = std::iter::from_fn(|| {
+            let said = ring.next_to_tell();
+            assert!(ring.next_to_tell().is_none(), "one thread tells it");
+            ring.was_told();
+            said
+        })
+        .collect();
+        assert_eq!(said[0], Said::Release(HandoffRelease { tensors: vec![0] }));
+        let Said::Want(want) = &said[1] else { panic!("{said:?}") };
+        assert_eq!((want.tensors.as_slice(), said.len()), (&[HandoffRange { start: 0, end: 1 }][..], 2));
+    }
 }

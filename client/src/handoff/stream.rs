@@ -47,7 +47,7 @@ struct Shared {
     map: MmapRaw,
 }
 
-/// A tensor that is waited for, whose place nobody else makes room of. Dropping it ends the waiting.
+/// A tensor that is waited for. Dropping it ends the waiting.
 #[derive(Debug)]
 pub struct Taking {
     shared: Arc<Shared>,
@@ -141,10 +141,13 @@ impl Stream {
         self.shared.tell()
     }
 
-    /// Begins to wait for a tensor.
+    /// Begins to wait for a tensor. From now on nobody makes room of it for another one.
     pub fn taking(&self, position: usize) -> Taking {
         assert!(position < self.table.tensors().len(), "a tensor of the table");
-        let awaited = self.shared.line.lock().notes.begin(position);
+        let awaited = Awaited::new(position);
+        if self.shared.line.is_ours() {
+            self.shared.line.lock().notes.begin(&awaited);
+        }
         Taking { shared: self.shared.clone(), awaited }
     }
 

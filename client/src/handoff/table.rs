@@ -94,7 +94,7 @@ impl Table {
         Self::parse(&encoded, room)
     }
 
-    fn parse(encoded: &[u8], room: Room<'_>) -> Result<Self, String> {
+    pub(super) fn parse(encoded: &[u8], room: Room<'_>) -> Result<Self, String> {
         let table =
             HandoffTable::decode(encoded).map_err(|error| format!("sent a table that is none ({error})"))?;
         Self::checked(table, room)
