@@ -57,7 +57,10 @@ pub(crate) struct Lease {
 impl Lease {
     /// Leases a model, all of which is brought, or only what is wanted.
     pub(crate) async fn open(model: Model, wanted_only: bool) -> Result<Self, Refusal> {
-        let wanted = model.look().await?.into_iter().zip(&model.blobs).map(|(found, entry)| match found {
+        let found = model.look().await?;
+        // Before any memory is made: what cannot be cut is refused.
+        let tensors = Tensors::new(&model, &found.iter().map(Found::header).collect::<Vec<_>>())?;
+        let wanted = found.into_iter().zip(&model.blobs).map(|(found, entry)| match found {
             Found::Resident(resident) => Wanted::Here(resident),
             Found::Header(header, bytes) => {
                 let arrangement = Arrangement::of(&header, bytes);
@@ -66,7 +69,7 @@ impl Lease {
         });
         let source = model.manifest.source.to_string();
         let residents = model.inner.residents.lease(wanted.collect(), &source).await?;
-        let tensors = Arc::new(Tensors::new(&model, &headers(&residents))?);
+        let tensors = Arc::new(tensors);
         let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
         let rest = VecDeque::new();

@@ -54,6 +54,16 @@ pub(crate) enum Found {
     Header(SafetensorsHeader, u64),
 }
 
+impl Found {
+    /// The blob's own header.
+    pub(crate) fn header(&self) -> &SafetensorsHeader {
+        match self {
+            Self::Resident(resident) => resident.header(),
+            Self::Header(header, _) => header,
+        }
+    }
+}
+
 impl Model {
     /// Finds what a client asks for, at a socket with that scope.
     pub(crate) async fn find(inner: Arc<Inner>, open: &HandoffOpen, scope: Scope) -> Result<Self, Refusal> {

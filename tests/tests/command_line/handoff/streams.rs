@@ -14,8 +14,8 @@ use crate::{
     volumes::{Node, SLOW, fuse, metric},
 };
 
-/// Room for two of the longest tensors of the model, and far less than all of it.
-const RING: Ring = Ring { bytes: 20 << 20, verified: false };
+/// Room for the longest tensor of the model, and for far less than all of it.
+const RING: Ring = Ring { bytes: 24 << 20, verified: false };
 
 async fn stream(socket: &Path, request: Request, ring: Ring) -> Result<Arc<Stream>, Error> {
     let socket = socket.to_owned();
