@@ -3,10 +3,11 @@
 use anyhow::Result;
 use weightd_benches::{Node, Table};
 
+use crate::pages::Pages;
 use crate::world::{Runs, World, order, text, timed, until_forgotten};
 
-/// How the agent's memory is before tensors come into it: what that is called, and what `[handoff]` says for it.
-const MEMORY: [(&str, &str); 1] = [("memory untouched before", "")];
+/// The pages of the memory that tensors come into, which was never touched before: what they are called, and who gets huge ones.
+const PAGES: [(&str, &str); 2] = [("huge pages", "advise"), ("pages of 4 KiB", "never")];
 
 /// Programs that load tensors, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +43,9 @@ impl Loader {
 pub(crate) async fn measure(world: &World) -> Result<String> {
     let mut table =
         Table::new(&["what", "all tensors after s", "GB/s", "weightd's speed / its", "CPU s/GiB"]);
-    for (memory, handoff) in MEMORY {
-        let node = world.node("cached", handoff)?;
+    for (memory, who) in PAGES {
+        let _pages = Pages::set(who)?;
+        let node = world.node("cached", "")?;
         node.mount("model", &["--mode", "bind", "--warm-up"])?;
         let loaders: Vec<Loader> =
             Loader::ALL.into_iter().filter(|loader| world.with_peers || *loader != Loader::Runai).collect();

@@ -21,20 +21,21 @@ _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 _PAGE = 4096
 
 
-def serve(load):
-    """Does as it is told. `load` yields names and tensors, which are held."""
+def serve(load, is_kept=True):
+    """Does as it is told. `load` yields names and tensors, which are held, or read at once where they are not to be kept."""
     tensors = {}
     _say(ready=True)
     for line in sys.stdin:
         command = line.strip()
         if command == "load":
-            _say(**_load(load, tensors))
+            _say(**_load(load, tensors, is_kept))
         elif command == "read":
             for tensor in tensors.values():
                 touch(tensor)
             _say(read=len(tensors))
         elif command == "check":
-            _say(right=_check(tensors))
+            # What was not kept is compared as it comes, once more.
+            _say(right=_check(tensors.items() if is_kept else load()))
         else:
             raise SystemExit(f"{command!r} is no command")
 
@@ -49,10 +50,14 @@ def as_bytes(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _load(load, tensors):
+def _load(load, tensors, is_kept):
     begun, cpu, first = time.perf_counter(), time.process_time(), None
     for name, tensor in load():
-        tensors[name] = tensor
+        if is_kept:
+            tensors[name] = tensor
+        else:
+            touch(tensor)
+            tensors[name] = None
         if first is None:
             first = time.perf_counter() - begun
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
@@ -60,8 +65,20 @@ def _load(load, tensors):
 
 
 def _check(tensors):
-    """Compares all that is held with the files that were published, byte by byte. Says how many tensors they have."""
+    """Compares tensors with the files that were published, byte by byte. Says how many those have."""
+    published = dict(_published())
     count = 0
+    for name, tensor in tensors:
+        entry, content = published[name]
+        assert list(tensor.shape) == entry["shape"] and tensor.dtype == _DTYPES[entry["dtype"]], name
+        assert torch.equal(as_bytes(tensor), content), f"{name} has wrong bytes"
+        count += 1
+    assert count == len(published), f"{count} tensors came, and there are {len(published)}"
+    return count
+
+
+def _published():
+    """Names of all tensors, each with its entry of the header and its bytes."""
     for path in glob.glob(os.path.join(PUBLISHED, "*.safetensors")):
         with open(path, "rb") as file:
             # Never written to: this is what torch takes without a warning.
@@ -71,12 +88,8 @@ def _check(tensors):
         header.pop("__metadata__", None)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         for name, entry in header.items():
-            tensor, (start, end) = tensors[name], entry["data_offsets"]
-            assert list(tensor.shape) == entry["shape"] and tensor.dtype == _DTYPES[entry["dtype"]], name
-            assert torch.equal(as_bytes(tensor), whole[data + start : data + end]), f"{name} has wrong bytes"
-        count += len(header)
-    assert count == len(tensors), f"{len(tensors)} tensors came, and there are {count}"
-    return count
+            start, end = entry["data_offsets"]
+            yield name, (entry, whole[data + start : data + end])
 
 
 def _say(**answer):

@@ -11,7 +11,9 @@ mod cached;
 mod client;
 mod cold;
 mod origin;
+mod pages;
 mod share;
+mod stream;
 mod world;
 
 use std::fs;
@@ -22,6 +24,7 @@ use weightd_benches::{Bucket, Common, machine};
 use weightd_harness::{ModelShape, mounts};
 
 use client::Python;
+use pages::Pages;
 use world::World;
 
 /// Measures hand-off.
@@ -35,7 +38,7 @@ struct Options {
     /// Leaves out the peers.
     #[arg(long)]
     quick: bool,
-    /// Runs these parts only: attach, many, share, transformers, cached, cold, origin, four.
+    /// Runs these parts only: attach, many, share, transformers, cached, cold, origin, four, stream.
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
 }
@@ -60,6 +63,12 @@ async fn measure(options: Options) -> Result<()> {
     let python = Python::find(&work)?;
     if !python.has_peers && !options.quick {
         eprintln!("warning: runai-model-streamer is not in .tools/peers: NOTHING IS MEASURED BESIDE IT");
+    }
+    let pages = Pages::set("advise");
+    if let Err(error) = &pages {
+        eprintln!(
+            "warning: no huge pages for shared memory ({error}): WHAT BRINGS MODELS INTO MEMORY IS SLOW"
+        );
     }
     eprintln!("making the model and its bucket");
     let shape = options.size.map_or_else(ModelShape::default, ModelShape::of_bytes);
@@ -105,6 +114,9 @@ async fn measure(options: Options) -> Result<()> {
     }
     if has("four") {
         show(origin::four(&world)?);
+    }
+    if has("stream") {
+        show(stream::measure(&world).await?);
     }
     if let Some(path) = &options.common.report {
         fs::write(path, report(&text))?;

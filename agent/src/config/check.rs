@@ -137,6 +137,7 @@ fn handoff(reader: &mut Reader, raw: RawHandoff, socket: &Path) -> HandoffConfig
         linger: reader.get("handoff.linger", raw.linger, default.linger, read::duration),
         lock_limit: reader.get("handoff.lock_limit", raw.lock_limit, default.lock_limit, read::bytes),
         leases: reader.get("handoff.leases", raw.leases, default.leases, leases),
+        huge_pages: reader.get("handoff.huge_pages", raw.huge_pages, default.huge_pages, read::truth),
         ..default
     }
 }

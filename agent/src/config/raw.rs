@@ -89,6 +89,7 @@ pub(super) struct RawHandoff {
     pub(super) linger: Setting,
     pub(super) lock_limit: Setting,
     pub(super) leases: Setting,
+    pub(super) huge_pages: Setting,
 }
 
 /// `[access]`

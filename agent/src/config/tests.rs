@@ -98,6 +98,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         resident_limit = 0
         linger = 5
         leases = 0
+        huge_pages = "on"
         [access]
         identity = "root"
         audience = "p.svc.id.goog"
@@ -141,6 +142,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "handoff.resident_limit = 0: must be more than nothing",
         "handoff.linger = 5: write a time",
         "handoff.leases = 0: write a whole number from 1 to 65536",
+        "handoff.huge_pages = \"on\": write true or false",
         "access.identity = \"root\": write \"pod\", or \"node\"",
         "access.audience = \"p.svc.id.goog\": means nothing without provider",
         "access.files = [\"/models/*\", \"/models/../etc\"]: write a list of absolute paths",

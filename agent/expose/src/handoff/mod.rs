@@ -9,6 +9,7 @@ mod ahead;
 mod arena;
 mod arrangement;
 mod files;
+mod huge_pages;
 mod lease;
 mod lent;
 mod memory;
@@ -68,6 +69,8 @@ pub struct HandoffConfig {
     pub lock_limit: u64,
     /// Most leases at once.
     pub leases: usize,
+    /// Whether a node that gives shared memory no huge pages shall give them to those who ask.
+    pub huge_pages: bool,
 }
 
 impl HandoffConfig {
@@ -79,6 +82,7 @@ impl HandoffConfig {
             linger: Duration::from_mins(10),
             lock_limit: u64::MAX,
             leases: 1024,
+            huge_pages: false,
         }
     }
 }
@@ -106,7 +110,11 @@ pub(crate) struct Inner {
 
 impl Handoff {
     pub(crate) fn new(chunks: Arc<Chunks>, config: &Config, metrics: Metrics) -> Result<Self, ExposeError> {
-        let HandoffConfig { directory, resident_limit, linger, lock_limit, leases } = config.handoff.clone();
+        let HandoffConfig { directory, resident_limit, linger, lock_limit, leases, huge_pages } =
+            config.handoff.clone();
+        if huge_pages {
+            switch_on_huge_pages();
+        }
         let pool = BufferPool::new(BUFFERS).map_err(ExposeError::mount("get memory for", &directory))?;
         let provider = Provider::new(config.keeper.clone(), resident_limit, lock_limit);
         let residents = Residents::new(Arc::clone(&chunks), provider.clone(), linger, metrics.clone());
@@ -169,6 +177,18 @@ impl Handoff {
     pub(crate) fn end(&self) {
         self.ahead.end();
         self.sockets.end();
+    }
+}
+
+fn switch_on_huge_pages() {
+    match huge_pages::give_on_request(Path::new(huge_pages::SWITCH)) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("this node gives shared memory huge pages from now on, to those who ask"),
+        Err(error) => tracing::warn!(
+            switch = huge_pages::SWITCH,
+            %error,
+            "memory for tensors gets no huge pages: let the agent write there, or leave handoff.huge_pages out"
+        ),
     }
 }
 

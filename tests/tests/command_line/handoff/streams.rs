@@ -237,7 +237,9 @@ async fn wrong_bytes_end_a_stream_that_did_not_wait_and_never_reach_one_that_did
         let failed = match failed {
             Some(failed) => failed,
             // All came before anyone knew, and the next question hears of it.
-            None => until("the lease has ended", async || stream.want(&[0..1]).err()).await,
+            None => {
+                until("the lease has ended", async || stream.want(std::slice::from_ref(&(0..1))).err()).await
+            }
         };
         assert_eq!(failed.kind(), FailureKind::Corrupt, "{failed}");
         assert!(failed.to_string().contains(&name), "{failed}");
@@ -256,7 +258,7 @@ async fn what_was_taken_outlives_its_agent_and_the_next_one_goes_on() {
     let stream = stream(&volume_socket(&node), Request::default(), RING).await.unwrap();
     let held = take(&stream, 0).await.unwrap();
     agent.kill();
-    let gone = until("the stream has ended", async || stream.want(&[1..2]).err()).await;
+    let gone = until("the stream has ended", async || stream.want(std::slice::from_ref(&(1..2))).err()).await;
     assert!(matches!(gone, Error::AgentGone { .. }), "{gone}");
     let _agent = node.place.agent().await;
     let mut again = stream.reopen();

@@ -1,0 +1,32 @@
+//! Which pages the machine gives to memory that is shared.
+
+use std::{fs, io};
+
+const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// A setting of the machine, which is what it was before when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    before: String,
+}
+
+impl Pages {
+    /// Sets who gets huge pages: `never`, or `advise` for those who ask.
+    pub(crate) fn set(who: &str) -> io::Result<Self> {
+        let settings = fs::read_to_string(SWITCH)?;
+        let chosen =
+            |word: &str| word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).map(str::to_owned);
+        let before = settings.split_whitespace().find_map(chosen);
+        let before = before.ok_or_else(|| io::Error::other(format!("{SWITCH} says {settings:?}")))?;
+        fs::write(SWITCH, who)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(SWITCH, &self.before) {
+            eprintln!("warning: {SWITCH} is not {} again: {error}", self.before);
+        }
+    }
+}
