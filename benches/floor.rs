@@ -166,8 +166,11 @@ fn cut(size: u64, range: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..count).map(move |number| (number * range, ((number + 1) * range).min(size)))
 }
 
+/// Open files, and their lengths.
+type Files = Vec<(Arc<File>, u64)>;
+
 /// Allocates the objects' files, and cuts them into ranges.
-fn plan(items: Vec<Item>, out: &Path, range: u64) -> Result<(Vec<Range>, Vec<(Arc<File>, u64)>)> {
+fn plan(items: Vec<Item>, out: &Path, range: u64) -> Result<(Vec<Range>, Files)> {
     let (mut ranges, mut files) = (Vec::new(), Vec::new());
     for item in items {
         let size: u64 = item.size.parse()?;

@@ -144,33 +144,37 @@ def weights(
     Nothing of a tensor is read here, and one that is not wanted is not even asked for: whoever takes a part of one touches
     just that. A tensor may be written to and kept; its memory lives as long as it does, and so does its place in a ring.
     """
-    import weightd
-
     if options.get("stream"):
         # What has gone through a ring cannot be compared any more.
         options = {"verified": True, **options}
     for place in opened:
-        there = []
+        # Of its own, so that nothing of one place is held, and no ring, while the next one is opened.
+        yield from _weights_of(place, options, is_wanted, say)
 
-        def is_asked_for(name, there=there):
-            there.append(name)
-            return is_wanted(name)
 
-        with weightd.open(place, names=is_asked_for, **options) as tensors:
-            wanted = [tensors[name] for name in tensors.offset_keys()]
-            total = sum(tensor.nbytes for tensor in wanted)
-            say(
-                "weightd: %d of %d tensors, %.2f GB, of %s (%s)",
-                *(len(wanted), len(there), total / 1e9, place, tensors.how),
-            )
-            done, reported = 0, time.monotonic()
-            for tensor in wanted:
-                yield tensor.name, tensor.torch()
-                done += tensor.nbytes
-                if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
-                    reported = time.monotonic()
-                    say("weightd: %.2f of %.2f GB of %s", done / 1e9, total / 1e9, place)
-            if tensors.how == "stream":
-                continue
+def _weights_of(place, options, is_wanted, say):
+    import weightd
+
+    there = []
+
+    def is_asked_for(name):
+        there.append(name)
+        return is_wanted(name)
+
+    with weightd.open(place, names=is_asked_for, **options) as tensors:
+        wanted = [tensors[name] for name in tensors.offset_keys()]
+        total = sum(tensor.nbytes for tensor in wanted)
+        say(
+            "weightd: %d of %d tensors, %.2f GB, of %s (%s)",
+            *(len(wanted), len(there), total / 1e9, place, tensors.how),
+        )
+        done, reported = 0, time.monotonic()
+        for tensor in wanted:
+            yield tensor.name, tensor.torch()
+            done += tensor.nbytes
+            if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
+                reported = time.monotonic()
+                say("weightd: %.2f of %.2f GB of %s", done / 1e9, total / 1e9, place)
+        if tensors.how != "stream":
             # Some were used when they had come, before the origin's checksum was compared. No server shall serve what was wrong.
             tensors.wait([tensor.name for tensor in wanted], verified=True)

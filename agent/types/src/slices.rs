@@ -3,7 +3,7 @@
 //! Tensor-parallel servers cut each tensor along one dimension into equal parts, and each rank takes one. Where it is the
 //! first dimension a part is one range of bytes; where it is another, it is a run of bytes in each row.
 
-use globset::{Glob, GlobMatcher};
+use globset::{Glob, GlobSet, GlobSetBuilder};
 use safetensors::Dtype;
 
 use crate::ByteRange;
@@ -23,12 +23,20 @@ pub struct Cut {
 #[derive(Debug, Clone, Default)]
 pub struct Slicing {
     rules: Vec<Rule>,
+    /// Of the rules, in their order.
+    patterns: GlobSet,
 }
+
+/// Most rules: each is compared with each of tens of thousands of names.
+const MAX_RULES: usize = 256;
+/// Longest pattern. Names of tensors are shorter.
+const MAX_PATTERN_BYTES: usize = 512;
+/// Most alternatives in braces: whoever reads patterns goes one call deeper with each.
+const MAX_BRACES: usize = 8;
 
 #[derive(Debug, Clone)]
 struct Rule {
     pattern: String,
-    matcher: GlobMatcher,
     /// `None`: the whole.
     cut: Option<Cut>,
 }
@@ -120,18 +128,31 @@ impl Slicing {
     /// # Errors
     /// [`SliceError::Pattern`] and [`SliceError::Part`].
     pub fn new(rules: impl IntoIterator<Item = (String, Option<Cut>)>) -> Result<Self, SliceError> {
-        let rule = |(pattern, cut): (String, Option<Cut>)| {
+        let invalid = |pattern: &str, problem: &str| SliceError::Pattern {
+            pattern: pattern.chars().take(80).collect(),
+            problem: problem.to_owned(),
+        };
+        let (mut all, mut patterns) = (Vec::new(), GlobSetBuilder::new());
+        for (pattern, cut) in rules {
             if let Some(Cut { part, parts, .. }) = cut
                 && part >= parts
             {
                 return Err(SliceError::Part { pattern, part, parts });
             }
-            match Glob::new(&pattern) {
-                Ok(glob) => Ok(Rule { matcher: glob.compile_matcher(), pattern, cut }),
-                Err(error) => Err(SliceError::Pattern { problem: error.kind().to_string(), pattern }),
+            if pattern.len() > MAX_PATTERN_BYTES || pattern.matches('{').count() > MAX_BRACES {
+                return Err(invalid(
+                    &pattern,
+                    "it has more than 512 letters, or more than 8 alternatives in braces",
+                ));
             }
-        };
-        Ok(Self { rules: rules.into_iter().map(rule).collect::<Result<_, _>>()? })
+            if all.len() == MAX_RULES {
+                return Err(invalid(&pattern, "there are 256 before it, and no more are allowed"));
+            }
+            patterns.add(Glob::new(&pattern).map_err(|error| invalid(&pattern, &error.kind().to_string()))?);
+            all.push(Rule { pattern, cut });
+        }
+        let patterns = patterns.build().map_err(|error| invalid("", &error.to_string()))?;
+        Ok(Self { rules: all, patterns })
     }
 
     /// Whether every tensor is whole.
@@ -161,8 +182,14 @@ impl Slicing {
         dtype: Dtype,
         shape: &[usize],
     ) -> Result<Option<TensorSlice>, SliceError> {
-        let rule = self.rules.iter().find(|rule| rule.matcher.is_match(tensor));
-        rule.and_then(|rule| rule.cut).map(|cut| TensorSlice::new(tensor, dtype, shape, cut)).transpose()
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let first = self.patterns.matches(tensor).into_iter().min();
+        first
+            .and_then(|first| self.rules[first].cut)
+            .map(|cut| TensorSlice::new(tensor, dtype, shape, cut))
+            .transpose()
     }
 }
 
@@ -311,6 +338,11 @@ mod tests {
         };
         assert!(rule("a", 2).unwrap_err().to_string().contains("part 2 of 2 of the tensors \"a\""));
         assert!(rule("a[", 0).unwrap_err().to_string().contains("\"a[\""));
+        let many = |pattern: String, count| Slicing::new((0..count).map(|_| (pattern.clone(), None)));
+        assert!(many("a".to_owned(), 257).is_err() && many("a".to_owned(), 256).is_ok());
+        for nested in [9, 300, 30_000] {
+            assert!(many(format!("{}a{}", "{".repeat(nested), "}".repeat(nested)), 1).is_err());
+        }
         assert_eq!(rule("a", 0).unwrap().check_names(|_| false), Err(SliceError::NoTensor("a".to_owned())));
         assert_eq!(rule("a*", 0).unwrap().check_names(|_| false), Ok(()));
     }

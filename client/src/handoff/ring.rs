@@ -30,8 +30,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct RingState {
     table: Arc<Table>,
     bytes: usize,
-    /// Whether only what is known to be the origin's is delivered.
-    verified: bool,
     tensors: Vec<Whereabouts>,
     /// The pages of what is in the ring, from the first of each tensor.
     pages: BTreeMap<usize, Pages>,
@@ -100,12 +98,11 @@ impl Awaited {
 }
 
 impl RingState {
-    pub(super) fn new(table: Arc<Table>, bytes: usize, verified: bool) -> Self {
+    pub(super) fn new(table: Arc<Table>, bytes: usize) -> Self {
         let tensors = vec![Whereabouts::Away; table.tensors().len()];
         Self {
             table,
             bytes,
-            verified,
             tensors,
             pages: BTreeMap::new(),
             awaited: HashMap::new(),
@@ -323,11 +320,9 @@ impl Notes for RingState {
     }
 
     fn forget_provisional(&mut self) {
-        if !self.verified {
-            for whereabouts in &mut self.tensors {
-                if matches!(whereabouts, Whereabouts::There(_)) {
-                    *whereabouts = Whereabouts::Away;
-                }
+        for whereabouts in &mut self.tensors {
+            if matches!(whereabouts, Whereabouts::There(_)) {
+                *whereabouts = Whereabouts::Away;
             }
         }
     }
@@ -375,7 +370,7 @@ mod tests {
         let tensors = [1, 0, page, page + 1, 3 * page, 300, 256, 2 * page].map(tensor).into();
         let table = HandoffTable { files: vec![HandoffFile::default()], tensors };
         let table = Table::parse(&table.encode_to_vec(), Room::Ring).unwrap();
-        RingState::new(Arc::new(table), pages * page_size(), false)
+        RingState::new(Arc::new(table), pages * page_size())
     }
 
     /// Whether everything in the ring has pages of its own in there, and nothing else has any.

@@ -73,7 +73,7 @@ impl Outcome for Stream {
         };
         let refused = |source| Error::System { socket: connection.path().to_owned(), source };
         let map = arena.map_private().map_err(refused)?;
-        let state = RingState::new(table.clone(), arena.bytes(), ring.verified);
+        let state = RingState::new(table.clone(), arena.bytes());
         let line = Line::new(connection, state);
         let shared = Arc::new(Shared { line, table: table.clone(), arena, map });
         let HandoffOpened { snapshot, source, .. } = opened;

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -35,8 +38,11 @@ impl Ahead {
         }
         let this = Arc::clone(self);
         tokio::spawn(async move {
+            let _counted = Counted::one_more(&this.inner.residents.ahead);
+            let pressed = this.inner.residents.pressed.notified();
             let ended = tokio::select! {
                 () = token.cancelled() => return,
+                () = pressed => Err(Refusal::memory("its memory is needed for one that was asked for")),
                 ended = fill(&this.inner, key) => ended,
             };
             match ended {
@@ -47,8 +53,9 @@ impl Ahead {
                 }
             }
             // Unless someone else has begun anew.
+            let mut running = this.running();
             if !token.is_cancelled() {
-                this.running().remove(&key);
+                running.remove(&key);
             }
         });
     }
@@ -61,6 +68,22 @@ impl Ahead {
     /// Ends all of it.
     pub(crate) fn end(&self) {
         self.running().clear();
+    }
+}
+
+/// One of those that are counted, for as long as it lives.
+struct Counted<'c>(&'c AtomicUsize);
+
+impl<'c> Counted<'c> {
+    fn one_more(counter: &'c AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::AcqRel);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -76,7 +76,9 @@ impl Arena {
         }
         let memory = LentMemory::adopt(name, arrangement.arena_bytes(), memory, provider)?;
         let arena = Self::over(arrangement, memory, Chunk::Here, changed);
-        chunks.iter().zip(0..).for_each(|(crc, chunk)| arena.seen.saw(chunk, *crc));
+        for (crc, chunk) in chunks.iter().zip(0..) {
+            arena.seen.saw(chunk, *crc);
+        }
         arena.seen.expect(chunks);
         Ok(arena)
     }
@@ -198,7 +200,7 @@ impl Claim {
     /// Says that all bytes of the chunk are in their place.
     pub(crate) fn landed(&self, crc: Crc32c) {
         // First, so that nothing is here of which nobody knows whether it is right.
-        self.arena.seen.saw(self.chunk, crc);
+        let _may_be_right = self.arena.seen.saw(self.chunk, crc);
         self.arena.chunks()[self.chunk as usize] = Chunk::Here;
         self.arena.tell();
     }

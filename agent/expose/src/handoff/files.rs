@@ -1,6 +1,6 @@
 //! Which files of a snapshot a client is lent, and what they begin with.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use weightd_proto::v1::FailureKind;
@@ -15,6 +15,10 @@ pub(crate) fn chosen<'m>(
     manifest: &'m SnapshotManifest,
     files: &[String],
 ) -> Result<Vec<&'m SnapshotEntry>, Refusal> {
+    let mut once = BTreeSet::new();
+    if let Some(name) = files.iter().find(|name| !once.insert(*name)) {
+        return Err(Refusal::usage(format!("{}: the file {name:?} was named twice", manifest.source)));
+    }
     let named = |name: &String| {
         let found = manifest.objects.iter().find(|entry| entry.object.path.as_str() == name);
         let missing =

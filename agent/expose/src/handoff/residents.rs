@@ -5,13 +5,14 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::{
+    runtime::Handle,
     sync::Notify,
     task::JoinHandle,
     time::{Instant, sleep},
@@ -38,6 +39,8 @@ const ARENA: &str = "handoff-arena/";
 const RING: &str = "handoff-ring/";
 /// What is remembered of an arena that is whole, before its name.
 const NOTE: &str = "handoff-note/";
+/// How long whoever finds no room waits for what is being given back.
+const MOMENT: Duration = Duration::from_millis(200);
 /// How often it is looked what nobody leases any more.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,12 @@ pub(crate) struct Residents {
     provider: Provider,
     linger: Duration,
     metrics: Metrics,
+    /// Memory is given back from threads of its own, whoever parts with it.
+    runtime: Handle,
+    /// How many models are brought for nobody.
+    pub(crate) ahead: AtomicUsize,
+    /// Told when whoever asks finds no room beside those.
+    pub(crate) pressed: Notify,
     /// Told of everything that changes.
     pub(crate) changed: Arc<Notify>,
     all: Mutex<HashMap<BlobKey, Entry>>,
@@ -84,6 +93,27 @@ impl Wanted {
         match self {
             Self::Here(_) => 0,
             Self::Missing { arrangement, .. } => arrangement.arena_bytes(),
+        }
+    }
+}
+
+/// A file in memory that nobody uses yet: whoever asked for it may have gone meanwhile, and then the keeper forgets it.
+struct Unclaimed {
+    provider: Provider,
+    name: String,
+    memory: Option<OwnedFd>,
+}
+
+impl Unclaimed {
+    fn claim(mut self) -> OwnedFd {
+        self.memory.take().expect("it is claimed once")
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if self.memory.is_some() {
+            forget(&self.provider, &self.name);
         }
     }
 }
@@ -119,7 +149,20 @@ impl Residents {
     ) -> Arc<Self> {
         let (changed, all, rings) = (Arc::default(), Mutex::default(), Mutex::default());
         let making = tokio::sync::Mutex::default();
-        Arc::new(Self { chunks, provider, linger, metrics, changed, all, rings, making })
+        let (runtime, ahead, pressed) = (Handle::current(), AtomicUsize::new(0), Notify::new());
+        Arc::new(Self {
+            chunks,
+            provider,
+            linger,
+            metrics,
+            runtime,
+            ahead,
+            pressed,
+            changed,
+            all,
+            rings,
+            making,
+        })
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<BlobKey, Entry>> {
@@ -177,16 +220,18 @@ impl Residents {
         let provider = self.provider.clone();
         let limit = blocking(move || provider.limit()).await?.map_err(|error| Refusal::of(&error))?;
         let Some(limit) = limit else { return Ok(()) };
-        let used = {
+        let used = || {
             let all = self.all();
             let leased = all.values().filter(|entry| entry.is_leased());
             let residents =
                 leased.map(|entry| entry.resident.arena().arrangement().arena_bytes()).sum::<u64>();
             residents + self.rings().values().sum::<u64>()
         };
-        if missing <= limit.saturating_sub(used) {
+        let has_room = || missing <= limit.saturating_sub(used());
+        if has_room() || self.press().await && has_room() {
             return Ok(());
         }
+        let used = used();
         let why = "what is leased stays".to_owned();
         Err(no_room(model, missing, &NoRoom { limit, used, why }))
     }
@@ -207,7 +252,7 @@ impl Residents {
         let name = name_of(&format!("{ARENA}{blob}/"));
         let memory = self.memory(&name, arrangement.arena_bytes(), model, missing).await?;
         let (provider, changed) = (self.provider.clone(), Arc::clone(&self.changed));
-        let arena = Arena::new(name.clone(), arrangement, memory, provider, changed);
+        let arena = Arena::new(name.clone(), arrangement, memory.claim(), provider, changed);
         let arena = arena.map_err(|error| {
             self.forget(name.clone());
             Refusal::memory(format!("{model}: {error}"))
@@ -223,19 +268,36 @@ impl Residents {
 
     /// A file in memory of so many bytes, for which what nobody leases goes where that is needed. `missing` is how much is
     /// needed in all.
-    async fn memory(&self, name: &str, bytes: u64, model: &str, missing: u64) -> Result<OwnedFd, Refusal> {
+    async fn memory(&self, name: &str, bytes: u64, model: &str, missing: u64) -> Result<Unclaimed, Refusal> {
+        let mut is_last = false;
         loop {
             let (provider, name, there) = (self.provider.clone(), name.to_owned(), self.usage());
-            let made = blocking(move || provider.make(&name, bytes, there)).await?;
-            match made.map_err(|error| Refusal::of(&error))? {
+            let make = move || {
+                let made = provider.make(&name, bytes, there)?;
+                Ok(made.map(|memory| Unclaimed { provider, name, memory: Some(memory) }))
+            };
+            match blocking(make).await?.map_err(|error: ExposeError| Refusal::of(&error))? {
                 Ok(memory) => return Ok(memory),
                 Err(full) => match self.take_idlest() {
                     // Its memory is free only then.
                     Some(entry) => self.let_go(entry).await.map_err(|_| Refusal::stopping())?,
-                    None => return Err(no_room(model, missing, &full)),
+                    None if is_last => return Err(no_room(model, missing, &full)),
+                    None => {
+                        self.press().await;
+                        is_last = true;
+                    }
                 },
             }
         }
+    }
+
+    /// Has those give up who bring models for nobody, and waits a moment, also for what is being given back. Says whether
+    /// there are any.
+    async fn press(&self) -> bool {
+        let are_any = self.ahead.load(Ordering::Acquire) > 0;
+        self.pressed.notify_waiters();
+        sleep(MOMENT).await;
+        are_any
     }
 
     /// A ring of so many bytes, for one client.
@@ -247,7 +309,7 @@ impl Residents {
         let kept = Kept { residents: Arc::clone(self), name: name.clone() };
         self.rings().insert(name.clone(), bytes);
         self.measure();
-        let memory = LentMemory::new(name, bytes, memory, self.provider.clone());
+        let memory = LentMemory::new(name, bytes, memory.claim(), self.provider.clone());
         let memory = memory.map_err(|error| Refusal::memory(format!("{model}: {error}")))?;
         Ok(Ring::new(memory, kept))
     }
@@ -267,7 +329,11 @@ impl Residents {
         }
         let Some(trust) = seen.upgrade().map(|seen| seen.trust()) else { return };
         if let Trust::Wrong(why) = trust {
-            return self.discard(&blob, &why);
+            // Unless there is another one of it by now.
+            if self.known(&blob).is_some_and(|known| known.arena().memory().name() == name) {
+                self.discard(&blob, &why);
+            }
+            return;
         }
         let Some(chunks) = whole(&seen).await else { return };
         let (note, provider) = (Note { arrangement: arrangement::VERSION, chunks }, self.provider.clone());
@@ -372,7 +438,8 @@ impl Residents {
     fn usage(&self) -> Usage {
         let rings = self.rings().values().sum();
         let all = self.all();
-        all.values().fold(Usage { bytes: rings, promised: 0 }, |sum, entry| {
+        // Of rings it is not asked how much is there already.
+        all.values().fold(Usage { bytes: rings, promised: rings }, |sum, entry| {
             let (provided, promised) = entry.resident.arena().memory().provided();
             Usage { bytes: sum.bytes + provided + promised, promised: sum.promised + promised }
         })
@@ -398,13 +465,13 @@ impl Residents {
         self.measure();
         let provider = self.provider.clone();
         // The keeper is waited for, and giving memory back takes time.
-        tokio::task::spawn_blocking(move || forget(&provider, entry.resident.arena().memory().name()))
+        self.runtime.spawn_blocking(move || forget(&provider, entry.resident.arena().memory().name()))
     }
 
     /// Has the keeper forget an arena of that name, for those who do not wait for it.
     fn forget(&self, arena: String) {
         let provider = self.provider.clone();
-        drop(tokio::task::spawn_blocking(move || forget(&provider, &arena)));
+        drop(self.runtime.spawn_blocking(move || forget(&provider, &arena)));
     }
 
     /// Looks after them until nobody has them: what nobody leased for long enough goes, or sooner when the node is short of memory.

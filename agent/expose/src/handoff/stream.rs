@@ -9,18 +9,20 @@ use std::{
     ops::Range,
     os::fd::AsFd,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
+    time::timeout,
 };
 use weightd_proto::v1::{
     FailureKind, HandoffAnswer, HandoffArenas, HandoffDelivered, HandoffFull, HandoffOpened, HandoffPlace,
     HandoffRing, handoff_answer::Answer, handoff_request::Request,
 };
-use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, SafetensorsHeader, TensorSlice, display_bytes};
+use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, SafetensorsHeader, TensorSlice, display_bytes};
 
 use super::{
     Inner,
@@ -46,6 +48,8 @@ const PAGE: u64 = 2 << 20;
 const AT_ONCE: u64 = 64 << 20;
 /// Most tensors that are brought at once.
 const TENSORS_AT_ONCE: usize = 64;
+/// How often someone who waits for a file to be verified says so.
+const DEMAND_AGAIN: Duration = Duration::from_secs(1);
 /// Chunks of a tensor that are brought at once.
 const CHUNKS_AT_ONCE: usize = 8;
 /// Most places in one message: it has to fit into a packet.
@@ -65,6 +69,8 @@ pub(crate) struct Stream {
     wanted: VecDeque<u32>,
     /// What comes when nothing is wanted.
     rest: Range<u32>,
+    /// Which tensors have come at least once, or begun to.
+    begun: Vec<bool>,
     /// Tensors that are in the ring, or on their way there.
     places: HashMap<u32, Held>,
     loads: JoinSet<(u32, Result<Arc<Place>, String>)>,
@@ -127,17 +133,18 @@ impl Stream {
             largest.map_or(Ok(()), |largest| check_fits(&model, &blobs, &tensors, bytes, largest))?;
         }
         let verified = ring.verified;
-        let ring = model.inner.residents.ring(bytes, &model.manifest.source.to_string()).await?;
         model.inner.watch(&blobs);
+        let ring = model.inner.residents.ring(bytes, &model.manifest.source.to_string()).await?;
         let rest = if wanted_only { 0..0 } else { 0..tensors.count() };
         Ok(Self {
             blobs,
-            tensors,
             ring: Arc::new(ring),
             verified,
             changed,
             wanted: VecDeque::new(),
             rest,
+            begun: vec![false; tensors.count() as usize],
+            tensors,
             places: HashMap::new(),
             loads: JoinSet::new(),
             loading: 0,
@@ -170,10 +177,13 @@ impl Stream {
                     None => return Ok(()),
                 },
                 Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => {
+                    // Before anything is said to have failed, or delivered: what is wrong is called so.
+                    self.check_trust()?;
                     let mut delivered = vec![self.loaded(loaded)?];
                     while let Some(loaded) = self.loads.try_join_next() {
                         delivered.push(self.loaded(loaded)?);
                     }
+                    self.check_trust()?;
                     for places in delivered.chunks(PLACES) {
                         say(packets, Answer::Delivered(HandoffDelivered { places: places.to_vec() })).await?;
                     }
@@ -244,6 +254,7 @@ impl Stream {
             let bytes = self.tensors.bytes(position);
             let Some(place) = self.ring.place(span.start, bytes) else { return Ok(()) };
             self.was_next(position);
+            self.begun[position as usize] = true;
             self.places.insert(position, Held::Loading);
             self.loading += bytes;
             let (place, blob) = (Arc::new(place), Arc::clone(&self.blobs[blob]));
@@ -270,7 +281,8 @@ impl Stream {
         while self.wanted.front().is_some_and(|&position| !is_due(position)) {
             self.wanted.pop_front();
         }
-        while !self.rest.is_empty() && !is_due(self.rest.start) {
+        let is_first = |position: u32| !self.begun[position as usize] && is_due(position);
+        while !self.rest.is_empty() && !is_first(self.rest.start) {
             self.rest.start += 1;
         }
         self.wanted.front().copied().or((!self.rest.is_empty()).then_some(self.rest.start))
@@ -377,7 +389,10 @@ impl Load {
             if self.blob.seen.trust() == Trust::Verified {
                 return;
             }
-            changed.await;
+            let Target { snapshot, blob, range, .. } = self.target;
+            self.inner.chunks.demands().demand(snapshot, blob, range);
+            // Said again, because what was to bring it may have failed since.
+            let _ = timeout(DEMAND_AGAIN, changed).await;
         }
     }
 
@@ -391,15 +406,13 @@ impl Load {
             Some(crc)
         });
         if let Some(crc) = shown {
-            blob.seen.saw(chunk, crc);
-            return Ok(());
+            return self.saw(chunk, crc);
         }
         let range = ByteRange::of_chunk(chunk, blob.bytes);
         let (target, condition) = (Target { chunk, range, ..self.target }, self.condition.clone());
         if let Some(straight) = self.straight(range) {
             let loaded = inner.chunks.load(condition, target, &straight).await?;
-            blob.seen.saw(chunk, loaded.crc);
-            return Ok(());
+            return self.saw(chunk, loaded.crc);
         }
         let cell = inner.cache.cell((blob.blob, chunk));
         let loaded = cell
@@ -408,9 +421,18 @@ impl Load {
             })
             .await?;
         inner.cache.has_filled();
-        blob.seen.saw(chunk, loaded.crc);
         self.put(range, &loaded.buffer);
-        Ok(())
+        self.saw(chunk, loaded.crc)
+    }
+
+    /// A chunk that was brought has that checksum. One that is wrong is not delivered.
+    fn saw(&self, chunk: u32, crc: Crc32c) -> Result<(), String> {
+        if self.blob.seen.saw(chunk, crc) {
+            return Ok(());
+        }
+        // Whoever comes next gets it from elsewhere.
+        self.inner.cache.forget(&self.blob.blob);
+        Err("part of it is not what the origin has".to_owned())
     }
 
     /// Room for a whole chunk in its place.

@@ -14,6 +14,9 @@ use weightd_types::{ByteRange, SafetensorsHeader, TensorSlice};
 
 use super::{model::Model, refusal::Refusal};
 
+/// Most that files may say of themselves, all together. Who makes a model decides how much that is.
+const MAX_METADATA_BYTES: usize = 64 << 20;
+
 /// The tensors that a client is lent, by their positions in its table: file by file, and of each as they lie in it.
 #[derive(Debug)]
 pub(crate) struct Tensors {
@@ -104,6 +107,15 @@ impl Tensors {
         headers: &[&SafetensorsHeader],
         place: Option<&dyn Fn(usize, u64) -> u64>,
     ) -> Result<(OwnedFd, u64), Refusal> {
+        let said = |(_, blob): &(String, usize)| {
+            let metadata = headers[*blob].metadata().iter();
+            metadata.map(|(key, value)| key.len() + value.len()).sum::<usize>()
+        };
+        if model.files.iter().map(said).sum::<usize>() > MAX_METADATA_BYTES {
+            return Err(Refusal::usage(
+                model.about("its files say more of themselves than can be passed on"),
+            ));
+        }
         let mut table = HandoffTable::default();
         for (file, (path, blob)) in model.files.iter().enumerate() {
             let header = headers[*blob];

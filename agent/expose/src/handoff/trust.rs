@@ -54,13 +54,17 @@ impl Seen {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A chunk has that checksum.
-    pub(crate) fn saw(&self, chunk: u32, crc: Crc32c) {
+    /// A chunk has that checksum. Says whether it may be right: what was seen before was the same, and what is expected is.
+    pub(crate) fn saw(&self, chunk: u32, crc: Crc32c) -> bool {
         let mut chunks = self.chunks();
-        if self.expected.get().is_some_and(|expected| expected.get(chunk as usize) != Some(&crc)) {
+        let is_expected =
+            self.expected.get().is_none_or(|expected| expected.get(chunk as usize) == Some(&crc));
+        let is_like_before = chunks[chunk as usize].is_none_or(|before| before == crc);
+        if !is_expected || !is_like_before {
             self.is_wrong.store(true, Ordering::Release);
         }
         chunks[chunk as usize] = Some(crc);
+        is_expected && is_like_before
     }
 
     /// Takes in what the chunks' checksums have to be. What was seen is compared now, and what comes later as it comes.
@@ -94,10 +98,12 @@ impl Seen {
     }
 
     pub(crate) fn trust(&self) -> Trust {
+        // First, because what is confirmed was compared before that.
+        let is_confirmed = self.expected.get().is_some();
         match self.discarded.get() {
             Some(why) => Trust::Wrong(Arc::clone(why)),
             None if self.is_wrong.load(Ordering::Acquire) => Trust::Wrong(DAMAGED.into()),
-            None if self.expected.get().is_some() => Trust::Verified,
+            None if is_confirmed => Trust::Verified,
             None => Trust::Provisional,
         }
     }

@@ -295,3 +295,25 @@ async fn a_volume_that_is_wanted_resident_is_in_memory_before_anyone_asks() {
     drop(session);
     nothing_left(&node).await;
 }
+
+/// Who goes leaves reads under way, straight into memory that nobody has any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_go_at_once_leave_disk_and_memory_as_they_were() {
+    require!(fuse());
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _keeper) = node(&gcs, &gcs.endpoint(), &ModelShape::demo(), "").await;
+    let _agent = node.place.agent().await;
+    node.place.ask("prefetch gs://models/demo").done();
+    node.mount("");
+    for wait in 0..40 {
+        drop(stream(&volume_socket(&node), Request::default(), RING).await.unwrap());
+        tokio::time::sleep(std::time::Duration::from_millis(wait % 5)).await;
+    }
+    nothing_left(&node).await;
+    node.place.ask("verify gs://models/demo").done();
+    let stream = stream(&volume_socket(&node), Request::default(), RING).await.unwrap();
+    let originals = originals(&node.model.directory);
+    for (position, tensor) in stream.table().tensors().iter().enumerate() {
+        assert!(content(&take(&stream, position).await.unwrap()) == originals[&tensor.name].2);
+    }
+}
