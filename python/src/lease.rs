@@ -100,7 +100,11 @@ impl Lease {
                 return Err(self.agents.failed(error).into());
             }
             lost = Some(now);
-            let begin = |term: &Tenancy| self.want(term, self.chosen.get().map_or(&[], Vec::as_slice));
+            let begin = |term: &Tenancy| {
+                // What an earlier one brought is there.
+                let chosen = self.chosen.get().map_or(&[][..], Vec::as_slice);
+                self.want(term, &self.missing(chosen, self.verified));
+            };
             self.agents.go_on(py, &latest, now, begin)?;
             if is_wrong {
                 // Whoever has a tensor that it gave before shall not be given another next to a wrong one.
