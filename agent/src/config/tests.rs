@@ -157,7 +157,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 37, "{said:#?}");
+    assert_eq!(said.len(), 38, "{said:#?}");
 }
 
 #[test]
