@@ -283,6 +283,9 @@ class Waiting(WithAgent):
         self.assertEqual(self.wants, [[(at, at + 1)] for at in range(3)])
 
     def test_whoever_waits_can_be_interrupted(self):
+        # What a shell starts in the background ignores it, and so does Python then.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         self.serve(self.on_request(end=0))
         tensors = weightd.open(self.directory)
         # No other agent comes, so it waits for that one now.
