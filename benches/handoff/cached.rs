@@ -3,8 +3,10 @@
 use anyhow::Result;
 use weightd_benches::{Node, Table};
 
-use crate::pages::Pages;
-use crate::world::{Runs, World, order, text, timed, until_forgotten};
+use crate::{
+    pages::Pages,
+    world::{Runs, World, order, text, timed, until_forgotten},
+};
 
 /// The pages of the memory that tensors come into, which was never touched before: what they are called, and who gets huge ones.
 const PAGES: [(&str, &str); 2] = [("huge pages", "advise"), ("pages of 4 KiB", "never")];

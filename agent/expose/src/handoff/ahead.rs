@@ -2,16 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weightd_types::SnapshotKey;
 
-use super::{Inner, lease::Lease, model::Model, refusal::Refusal};
+use super::{Inner, counted::Counted, lease::Lease, model::Model, refusal::Refusal};
 
 /// Models on their way into memory.
 #[derive(Debug)]
@@ -32,10 +29,8 @@ impl Ahead {
     /// Brings a model into memory, where it then lies as if its last lease had just ended. Needs a tokio runtime.
     pub(crate) fn want(self: &Arc<Self>, key: SnapshotKey) {
         let token = CancellationToken::new();
-        if let Some(before) = self.running().insert(key, token.clone().drop_guard()) {
-            // What that brought is there, and is not brought again.
-            drop(before);
-        }
+        // Ends what was begun before; what that brought is there, and is not brought again.
+        drop(self.running().insert(key, token.clone().drop_guard()));
         let this = Arc::clone(self);
         tokio::spawn(async move {
             let _counted = Counted::one_more(&this.inner.residents.ahead);
@@ -68,22 +63,6 @@ impl Ahead {
     /// Ends all of it.
     pub(crate) fn end(&self) {
         self.running().clear();
-    }
-}
-
-/// One of those that are counted, for as long as it lives.
-struct Counted<'c>(&'c AtomicUsize);
-
-impl<'c> Counted<'c> {
-    fn one_more(counter: &'c AtomicUsize) -> Self {
-        counter.fetch_add(1, Ordering::AcqRel);
-        Self(counter)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::{HashSet, VecDeque},
     ops::Range,
-    os::fd::AsFd,
     sync::Arc,
 };
 
@@ -12,8 +11,7 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 use weightd_proto::v1::{
-    FailureKind, HandoffAnswer, HandoffArenas, HandoffOpened, HandoffRange, HandoffWant,
-    handoff_answer::Answer, handoff_request::Request,
+    HandoffAnswer, HandoffArenas, HandoffRange, HandoffWant, handoff_answer::Answer, handoff_request::Request,
 };
 use weightd_store::SnapshotManifest;
 use weightd_types::SafetensorsHeader;
@@ -27,7 +25,7 @@ use super::{
     refusal::Refusal,
     resident::{Place, Resident},
     residents::Wanted,
-    serve::{End, hear, say},
+    serve::{DEFECT, End, hear, introduce, say},
     table::{Tensors, number},
 };
 use crate::{
@@ -160,27 +158,15 @@ impl Lease {
     }
 
     fn loaded(&self, loaded: Result<Result<(), String>, JoinError>) -> Result<(), Refusal> {
-        let why = match loaded {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(why)) => why,
-            Err(_) => "a defect of weightd; its log says more".to_owned(),
-        };
-        Err(Refusal::new(FailureKind::Unavailable, self.model.about(&why)))
+        loaded.map_err(|_| self.model.unavailable(DEFECT))?.map_err(|why| self.model.unavailable(&why))
     }
 
     async fn introduce(&self, packets: &Packets) -> Result<(), End> {
         let place = |arena: usize, byte| self.residents[arena].arena().arrangement().place_of(byte);
         let (table, table_bytes) =
             self.tensors.table(&self.model, &headers(&self.residents), Some(&place))?;
-        let opened = HandoffOpened {
-            snapshot: self.model.manifest.key().to_string(),
-            source: self.model.manifest.source.to_string(),
-            table_bytes,
-            arenas: number(self.residents.len()),
-            complete: self.progress.is_complete(),
-        };
-        let beside = [table.as_fd()];
-        packets.send(&HandoffAnswer { answer: Some(Answer::Opened(opened)) }, &beside).await?;
+        let arenas = number(self.residents.len());
+        introduce(packets, &self.model, &table, table_bytes, arenas, self.progress.is_complete()).await?;
         let mut first = 0;
         for residents in self.residents.chunks(DESCRIPTORS) {
             let lengths = residents.iter().map(|resident| resident.arena().arrangement().arena_bytes());

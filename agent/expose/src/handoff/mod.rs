@@ -8,6 +8,7 @@
 mod ahead;
 mod arena;
 mod arrangement;
+mod counted;
 mod files;
 mod huge_pages;
 mod lease;

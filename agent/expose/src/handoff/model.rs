@@ -131,6 +131,11 @@ impl Model {
         format!("{}: {why}", self.manifest.source)
     }
 
+    /// That some of it cannot be brought.
+    pub(crate) fn unavailable(&self, why: &str) -> Refusal {
+        Refusal::new(FailureKind::Unavailable, self.about(why))
+    }
+
     /// That a file of it is not what the origin has.
     pub(crate) fn wrong(&self, file: usize, why: &str) -> Refusal {
         let path = &self.files[file].0;

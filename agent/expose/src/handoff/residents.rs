@@ -61,7 +61,7 @@ pub(crate) struct Residents {
     /// Memory is given back from threads of its own, whoever parts with it.
     runtime: Handle,
     /// How many models are brought for nobody.
-    pub(crate) ahead: AtomicUsize,
+    pub(crate) ahead: Arc<AtomicUsize>,
     /// Told when whoever asks finds no room beside those.
     pub(crate) pressed: Notify,
     /// Told of everything that changes.
@@ -149,7 +149,7 @@ impl Residents {
     ) -> Arc<Self> {
         let (changed, all, rings) = (Arc::default(), Mutex::default(), Mutex::default());
         let making = tokio::sync::Mutex::default();
-        let (runtime, ahead, pressed) = (Handle::current(), AtomicUsize::new(0), Notify::new());
+        let (runtime, ahead, pressed) = (Handle::current(), Arc::default(), Notify::new());
         Arc::new(Self {
             chunks,
             provider,

@@ -1,11 +1,17 @@
 //! One client, from its first message to the end of its connection.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustix::net::UCred;
 use tokio::time::timeout;
 use weightd_proto::v1::{
-    HandoffAnswer, HandoffOpen, HandoffRequest, handoff_answer::Answer, handoff_request::Request,
+    HandoffAnswer, HandoffOpen, HandoffOpened, HandoffRequest, handoff_answer::Answer,
+    handoff_request::Request,
 };
 
 use super::{
@@ -93,6 +99,9 @@ async fn serve_until(inner: Arc<Inner>, packets: &Packets, scope: Scope, pid: i3
     ended.err().unwrap_or(End::Gone)
 }
 
+/// Why what was begun here did not end.
+pub(crate) const DEFECT: &str = "a defect of weightd; its log says more";
+
 /// How a client gets tensors.
 enum Kind {
     /// In memory that all share.
@@ -134,4 +143,23 @@ pub(crate) async fn hear(packets: &Packets) -> Result<Option<Request>, Refusal> 
 /// Says something to a client.
 pub(crate) async fn say(packets: &Packets, answer: Answer) -> io::Result<()> {
     packets.send(&HandoffAnswer { answer: Some(answer) }, &[]).await
+}
+
+/// Tells a client what there is: the first that it hears.
+pub(crate) async fn introduce(
+    packets: &Packets,
+    model: &Model,
+    table: &OwnedFd,
+    table_bytes: u64,
+    arenas: u32,
+    complete: bool,
+) -> io::Result<()> {
+    let opened = HandoffOpened {
+        snapshot: model.manifest.key().to_string(),
+        source: model.manifest.source.to_string(),
+        table_bytes,
+        arenas,
+        complete,
+    };
+    packets.send(&HandoffAnswer { answer: Some(Answer::Opened(opened)) }, &[table.as_fd()]).await
 }

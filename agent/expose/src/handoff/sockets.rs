@@ -26,6 +26,7 @@ use weightd_types::{RESERVED_NAME, SnapshotKey};
 
 use super::{
     Inner,
+    counted::Counted,
     memory::Provider,
     model::Scope,
     packets::{PacketListener, listen_at},
@@ -247,26 +248,6 @@ async fn accept_all(this: Weak<Sockets>, listener: PacketListener, scope: Scope)
                 sleep(PAUSE).await;
             }
         }
-    }
-}
-
-/// One of those that are counted, for as long as it lives.
-struct Counted {
-    counter: Arc<AtomicUsize>,
-    /// How many there were with it when it came.
-    number: usize,
-}
-
-impl Counted {
-    fn one_more(counter: &Arc<AtomicUsize>) -> Self {
-        let number = counter.fetch_add(1, Ordering::AcqRel) + 1;
-        Self { counter: Arc::clone(counter), number }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

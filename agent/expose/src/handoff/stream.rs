@@ -7,7 +7,6 @@
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
-    os::fd::AsFd,
     sync::Arc,
     time::Duration,
 };
@@ -19,8 +18,8 @@ use tokio::{
     time::timeout,
 };
 use weightd_proto::v1::{
-    FailureKind, HandoffAnswer, HandoffArenas, HandoffDelivered, HandoffFull, HandoffOpened, HandoffPlace,
-    HandoffRing, handoff_answer::Answer, handoff_request::Request,
+    HandoffAnswer, HandoffArenas, HandoffDelivered, HandoffFull, HandoffPlace, HandoffRing,
+    handoff_answer::Answer, handoff_request::Request,
 };
 use weightd_types::{BlobKey, ByteRange, CHUNK_BYTES, Crc32c, SafetensorsHeader, TensorSlice, display_bytes};
 
@@ -31,7 +30,7 @@ use super::{
     packets::Packets,
     refusal::Refusal,
     ring::{Place, Ring, bytes_of_place},
-    serve::{End, hear, say},
+    serve::{DEFECT, End, hear, introduce, say},
     table::{Needed, Tensors, number},
     trust::{Seen, Trust, confirm},
 };
@@ -197,15 +196,7 @@ impl Stream {
     async fn introduce(&self, packets: &Packets) -> Result<(), End> {
         let headers: Vec<_> = self.blobs.iter().map(|blob| &blob.header).collect();
         let (table, table_bytes) = self.tensors.table(&self.model, &headers, None)?;
-        let opened = HandoffOpened {
-            snapshot: self.model.manifest.key().to_string(),
-            source: self.model.manifest.source.to_string(),
-            table_bytes,
-            arenas: 1,
-            complete: false,
-        };
-        let beside = [table.as_fd()];
-        packets.send(&HandoffAnswer { answer: Some(Answer::Opened(opened)) }, &beside).await?;
+        introduce(packets, &self.model, &table, table_bytes, 1, false).await?;
         let memory = self.ring.memory();
         let arenas = HandoffArenas { first: 0, lengths: vec![memory.bytes()] };
         packets.send(&HandoffAnswer { answer: Some(Answer::Arenas(arenas)) }, &[memory.descriptor()]).await?;
@@ -298,9 +289,8 @@ impl Stream {
         &mut self,
         loaded: Result<(u32, Result<Arc<Place>, String>), tokio::task::JoinError>,
     ) -> Result<HandoffPlace, Refusal> {
-        let failed = |why: &str| Refusal::new(FailureKind::Unavailable, self.model.about(why));
-        let (tensor, place) = loaded.map_err(|_| failed("a defect of weightd; its log says more"))?;
-        let place = place.map_err(|why| failed(&why))?;
+        let (tensor, place) = loaded.map_err(|_| self.model.unavailable(DEFECT))?;
+        let place = place.map_err(|why| self.model.unavailable(&why))?;
         self.loading -= self.tensors.bytes(tensor);
         let offset = place.start();
         self.places.insert(tensor, Held::Delivered { _place: place });

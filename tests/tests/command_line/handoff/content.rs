@@ -3,7 +3,9 @@
 use weightd_client::handoff::{FailureKind, Request};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
-use super::{all, assert_right, node, node_socket, of_source, open, open_source, volume_socket, wait};
+use super::{
+    all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket, wait,
+};
 use crate::{
     program::until,
     volumes::{SLOW, fuse},
@@ -14,8 +16,7 @@ async fn what_is_only_at_the_origin_is_downloaded_once_for_all_and_stays_in_the_
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), "").await;
-    let _agent = node.place.agent().await;
-    until("the socket is there", async || node_socket(&node).exists().then_some(())).await;
+    let _agent = listening(&node).await;
     let sessions = futures::future::join_all((0..4).map(async |_| open_source(&node).await)).await;
     for session in &sessions {
         wait(session, all(session), true).await.unwrap();
@@ -95,8 +96,7 @@ async fn wrong_bytes_end_the_lease_with_the_name_of_the_object() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), "[fetch]\nrefetches = 0").await;
-    let _agent = node.place.agent().await;
-    until("the socket is there", async || node_socket(&node).exists().then_some(())).await;
+    let _agent = listening(&node).await;
     let name = node.last_shard();
     proxy.inject(&name, u32::MAX, Fault::Flip(1 << 20));
     let session = open_source(&node).await;

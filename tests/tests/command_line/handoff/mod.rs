@@ -21,7 +21,7 @@ use weightd_client::handoff::{self, Error, Request, Session};
 use weightd_harness::{FakeGcs, ModelShape};
 
 use crate::{
-    program::Running,
+    program::{Running, until},
     volumes::{Node, SOURCE},
 };
 
@@ -40,6 +40,13 @@ async fn node(gcs: &FakeGcs, endpoint: &str, shape: &ModelShape, more: &str) -> 
 /// The node's own socket.
 fn node_socket(node: &Node) -> PathBuf {
     node.place.socket().with_file_name("handoff.sock")
+}
+
+/// An agent that already listens on the node's own socket.
+async fn listening(node: &Node) -> Running {
+    let agent = node.place.agent().await;
+    until("the socket is there", async || node_socket(node).exists().then_some(())).await;
+    agent
 }
 
 /// The socket of the node's volume.

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use weightd_client::handoff::{self, Error, FailureKind, Request, Ring, Slice, Stream, Taken};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
-use super::{LONG, all, bytes, node, node_socket, of_source, open, volume_socket, wait};
+use super::{LONG, all, bytes, listening, node, node_socket, of_source, open, volume_socket, wait};
 use crate::{
     program::until,
     volumes::{Node, SLOW, fuse, metric},
@@ -214,8 +214,7 @@ async fn wrong_bytes_end_a_stream_that_did_not_wait_and_never_reach_one_that_did
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), "[fetch]\nrefetches = 0").await;
-    let _agent = node.place.agent().await;
-    until("the socket is there", async || node_socket(&node).exists().then_some(())).await;
+    let _agent = listening(&node).await;
     let name = node.last_shard();
     proxy.inject(&name, u32::MAX, Fault::Flip(1 << 20));
     for verified in [true, false] {
