@@ -110,8 +110,7 @@ async fn fill(
             flying.progress.add_fetched(arrived.len() as u64);
         }
         let part = arrived.split_to(arrived.len().min(left));
-        crc = crc.append(&part);
-        span.buffer.extend_from_slice(&part);
+        crc = span.buffer.extend_summed(&part, crc);
         left -= part.len();
     }
     Ok(crc)

@@ -16,6 +16,8 @@ use memmap2::{Advice, MmapMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weightd_types::{CHUNK_BYTES, Crc32c};
 
+use super::stream_copy;
+
 /// A set of [`Buffer`]s. Clones are handles to the same set.
 #[derive(Clone)]
 pub struct BufferPool {
@@ -198,6 +200,17 @@ impl Buffer {
         spare[..taken].copy_from_slice(&bytes[..taken]);
         self.filled += taken;
         taken
+    }
+
+    /// Appends `bytes`, all of which must fit, and gives the checksum of what was summed so far followed by them.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn extend_summed(&mut self, bytes: &[u8], sum: Crc32c) -> Crc32c {
+        let spare = &mut self.spare_mut()[..bytes.len()];
+        let sum = stream_copy::copy_summed(spare, bytes, sum);
+        self.filled += bytes.len();
+        sum
     }
 
     /// The part that is not filled yet. Call [`Buffer::set_len`] after writing into it.

@@ -19,6 +19,7 @@ mod plain;
 mod power_loss;
 mod probe;
 mod pwrite;
+mod stream_copy;
 mod transfer;
 mod uring;
 
