@@ -51,6 +51,8 @@ struct Demand {
 #[derive(Debug)]
 pub struct Planner {
     range_bytes: u64,
+    /// Requests that may be in flight at once, as far as was said.
+    slots: usize,
     blobs: HashMap<BlobKey, Blob>,
     waiting: BTreeSet<(Rank, BlobKey)>,
     demands: VecDeque<Demand>,
@@ -70,6 +72,7 @@ impl Planner {
     pub fn new(range_bytes: u64) -> Self {
         Self {
             range_bytes,
+            slots: 1,
             blobs: HashMap::new(),
             waiting: BTreeSet::new(),
             demands: VecDeque::new(),
@@ -132,8 +135,8 @@ impl Planner {
         };
         let follows = blob.look_ahead(range);
         let under_way = &mut self.under_way;
-        let is_bulk = |number| under_way.get(&number).is_some_and(UnderWay::is_bulk);
-        let taken_back = blob.take_back(ByteRange::new(range.start, follows.end), is_bulk);
+        let first_of = |number| under_way.get(&number).and_then(UnderWay::bulk);
+        let taken_back = blob.take_back(ByteRange::new(range.start, follows.end), self.slots, first_of);
         for (number, piece) in blob.coming_in(range) {
             if let Some(request) = under_way.get_mut(&number) {
                 request.hurry(piece);
@@ -174,16 +177,14 @@ impl Planner {
 
     /// The next request for someone who waits for a range.
     pub fn next_demanded(&mut self) -> Option<Request> {
-        let limit = self.range_bytes;
-        self.take_first(|planner| &mut planner.demands, Errand::Demand, limit)
+        self.take_first(|planner| &mut planner.demands, Errand::Demand)
     }
 
-    /// The next request of a queue. Those ahead are short, so that several connections share them.
+    /// The next request of a queue: so long that all connections share what is wanted, and its beginning comes first.
     fn take_first(
         &mut self,
         queue: impl Fn(&mut Self) -> &mut VecDeque<Demand>,
         errand: Errand,
-        limit: u64,
     ) -> Option<Request> {
         while let Some(demand) = queue(self).front_mut() {
             let (key, first, wanted) = (demand.key, demand.pieces.pop_front(), demand.pieces.len() + 1);
@@ -193,6 +194,7 @@ impl Planner {
             };
             let Some(blob) = self.blobs.get(&key) else { continue };
             if blob.pieces[first] == Piece::Missing {
+                let limit = self.share(wanted as u64 * CHUNK_BYTES);
                 return Some(self.take(key, first, wanted, limit, errand));
             }
         }
@@ -202,10 +204,9 @@ impl Planner {
     /// The next request, when `slots` may be in flight at once. Towards the end ranges get shorter, so that no single
     /// connection is left with the last of the work.
     pub fn next(&mut self, slots: usize) -> Option<Request> {
-        let limit = CHUNK_BYTES.min(self.range_bytes);
-        let first = self
-            .next_demanded()
-            .or_else(|| self.take_first(|planner| &mut planner.ahead, Errand::Ahead, limit));
+        self.slots = slots.max(1);
+        let first =
+            self.next_demanded().or_else(|| self.take_first(|planner| &mut planner.ahead, Errand::Ahead));
         if first.is_some() {
             return first;
         }
@@ -219,11 +220,15 @@ impl Planner {
                 self.waiting.remove(&(rank, key));
                 continue;
             };
-            let share = if slots > 1 { self.missing_bytes / (2 * slots as u64) } else { self.range_bytes };
-            let limit = share.clamp(CHUNK_BYTES.min(self.range_bytes), self.range_bytes);
+            let limit = if slots > 1 { self.share(self.missing_bytes / 2) } else { self.range_bytes };
             return Some(self.take(key, first, usize::MAX, limit, Errand::Bulk));
         }
         None
+    }
+
+    /// What each request has of so many bytes, within bounds.
+    fn share(&self, bytes: u64) -> u64 {
+        (bytes / self.slots as u64).clamp(CHUNK_BYTES.min(self.range_bytes), self.range_bytes)
     }
 
     /// Takes missing neighbours from `first` on: at most `count`, until they are `limit` bytes long.
@@ -239,7 +244,7 @@ impl Planner {
             end += 1;
         }
         self.missing_bytes -= len;
-        let under_way = UnderWay::new(errand);
+        let under_way = UnderWay::new(errand, first);
         let urgency = under_way.urgency().clone();
         self.under_way.insert(number, under_way);
         Request {

@@ -13,8 +13,7 @@ use tokio::{
 use weightd_proto::v1::{
     HandoffAnswer, HandoffArenas, HandoffRange, HandoffWant, handoff_answer::Answer, handoff_request::Request,
 };
-use weightd_store::SnapshotManifest;
-use weightd_types::SafetensorsHeader;
+use weightd_types::{ByteRange, SafetensorsHeader};
 
 use super::{
     Inner,
@@ -45,11 +44,19 @@ pub(crate) struct Lease {
     progress: Progress,
     /// Tensors that the client wants before others, by their positions in the table.
     wanted: VecDeque<u32>,
-    /// What is brought now: arena and chunks.
-    current: Option<(usize, Range<u32>)>,
+    /// What is brought now.
+    current: Option<Run>,
     /// What is brought when nothing is wanted; empty when nothing else shall be.
-    rest: VecDeque<(usize, Range<u32>)>,
+    rest: VecDeque<Run>,
     loads: JoinSet<Result<(), String>>,
+}
+
+/// Chunks of an arena that are brought one after the other.
+struct Run {
+    arena: usize,
+    chunks: Range<u32>,
+    /// What the client waits for of the file, if it does.
+    awaited: Option<ByteRange>,
 }
 
 impl Lease {
@@ -74,10 +81,15 @@ impl Lease {
         let mut lease = Self { model, residents, tensors, progress, wanted, current, rest, loads };
         if !wanted_only && lease.tensors.are_whole() {
             let arenas = lease.residents.iter().enumerate();
-            lease.rest = arenas.map(|(at, of)| (at, 0..of.arena().arrangement().chunk_count())).collect();
+            let run = |(arena, of): (usize, &Arc<Resident>)| Run {
+                arena,
+                chunks: 0..of.arena().arrangement().chunk_count(),
+                awaited: None,
+            };
+            lease.rest = arenas.map(run).collect();
             lease.provide();
         } else if !wanted_only {
-            lease.rest = (0..lease.tensors.count()).map(|position| lease.place_of(position)).collect();
+            lease.rest = (0..lease.tensors.count()).map(|position| lease.run_of(position, false)).collect();
         }
         Ok(lease)
     }
@@ -193,33 +205,37 @@ impl Lease {
         }
     }
 
-    /// Arena and chunks of what is needed of a tensor.
-    fn place_of(&self, position: u32) -> (usize, Range<u32>) {
+    /// What is needed of a tensor.
+    fn run_of(&self, position: u32, is_awaited: bool) -> Run {
         let needed = self.tensors.needed(position);
-        (needed.blob, chunks_of(needed.span))
+        let awaited = is_awaited.then_some(needed.span);
+        Run { arena: needed.blob, chunks: chunks_of(needed.span), awaited }
     }
 
     /// Begins to bring what is next, as much at once as helps.
     fn bring(&mut self) {
         while self.loads.len() < AT_ONCE {
-            let Some((arena, chunk)) = self.next() else { return };
+            let Some((arena, chunk, awaited)) = self.next() else { return };
             let (inner, resident) = (Arc::clone(&self.model.inner), Arc::clone(&self.residents[arena]));
-            let (manifest, condition) = (Arc::clone(&self.model.manifest), self.model.condition.clone());
-            self.loads.spawn(async move { inner.bring(&manifest, &resident, chunk, condition).await });
+            let (snapshot, blob) = (self.model.manifest.key(), resident.blob());
+            let range = awaited.unwrap_or_else(|| resident.arena().arrangement().chunk_range(chunk));
+            let target = Target { snapshot, blob, chunk, range, is_awaited: awaited.is_some() };
+            let condition = self.model.condition.clone();
+            self.loads.spawn(async move { inner.bring(target, &resident, condition).await });
         }
     }
 
-    fn next(&mut self) -> Option<(usize, u32)> {
+    /// The next chunk that is missing: its arena, its number, and what the client waits for of its file.
+    fn next(&mut self) -> Option<(usize, u32, Option<ByteRange>)> {
         loop {
             if self.current.is_none() {
-                let wanted = self.wanted.pop_front().map(|position| self.place_of(position));
+                let wanted = self.wanted.pop_front().map(|position| self.run_of(position, true));
                 self.current = wanted.or_else(|| self.rest.pop_front());
             }
-            let (arena, chunks) = self.current.as_mut()?;
-            let arena = *arena;
-            match chunks.next() {
-                Some(chunk) if self.residents[arena].is_here(chunk) => {}
-                Some(chunk) => return Some((arena, chunk)),
+            let run = self.current.as_mut()?;
+            match run.chunks.next() {
+                Some(chunk) if self.residents[run.arena].is_here(chunk) => {}
+                Some(chunk) => return Some((run.arena, chunk, run.awaited)),
                 None => self.current = None,
             }
         }
@@ -260,19 +276,16 @@ impl Inner {
     /// Brings a chunk to its place, from wherever it is nearest.
     async fn bring(
         &self,
-        manifest: &SnapshotManifest,
+        target: Target,
         resident: &Resident,
-        chunk: u32,
         condition: watch::Receiver<Condition>,
     ) -> Result<(), String> {
-        let arena = resident.arena();
+        let (arena, chunk) = (resident.arena(), target.chunk);
         if let Err(why) = arena.provide(chunk).await {
             // Whoever comes next gets another, which may fare better.
             self.residents.give_up(resident);
             return Err(why);
         }
-        let range = arena.arrangement().chunk_range(chunk);
-        let target = Target { snapshot: manifest.key(), blob: resident.blob(), chunk, range };
         let load = async {
             if arena.arrangement().straight(chunk).is_some() {
                 let place = Place { resident, chunk };

@@ -213,7 +213,8 @@ impl Model {
         let mut read = Vec::new();
         for chunk in chunks_of(ByteRange::new(0, bytes)) {
             let range = ByteRange::of_chunk(chunk, entry.object.size);
-            let target = Target { snapshot: manifest.key(), blob: entry.blob, chunk, range };
+            let (snapshot, blob) = (manifest.key(), entry.blob);
+            let target = Target { snapshot, blob, chunk, range, is_awaited: true };
             let loaded = inner.chunks.load(self.condition.clone(), target, &inner.cache).await;
             let failed = |why| {
                 let message = format!("{}/{}: {why}", manifest.source, entry.object.path);

@@ -244,13 +244,15 @@ impl Stream {
             let Needed { blob, span } = self.tensors.needed(position);
             let bytes = self.tensors.bytes(position);
             let Some(place) = self.ring.place(span.start, bytes) else { return Ok(()) };
+            // Of what comes after it in its file, the turn comes by itself.
+            let is_awaited = self.loads.is_empty() || self.wanted.front() == Some(&position);
             self.was_next(position);
             self.begun[position as usize] = true;
             self.places.insert(position, Held::Loading);
             self.loading += bytes;
             let (place, blob) = (Arc::new(place), Arc::clone(&self.blobs[blob]));
-            let target =
-                Target { snapshot: self.model.manifest.key(), blob: blob.blob, chunk: 0, range: span };
+            let snapshot = self.model.manifest.key();
+            let target = Target { snapshot, blob: blob.blob, chunk: 0, range: span, is_awaited };
             let load = Load {
                 inner: Arc::clone(&self.model.inner),
                 condition: self.model.condition.clone(),
@@ -399,7 +401,7 @@ impl Load {
             return self.saw(chunk, crc);
         }
         let range = ByteRange::of_chunk(chunk, blob.bytes);
-        let (target, condition) = (Target { chunk, range, ..self.target }, self.condition.clone());
+        let (target, condition) = (Target { chunk, ..self.target }, self.condition.clone());
         if let Some(straight) = self.straight(range) {
             let loaded = inner.chunks.load(condition, target, &straight).await?;
             return self.saw(chunk, loaded.crc);

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 use weightd_store::{PartialBlob, Store, StoreError, StoredBlob, io::Buffer};
 use weightd_types::{BlobKey, ByteRange, Crc32c, SnapshotKey};
@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub(crate) blob: BlobKey,
     pub(crate) chunk: u32,
     pub(crate) range: ByteRange,
+    /// Whether someone waits for it. Else it is brought when its turn comes, and asked for only if it does not come.
+    pub(crate) is_awaited: bool,
 }
 
 /// A chunk that was read, and its checksum.
@@ -80,7 +82,8 @@ impl Chunks {
         memory: &impl Room,
     ) -> Result<Loaded, String> {
         // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
-        let mut demands = interval(DEMAND_AGAIN);
+        let patience = if target.is_awaited { Duration::ZERO } else { DEMAND_AGAIN };
+        let mut demands = interval_at(Instant::now() + patience, DEMAND_AGAIN);
         demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // All made before looking, so that nothing is missed in between.

@@ -65,22 +65,47 @@ impl Blob {
         self.pieces_in(range).into_iter().filter(|&piece| self.pieces[piece] == Piece::Missing).collect()
     }
 
-    /// Makes pieces missing that bulk requests would come to only after another; says how many bytes those are. The one
-    /// that comes next is left: asking anew would not bring it sooner. Nor would it from a request that someone waits
-    /// for, or one ahead, which holds hardly more than a chunk; and to cut one costs its connection.
-    pub(super) fn take_back(&mut self, range: ByteRange, is_bulk: impl Fn(u64) -> bool) -> u64 {
-        let mut taken = 0;
+    /// Makes pieces missing that bulk requests would come to later than new ones, of which there may be so many at once; says how
+    /// many bytes those are. One that comes next is left: asking anew would not bring it sooner. Nor would it from a request that
+    /// someone waits for, or one ahead, which holds hardly more than a chunk; and to cut one costs its connection.
+    ///
+    /// `first_of` is the first piece of a bulk request.
+    pub(super) fn take_back(
+        &mut self,
+        range: ByteRange,
+        slots: usize,
+        first_of: impl Fn(u64) -> Option<usize>,
+    ) -> u64 {
+        let (mut taken, mut asked_anew) = (Vec::new(), 0);
         for piece in self.pieces_in(range) {
-            if let Piece::Asked(number) = self.pieces[piece]
-                && (piece == 0 || self.pieces[piece - 1] != Piece::Arriving(number))
-                && is_bulk(number)
-            {
-                self.pieces[piece] = Piece::Missing;
-                self.cursor = self.cursor.min(piece);
-                taken += self.placement.pieces()[piece].object.len();
+            let comes_late = match self.pieces[piece] {
+                Piece::Missing => true,
+                Piece::Arriving(_) | Piece::Here => false,
+                Piece::Asked(number) => first_of(number).is_some_and(|first| {
+                    self.turn_of(piece, number, first).is_none_or(|turn| turn > 1 + asked_anew / slots)
+                }),
+            };
+            if comes_late {
+                asked_anew += 1;
+                taken.push(piece);
             }
         }
-        taken
+        taken.retain(|&piece| self.pieces[piece] != Piece::Missing);
+        for &piece in &taken {
+            self.pieces[piece] = Piece::Missing;
+            self.cursor = self.cursor.min(piece);
+        }
+        taken.iter().map(|&piece| self.placement.pieces()[piece].object.len()).sum()
+    }
+
+    /// After how many others a request, which began with that one, comes to a piece: never, if one in between was taken away.
+    fn turn_of(&self, piece: usize, number: u64, first: usize) -> Option<usize> {
+        let before = self.pieces[first..piece].iter().rev();
+        let asked = before.take_while(|state| **state == Piece::Asked(number)).count();
+        match self.pieces[first..piece - asked].last() {
+            None => Some(asked),
+            Some(state) => (*state == Piece::Arriving(number)).then_some(asked + 1),
+        }
     }
 
     /// Pieces of a range that are with a request, and its number.

@@ -152,6 +152,34 @@ fn a_demand_takes_from_a_request_what_would_come_late() {
 }
 
 #[test]
+fn all_connections_share_a_long_demand_from_its_beginning_on() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 64, 0);
+    planner.demand(key("a"), ByteRange::at(8 * C, 16 * C));
+    let asked: Vec<_> = (0..4).map(|_| planner.next(4).unwrap().pieces).collect();
+    assert_eq!(asked, [8..12, 12..15, 15..18, 18..20], "a quarter of what is left each");
+    planner.demand(key("a"), ByteRange::at(40 * C, C));
+    assert_eq!(planner.next_demanded().unwrap().pieces, 20..21, "one after the other");
+}
+
+#[test]
+fn a_long_demand_leaves_to_a_request_what_would_come_no_sooner_elsewhere() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 64, 0);
+    let bulk: Vec<_> = (0..4).map(|_| planner.next(4).unwrap()).collect();
+    let asked: Vec<_> = bulk.iter().map(|request| request.pieces.clone()).collect();
+    assert_eq!(asked, [0..8, 8..15, 15..22, 22..28]);
+    planner.demand(key("a"), ByteRange::new(0, 28 * C));
+    let kept = |request: &Request| {
+        let asked =
+            |piece: &usize| planner.blobs[&request.key].pieces[*piece] == Piece::Asked(request.number);
+        request.pieces.clone().filter(asked).count()
+    };
+    // Six of the first are asked for anew, and after these four more of the second, and so on.
+    assert_eq!(bulk.iter().map(kept).collect::<Vec<_>>(), [2, 3, 4, 5]);
+}
+
+#[test]
 fn what_a_demand_waits_for_is_not_taken_from_its_request() {
     let mut planner = Planner::new(8 * C);
     add(&mut planner, "a", 8, 0);

@@ -17,26 +17,29 @@ pub(super) enum Errand {
 #[derive(Debug)]
 pub(super) struct UnderWay {
     errand: Errand,
+    /// Its first piece.
+    first: usize,
     urgency: Urgency,
     /// Someone waits for its pieces before this one.
     awaited_until: usize,
 }
 
 impl UnderWay {
-    pub(super) fn new(errand: Errand) -> Self {
+    pub(super) fn new(errand: Errand, first: usize) -> Self {
         let (urgency, awaited_until) = match errand {
             Errand::Demand => (Urgency::awaited(), usize::MAX),
             Errand::Ahead | Errand::Bulk => (Urgency::bulk(), 0),
         };
-        Self { errand, urgency, awaited_until }
+        Self { errand, first, urgency, awaited_until }
     }
 
     pub(super) fn urgency(&self) -> &Urgency {
         &self.urgency
     }
 
-    pub(super) fn is_bulk(&self) -> bool {
-        self.errand == Errand::Bulk
+    /// Its first piece, if nobody waited for it when it was sent.
+    pub(super) fn bulk(&self) -> Option<usize> {
+        (self.errand == Errand::Bulk).then_some(self.first)
     }
 
     /// Someone waits for a piece of it, and so for all before that.
