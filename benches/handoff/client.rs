@@ -58,6 +58,14 @@ impl Python {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
+    /// What torch calls the first CUDA device; an error says why there is none.
+    pub(crate) fn cuda_device(&self) -> Result<String> {
+        let code = "import torch\nprint(torch.cuda.get_device_name(0), 'CUDA', torch.version.cuda)";
+        let output = self.command().args(["-c", code]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.interpreter);
         command
@@ -89,6 +97,9 @@ pub(crate) struct Loaded {
     pub(crate) first: f64,
     /// How many there are.
     pub(crate) tensors: usize,
+    /// Seconds of it in which memory was registered with a driver, where any was.
+    #[serde(default)]
+    pub(crate) registering: Option<f64>,
 }
 
 #[derive(Deserialize)]

@@ -17,18 +17,20 @@ SOURCE, PUBLISHED = sys.argv[1], sys.argv[2]
 #: What it was told beside that.
 HOW = sys.argv[3] if len(sys.argv) > 3 else None
 
-_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 _PAGE = 4096
 
 
-def serve(load, is_kept=True):
-    """Does as it is told. `load` yields names and tensors, which are held, or read at once where they are not to be kept."""
+def serve(load, is_kept=True, more=dict):
+    """Does as it is told. `load` yields names and tensors, which are held, or read at once where they are not to be kept. What
+    `more` says is said of a load, too.
+    """
     tensors = {}
     _say(ready=True)
     for line in sys.stdin:
         command = line.strip()
         if command == "load":
-            _say(**_load(load, tensors, is_kept))
+            _say(**_load(load, tensors, is_kept), **more())
         elif command == "read":
             for tensor in tensors.values():
                 touch(tensor)
@@ -68,19 +70,19 @@ def _load(load, tensors, is_kept):
 
 def _check(tensors):
     """Compares tensors with the files that were published, byte by byte. Says how many those have."""
-    published = dict(_published())
+    right = dict(published())
     count = 0
     for name, tensor in tensors:
-        entry, content = published[name]
-        assert list(tensor.shape) == entry["shape"] and tensor.dtype == _DTYPES[entry["dtype"]], name
-        assert torch.equal(as_bytes(tensor), content), f"{name} has wrong bytes"
+        entry, content = right[name]
+        assert list(tensor.shape) == entry["shape"] and tensor.dtype == DTYPES[entry["dtype"]], name
+        assert torch.equal(as_bytes(tensor).cpu(), content), f"{name} has wrong bytes"
         count += 1
         del tensor
-    assert count == len(published), f"{count} tensors came, and there are {len(published)}"
+    assert count == len(right), f"{count} tensors came, and there are {len(right)}"
     return count
 
 
-def _published():
+def published():
     """Names of all tensors, each with its entry of the header and its bytes."""
     for path in glob.glob(os.path.join(PUBLISHED, "*.safetensors")):
         with open(path, "rb") as file:

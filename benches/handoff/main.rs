@@ -10,6 +10,7 @@ mod attach;
 mod cached;
 mod client;
 mod cold;
+mod device;
 mod origin;
 mod pages;
 mod share;
@@ -38,7 +39,7 @@ struct Options {
     /// Leaves out the peers.
     #[arg(long)]
     quick: bool,
-    /// Runs these parts only: attach, many, share, transformers, cached, cold, origin, four, stream.
+    /// Runs these parts only: attach, many, share, transformers, cached, cold, origin, four, stream, device.
     #[arg(long, value_delimiter = ',')]
     parts: Vec<String>,
 }
@@ -117,6 +118,9 @@ async fn measure(options: Options) -> Result<()> {
     }
     if has("stream") {
         show(stream::measure(&world).await?);
+    }
+    if has("device") {
+        show(device::measure(&world)?);
     }
     if let Some(path) = &options.common.report {
         fs::write(path, report(&text))?;

@@ -6,6 +6,8 @@ use pyo3::PyErr;
 use weightd_client::handoff::{self, FailureKind};
 use weightd_types::{HeaderError, SliceError, WeightIndexError};
 
+use crate::cuda::{Failure, Refusal};
+
 /// Longest message. A header from outside may have a name of megabytes, which its parser repeats.
 const MESSAGE_CHARACTERS: usize = 1000;
 
@@ -96,6 +98,29 @@ pub(crate) enum Error {
     Share { path: PathBuf, tensor: String, reason: String },
     #[error("{}: no memory for a copy of {bytes} bytes, which the tensor {tensor:?} has", path.display())]
     NoMemory { path: PathBuf, tensor: String, bytes: usize },
+    /// Asked for when tensors were opened.
+    #[error("device {device}: {reason}")]
+    NoDevice {
+        device: String,
+        #[source]
+        reason: Refusal,
+    },
+    #[error("{}: the tensor {tensor:?} cannot be copied to {device}: {reason}", path.display())]
+    Unusable {
+        path: PathBuf,
+        tensor: String,
+        device: String,
+        #[source]
+        reason: Refusal,
+    },
+    #[error("{}: the tensor {tensor:?} could not be copied to {device}: {source}", path.display())]
+    Device {
+        path: PathBuf,
+        tensor: String,
+        device: String,
+        #[source]
+        source: Failure,
+    },
 }
 
 /// The exceptions, which Python defines: each is also the built-in one that a caller might expect.
@@ -115,6 +140,7 @@ mod exceptions {
     import_exception!(weightd.errors, NotPermitted);
     import_exception!(weightd.errors, AgentFailed);
     import_exception!(weightd.errors, Unsupported);
+    import_exception!(weightd.errors, DeviceFailed);
 }
 
 impl From<Error> for PyErr {
@@ -140,7 +166,8 @@ impl From<Error> for PyErr {
             Error::NoMemory { .. } => exceptions::NoMemory::new_err(message),
             Error::Handoff { source, .. } => of_agent(&source, message),
             Error::Lost { .. } => exceptions::NoAgent::new_err(message),
-            Error::NotBelow { .. } => exceptions::Unsupported::new_err(message),
+            Error::NotBelow { .. } | Error::NoDevice { .. } => exceptions::Unsupported::new_err(message),
+            Error::Unusable { .. } | Error::Device { .. } => exceptions::DeviceFailed::new_err(message),
             Error::OtherFile { .. } => exceptions::AgentFailed::new_err(message),
         }
     }

@@ -6,6 +6,18 @@ use safetensors::Dtype;
 
 use crate::dtype;
 
+/// Rows of bytes that are equally far apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Where the first one begins.
+    pub(crate) start: usize,
+    /// Length of each.
+    pub(crate) width: usize,
+    /// From the beginning of one to that of the next.
+    pub(crate) pitch: usize,
+    pub(crate) count: usize,
+}
+
 /// How elements lie in memory.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
@@ -99,6 +111,23 @@ impl Layout {
             elements * bits / 8
         };
         (run * bits / 8, (0..count).map(start))
+    }
+
+    /// The same, those together that are equally far apart, and how many bytes lie from the first to behind the last.
+    pub(crate) fn rows(&self) -> (Vec<Rows>, usize) {
+        let (width, starts) = self.runs();
+        let (mut rows, mut span): (Vec<Rows>, usize) = (Vec::new(), 0);
+        for start in starts {
+            span = span.max(start + width);
+            match rows.last_mut() {
+                Some(last) if last.count == 1 && start > last.start => {
+                    (last.pitch, last.count) = (start - last.start, 2);
+                }
+                Some(last) if start == last.start + last.count * last.pitch => last.count += 1,
+                _ => rows.push(Rows { start, width, pitch: width, count: 1 }),
+            }
+        }
+        (rows, span)
     }
 
     /// On a multiple of how many bytes its first one should be.

@@ -14,6 +14,7 @@ use weightd_client::handoff::{self, FailureKind, Opening, Session};
 
 use crate::{
     agents::{Agents, GLANCE, Lost, Term, lock, ranges},
+    cuda::{Lent, Uploader, Window},
     error::Error,
     memory::Memory,
 };
@@ -38,6 +39,8 @@ struct Tenancy {
     session: Arc<Session>,
     /// Its arenas, as far as they were used.
     memory: Mutex<Vec<Option<Arc<Memory>>>>,
+    /// The same as a device reads them.
+    windows: Mutex<Vec<Option<Arc<Window>>>>,
     /// Tensors that somebody was given here before they were known to be what the origin has.
     unconfirmed: Mutex<BTreeSet<usize>>,
 }
@@ -66,6 +69,23 @@ impl Lease {
 
     /// The memory that a tensor lies in, once it is ready.
     pub(crate) fn memory(&self, py: Python<'_>, position: usize) -> PyResult<Arc<Memory>> {
+        let holder = self.given(py, position)?;
+        Ok(holder.memory(position).map_err(|source| self.failed(source))?)
+    }
+
+    /// The arena that a tensor lies in, as a device reads it, once the tensor is ready.
+    pub(crate) fn window(
+        &self,
+        py: Python<'_>,
+        position: usize,
+        uploader: &Uploader,
+    ) -> PyResult<Arc<Window>> {
+        let holder = self.given(py, position)?;
+        Ok(holder.window(position, uploader).map_err(|source| self.failed(source))?)
+    }
+
+    /// Where a tensor is ready, once it is. Somebody has it from now on.
+    fn given(&self, py: Python<'_>, position: usize) -> PyResult<Arc<Tenancy>> {
         let holder = loop {
             match self.holder(position, self.verified) {
                 Some(holder) => break holder,
@@ -73,7 +93,7 @@ impl Lease {
             }
         };
         holder.give(position);
-        Ok(holder.memory(position).map_err(|source| self.failed(source))?)
+        Ok(holder)
     }
 
     /// Whether only what is known to be the origin's counts as ready.
@@ -211,12 +231,27 @@ impl Tenancy {
     }
 }
 
+impl Tenancy {
+    fn window(&self, position: usize, uploader: &Uploader) -> io::Result<Arc<Window>> {
+        let arena = self.session.table().tensors()[position].arena;
+        let mut known = lock(&self.windows);
+        if let Some(window) = &known[arena] {
+            return Ok(window.clone());
+        }
+        let lent = Lent::Session(self.session.clone(), arena);
+        let window = Arc::new(Window::new(lent, uploader.device(), uploader.chunk())?);
+        known[arena] = Some(window.clone());
+        Ok(window)
+    }
+}
+
 impl Term for Tenancy {
     type Open = Session;
 
     fn new(session: Session) -> Self {
         let memory = Mutex::new(vec![None; session.arenas()]);
-        Self { session: Arc::new(session), memory, unconfirmed: Mutex::default() }
+        let windows = Mutex::new(vec![None; session.arenas()]);
+        Self { session: Arc::new(session), memory, windows, unconfirmed: Mutex::default() }
     }
 
     fn reopen(&self) -> Opening {

@@ -5,6 +5,7 @@
 
 mod agents;
 mod borrow;
+mod cuda;
 mod dlpack;
 mod dtype;
 mod error;
@@ -17,6 +18,7 @@ mod names;
 mod opening;
 mod slices;
 mod streaming;
+mod target;
 mod tensor;
 mod tensors;
 
@@ -26,5 +28,5 @@ use pyo3::pymodule;
 #[pymodule(name = "_native")]
 mod native {
     #[pymodule_export]
-    use crate::{opening::open, tensor::Tensor, tensors::Tensors};
+    use crate::{opening::open, target::_settle, tensor::Tensor, tensors::Tensors};
 }

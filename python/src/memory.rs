@@ -69,11 +69,14 @@ impl Memory {
         Some(Self::Copied(copied))
     }
 
+    /// Whether it has `length` bytes from `offset` on.
+    pub(crate) fn has(&self, offset: usize, length: usize) -> bool {
+        offset.checked_add(length).is_some_and(|end| end <= self.len())
+    }
+
     /// Whether `length` bytes from `offset` on are those that another piece of memory has from `other_offset` on.
     pub(crate) fn has_same(&self, offset: usize, other: &Self, other_offset: usize, length: usize) -> bool {
-        let is_inside =
-            |memory: &Self, offset: usize| offset.checked_add(length).is_some_and(|end| end <= memory.len());
-        assert!(is_inside(self, offset) && is_inside(other, other_offset), "parts of this memory");
+        assert!(self.has(offset, length) && other.has(other_offset, length), "parts of this memory");
         // SAFETY: both were checked above. Nobody writes there meanwhile: it is asked of mappings of its own, of tensors that
         // have come, which are never filled again.
         unsafe {

@@ -13,6 +13,7 @@ use crate::{
     model::Model,
     names::Names,
     slices::Slices,
+    target::Wanted,
     tensors::Tensors,
 };
 
@@ -71,10 +72,12 @@ impl<'py> FromPyObject<'_, 'py> for RingBytes {
 #[pyfunction]
 #[pyo3(
     signature = (
-        path, *, verified=false, agent=Agent::Any, slices=Slices::default(), names=Names::All, stream=RingBytes(None)
+        path, *, verified=false, agent=Agent::Any, slices=Slices::default(), names=Names::All, stream=RingBytes(None),
+        device=Wanted::Host
     ),
-    text_signature = "(path, *, verified=False, agent=None, slices=None, names=None, stream=None)"
+    text_signature = "(path, *, verified=False, agent=None, slices=None, names=None, stream=None, device=None)"
 )]
+#[expect(clippy::too_many_arguments, reason = "they are Python's, by name")]
 pub(crate) fn open(
     py: Python<'_>,
     path: PathBuf,
@@ -83,12 +86,17 @@ pub(crate) fn open(
     slices: Slices,
     names: Names,
     stream: RingBytes,
+    device: Wanted,
 ) -> PyResult<Tensors> {
     let wish = Wish { verified, slices, names, ring: stream.0 };
     let (model, why) = found(py, &path, agent, &wish)?;
     let model = wish.names.of(py, &path, model)?;
     py.detach(|| model.begin(wish.names.are_all()));
-    Ok(Tensors::new(path, model, why))
+    let is_mapped = model.lender().is_none();
+    let unregistrable =
+        is_mapped.then(|| "mapped files are not registered, only what an agent lends".to_owned());
+    let target = device.target(py, unregistrable)?;
+    Ok(Tensors::new(path, model, why, target))
 }
 
 /// All tensors, and why they are not in shared memory, where they are not.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     ops::Range,
     sync::{
         Arc, Mutex, OnceLock, Weak,
@@ -15,6 +16,8 @@ use weightd_client::handoff::{self, Opening, Stream};
 
 use crate::{
     agents::{Agents, GLANCE, Lost, Term, lock, ranges},
+    cuda::{Lent, Uploader, Window},
+    error::Error,
     memory::Memory,
 };
 
@@ -28,6 +31,8 @@ pub(crate) struct Streaming {
     at: AtomicUsize,
     /// What is in use. Whoever uses a tensor twice uses the same memory.
     used: Mutex<HashMap<usize, Weak<Memory>>>,
+    /// The ring of the latest agent that a device read from, as it reads it.
+    window: Mutex<Option<(Arc<Stream>, Arc<Window>)>>,
 }
 
 impl Streaming {
@@ -38,6 +43,7 @@ impl Streaming {
             chosen: OnceLock::new(),
             at: AtomicUsize::new(0),
             used: Mutex::default(),
+            window: Mutex::default(),
         }
     }
 
@@ -80,6 +86,31 @@ impl Streaming {
                 Err(source) => return Err(self.agents.failed(source).into()),
             }
         }
+    }
+
+    /// The ring that a tensor's memory is in, as a device reads it, and where the tensor lies there. None where it is not in the
+    /// latest agent's.
+    pub(crate) fn window(
+        &self,
+        memory: &Memory,
+        uploader: &Uploader,
+    ) -> Result<Option<(Arc<Window>, usize)>, Error> {
+        let latest = self.agents.latest();
+        let Memory::Taken(taken) = memory else { return Ok(None) };
+        if !taken.is_of(&latest) {
+            return Ok(None);
+        }
+        let mut known = lock(&self.window);
+        if let Some((stream, window)) = &*known
+            && Arc::ptr_eq(stream, &latest)
+        {
+            return Ok(Some((window.clone(), taken.offset())));
+        }
+        let failed = |source: io::Error| Error::Io { path: self.agents.what().into(), source };
+        let window = Window::new(Lent::Stream(latest.clone()), uploader.device(), uploader.chunk());
+        let window = Arc::new(window.map_err(failed)?);
+        *known = Some((latest, window.clone()));
+        Ok(Some((window, taken.offset())))
     }
 
     /// Takes it of one agent, unless it is in use; what the agent says of itself is apart from what Python says.

@@ -1,4 +1,5 @@
 //! A tensor: its name, its type, its shape, and the memory it lies in.
+#![expect(unsafe_code, reason = "memory of a device that Python names")]
 
 use std::{path::Path, sync::Arc};
 
@@ -10,7 +11,9 @@ use pyo3::{
 };
 
 use crate::{
+    agents::GLANCE,
     borrow::is_uri,
+    cuda::{Failure, Refusal, Source, Space, Uploader},
     dlpack::{self, Shared},
     dtype,
     error::Error,
@@ -18,10 +21,13 @@ use crate::{
     lease::Lease,
     memory::Memory,
     streaming::Streaming,
+    target::{Target, note_unregistrable},
 };
 
-/// Where everything lies: DLPack's number for memory that a processor reaches, and the one there is.
+/// DLPack's number for memory that a processor reaches, and the one there is.
 const CPU: (i32, i32) = (1, 0);
+/// DLPack's number for CUDA devices.
+const CUDA: i32 = 2;
 
 /// A tensor in this process's memory. The memory lives as long as the last tensor, array or capsule over it.
 #[pyclass(module = "weightd", frozen)]
@@ -31,6 +37,7 @@ pub(crate) struct Tensor {
     name: Arc<str>,
     layout: Layout,
     place: Place,
+    target: Target,
 }
 
 /// Where the bytes of a tensor are.
@@ -54,7 +61,12 @@ struct Present<'a> {
 
 impl Tensor {
     pub(crate) fn new(file: Arc<Path>, name: &str, layout: Layout, place: Place) -> Self {
-        Self { file, name: name.into(), layout, place }
+        Self { file, name: name.into(), layout, place, target: Target::Host }
+    }
+
+    /// The same, to be given out elsewhere.
+    pub(crate) fn on(self, target: Target) -> Self {
+        Self { target, ..self }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -98,6 +110,66 @@ impl Tensor {
 
     fn convert<'py>(&self, py: Python<'py>, function: &str) -> PyResult<Bound<'py, PyAny>> {
         py.import("weightd._frameworks")?.call_method1(function, (self.clone(),))
+    }
+
+    /// Where a device copies it from, once it is there.
+    fn source(&self, py: Python<'_>, uploader: &Uploader) -> PyResult<Source> {
+        Ok(match &self.place {
+            Place::Here { memory, offset } => Source::Memory { memory: memory.clone(), offset: *offset },
+            Place::Lent { lease, position, offset } => {
+                let window = lease.window(py, *position, uploader)?;
+                Source::Window { window, offset: *offset, memory: None }
+            }
+            Place::Passing { stream, position } => {
+                let memory = stream.memory(py, *position)?;
+                match py.detach(|| stream.window(&memory, uploader))? {
+                    Some((window, offset)) => Source::Window { window, offset, memory: Some(memory) },
+                    None => Source::Memory { memory, offset: 0 },
+                }
+            }
+        })
+    }
+
+    /// Room for a copy of it, as soon as there is. Other threads run meanwhile, and signals are heard.
+    fn space(&self, py: Python<'_>, uploader: &Uploader) -> PyResult<Space> {
+        loop {
+            uploader.check().map_err(|reason| self.unusable(uploader, reason))?;
+            if let Some(space) = py.detach(|| uploader.room(self.layout.bytes, GLANCE)) {
+                return Ok(space);
+            }
+            py.check_signals()?;
+        }
+    }
+
+    fn unusable(&self, uploader: &Uploader, reason: Refusal) -> Error {
+        let (path, tensor) = (self.file.to_path_buf(), self.name.to_string());
+        Error::Unusable { path, tensor, device: format!("cuda:{}", uploader.device().number()), reason }
+    }
+
+    fn uncopied(&self, uploader: &Uploader, source: Failure) -> Error {
+        let (path, tensor) = (self.file.to_path_buf(), self.name.to_string());
+        Error::Device { path, tensor, device: format!("cuda:{}", uploader.device().number()), source }
+    }
+}
+
+impl Tensor {
+    /// A capsule of a torch tensor on the device: torch has the memory there.
+    fn device_capsule<'py>(
+        &self,
+        py: Python<'py>,
+        stream: Option<&Bound<'py, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if dl_device.is_some_and(|device| Some(device) != self.__dlpack_device__().ok()) {
+            return Err(self.refuse("it is given out on a CUDA device, and asked for on another one").into());
+        }
+        if copy == Some(false) {
+            return Err(self.refuse("it is copied to its device, and no copy is allowed").into());
+        }
+        let arguments = (self.torch(py)?, stream, max_version);
+        py.import("weightd._cuda")?.call_method1("capsule", arguments)
     }
 }
 
@@ -189,9 +261,19 @@ impl Tensor {
         }
     }
 
+    /// Where it is given out: "cpu", "cuda:0", or what JAX calls it.
+    #[getter]
+    fn device<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.target.shown(py)
+    }
+
     /// Its bytes, as a tensor of one dimension and the type "U8" over the same memory; a copy only where the tensor does
     /// not lie on a multiple of its element, or its elements do not follow each other.
     fn raw(&self, py: Python<'_>) -> PyResult<Self> {
+        if matches!(self.target, Target::Cuda(_)) && self.layout.strides.is_none() {
+            // In its place, where it may be registered; and bytes may begin anywhere.
+            return Ok(Self { layout: Layout::of_bytes(self.layout.bytes), ..self.clone() });
+        }
         let mut present = self.present(py)?;
         if !present.is_aligned() || present.layout.strides.is_some() {
             // A copy may wait for bytes that are on their way; other threads need not.
@@ -210,19 +292,50 @@ impl Tensor {
         }
         let layout = present.layout.as_integers().ok_or_else(|| self.packed())?;
         let place = Place::Here { memory: present.memory, offset: present.offset };
-        Ok(Self { layout, place, ..self.clone() })
+        Ok(Self { layout, place, target: Target::Host, ..self.clone() })
     }
 
+    /// Begins to copy it to memory of its device. `allocate` is called with the stream that does so, when there is room for
+    /// one more copy, and gives an address there and the stream that is to wait.
+    fn _upload(&self, py: Python<'_>, allocate: &Bound<'_, PyAny>) -> PyResult<()> {
+        let Target::Cuda(uploader) = &self.target else {
+            return Err(self.refuse("it is not given out on a CUDA device").into());
+        };
+        uploader.check().map_err(|reason| self.unusable(uploader, reason))?;
+        let source = self.source(py, uploader)?;
+        let space = self.space(py, uploader)?;
+        let (address, waiting) = allocate.call1((uploader.stream(),))?.extract()?;
+        // SAFETY: the source is this tensor, which has come, and its layout was checked against where it lies. The memory was
+        // allocated for a tensor of this layout, on the stream of the copy, as `_cuda.py` sees to.
+        let copied = py.detach(|| unsafe { uploader.copy(source, &self.layout, address, waiting, space) });
+        note_unregistrable(py, uploader)?;
+        Ok(copied.map_err(|failure| self.uncopied(uploader, failure))?)
+    }
+
+    /// On its device, if that is torch's; else in the processor's memory.
     fn torch<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.convert(py, "to_torch")
+        match &self.target {
+            Target::Cuda(uploader) => {
+                let arguments = (self.clone(), uploader.device().number());
+                py.import("weightd._cuda")?.call_method1("to_torch", arguments)
+            }
+            Target::Host | Target::Jax(_) => self.convert(py, "to_torch"),
+        }
     }
 
     fn numpy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.convert(py, "to_numpy")
     }
 
+    /// On its device.
     fn jax<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.convert(py, "to_jax")
+        let devices = || py.import("weightd._devices");
+        let device = match &self.target {
+            Target::Host => return self.convert(py, "to_jax"),
+            Target::Cuda(uploader) => devices()?.call_method1("jax_cuda", (uploader.device().number(),))?,
+            Target::Jax(device) => device.bind(py).clone(),
+        };
+        devices()?.call_method1("to_jax", (self.clone(), device))
     }
 
     #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
@@ -234,6 +347,9 @@ impl Tensor {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        if let Target::Cuda(_) = self.target {
+            return self.device_capsule(py, stream, max_version, dl_device, copy);
+        }
         if stream.is_some() {
             return Err(self.refuse("it is in the processor's memory, which has no streams").into());
         }
@@ -250,9 +366,11 @@ impl Tensor {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "the protocol asks each tensor")]
-    fn __dlpack_device__(&self) -> (i32, i32) {
-        CPU
+    fn __dlpack_device__(&self) -> PyResult<(i32, i32)> {
+        match &self.target {
+            Target::Cuda(uploader) => Ok((CUDA, i32::try_from(uploader.device().number())?)),
+            Target::Host | Target::Jax(_) => Ok(CPU),
+        }
     }
 
     #[getter]

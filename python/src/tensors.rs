@@ -15,6 +15,7 @@ use crate::{
     agents::ranges,
     error::Error,
     model::{Lender, Model},
+    target::Target,
     tensor::{Tensor, shown},
 };
 
@@ -30,19 +31,20 @@ pub(crate) struct Tensors {
     how: &'static str,
     /// Why they are not in shared memory.
     why: Option<String>,
+    target: Target,
     /// None once it was closed. Tensors that were given out live on.
     model: Mutex<Option<Arc<Model>>>,
 }
 
 impl Tensors {
     /// `why` says why they are not in shared memory, where they are not.
-    pub(crate) fn new(path: PathBuf, model: Model, why: Option<String>) -> Self {
+    pub(crate) fn new(path: PathBuf, model: Model, why: Option<String>, target: Target) -> Self {
         let how = match model.lender() {
             None => MAPPED_FILES,
             Some(Lender::Lease(_)) => SHARED_MEMORY,
             Some(Lender::Stream(_)) => STREAM,
         };
-        Self { path, how, why, model: Mutex::new(Some(Arc::new(model))) }
+        Self { path, how, why, target, model: Mutex::new(Some(Arc::new(model))) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Model>>> {
@@ -52,6 +54,11 @@ impl Tensors {
 
     fn model(&self) -> Result<Arc<Model>, Error> {
         self.lock().clone().ok_or_else(|| Error::Closed(self.path.clone()))
+    }
+
+    /// A tensor as it is given out.
+    fn given(&self, tensor: &Tensor) -> Tensor {
+        tensor.clone().on(self.target.clone())
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -76,6 +83,30 @@ impl Tensors {
         self.why.as_deref()
     }
 
+    /// Where they are given out: "cpu", "cuda:0", or what JAX calls it.
+    #[getter]
+    fn device<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.target.shown(py)
+    }
+
+    /// How they get there; None where they are there already.
+    #[getter]
+    fn transfer(&self) -> Option<&'static str> {
+        self.target.transfer()
+    }
+
+    /// Why not in a better way.
+    #[getter]
+    fn transfer_why(&self) -> Option<String> {
+        self.target.transfer_why()
+    }
+
+    /// For whoever measures.
+    #[getter]
+    fn _registering_seconds(&self) -> f64 {
+        self.target.registering_seconds()
+    }
+
     /// The files that the tensors are in.
     #[getter(files)]
     fn paths<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
@@ -93,11 +124,11 @@ impl Tensors {
     }
 
     fn values(&self) -> Result<Vec<Tensor>, Error> {
-        Ok(self.model()?.by_name().cloned().collect())
+        Ok(self.model()?.by_name().map(|tensor| self.given(tensor)).collect())
     }
 
     fn items(&self) -> Result<Vec<(String, Tensor)>, Error> {
-        Ok(self.model()?.by_name().map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect())
+        Ok(self.model()?.by_name().map(|tensor| (tensor.name().to_owned(), self.given(tensor))).collect())
     }
 
     /// What the files say of themselves. What two of them contradict each other in is left out.
@@ -146,7 +177,9 @@ impl Tensors {
     }
 
     fn __getitem__(&self, name: &str) -> Result<Tensor, Error> {
-        self.model()?.find(name).cloned().ok_or_else(|| self.missing(name))
+        let model = self.model()?;
+        let tensor = model.find(name).ok_or_else(|| self.missing(name))?;
+        Ok(self.given(tensor))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {

@@ -165,6 +165,26 @@ fn safe_open_is_that_of_safetensors_for_pytorch() {
 }
 
 #[test]
+fn tensors_are_copied_to_a_cuda_device() {
+    run(&require!(with("torch", torch_python())), "torch", "test_cuda");
+}
+
+#[test]
+fn slices_and_rings_reach_a_cuda_device() {
+    run(&require!(with("torch", torch_python())), "torch", "test_cuda_parts");
+}
+
+#[test]
+fn what_a_cuda_device_refuses_is_told() {
+    run(&require!(with("torch", torch_python())), "torch", "test_cuda_faults");
+}
+
+#[test]
+fn jax_puts_tensors_on_its_devices() {
+    run(&require!(with("jax", python())), "jax", "test_jax_devices");
+}
+
+#[test]
 fn vllm_loads_by_the_plugin() {
     run(&require!(with("torch", torch_python())), "torch", "test_vllm");
 }

@@ -65,13 +65,20 @@ def to_torch(tensor):
 
     if tensor.dtype in _TORCH_BY_DLPACK:
         return torch.from_dlpack(tensor)
+    # Asked first: there are no integers of a type that packs elements.
+    dtype = torch_type(tensor, torch)
+    return torch.from_dlpack(tensor._integers()).view(dtype)
+
+
+def torch_type(tensor, torch):
+    """What torch calls the type of a tensor."""
     dtype = getattr(torch, _TORCH.get(tensor.dtype, ""), None)
     if dtype is None:
         raise _unsupported(tensor, f"torch {torch.__version__}")
     # Of F4 two elements are a byte, and torch counts bytes.
     if tensor.dtype == "F4" and (not tensor.shape or tensor.shape[-1] % 2):
         raise _unsupported(tensor, "torch, where its last dimension is odd")
-    return torch.from_dlpack(tensor._integers()).view(dtype)
+    return dtype
 
 
 def to_numpy(tensor):

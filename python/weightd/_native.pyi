@@ -13,6 +13,7 @@ def open(
     slices: Mapping[str, tuple[int, int, int] | None] | None = None,
     names: Callable[[str], bool] | Iterable[str] | None = None,
     stream: bool | int | str | None = None,
+    device: Any = None,
 ) -> Tensors:
     """Opens a .safetensors file, the directory of a model, or a URI. Nothing of the tensors is read.
 
@@ -30,6 +31,9 @@ def open(
     With `stream`, tensors come through a ring of that many bytes ("256MiB"; True leaves it to the agent): each has memory from
     when it is used until the last array over it is gone, so that a model needs no more than that at once. It needs an agent;
     without one files are mapped, which takes no memory either.
+
+    `device` says where tensors are given out: "cuda", "cuda:1" or a torch.device, to which `Tensor.torch` copies; "tpu", "gpu:1",
+    "jax", a jax.Device or a Sharding, to which `Tensor.jax` does. One that is not there is told before any agent is asked.
     """
 
 @final
@@ -51,6 +55,21 @@ class Tensors:
     @property
     def why(self) -> Optional[str]:
         """Why they are not in shared memory; None when they are."""
+
+    @property
+    def device(self) -> Any:
+        """Where tensors are given out: "cpu", "cuda:0", or what JAX was to put them on."""
+
+    @property
+    def transfer(self) -> Optional[str]:
+        """How they get there: "registered memory", "staging buffers", "jax.device_put"; None in the processor's memory.
+
+        It may turn from the first into the second when the driver refuses to register more.
+        """
+
+    @property
+    def transfer_why(self) -> Optional[str]:
+        """Why through buffers; None where they are not."""
 
     def keys(self) -> list[str]:
         """All names, sorted."""
@@ -107,6 +126,10 @@ class Tensor:
         """The file it is in."""
 
     @property
+    def device(self) -> Any:
+        """Where it is given out, as of `Tensors`."""
+
+    @property
     def ready(self) -> bool:
         """Whether it may be used without waiting. Of mapped files nobody knows, so they are."""
 
@@ -118,15 +141,22 @@ class Tensor:
         """
 
     def torch(self) -> Any:
-        """A torch tensor over the same memory, of every type that this torch has."""
+        """A torch tensor over the same memory, of every type that this torch has.
+
+        Opened for a CUDA device: a new tensor there, whose copy may still go on; work on torch's current stream waits for it.
+        """
 
     def numpy(self) -> Any:
-        """A numpy array over the same memory; brain and 8-bit floats by the package ml_dtypes."""
+        """A numpy array over the same memory; brain and 8-bit floats by the package ml_dtypes.
+
+        Always in the processor's memory, whatever the device.
+        """
 
     def jax(self) -> Any:
         """A JAX array, over the same memory where that begins on a multiple of 64 bytes.
 
-        A slice whose elements do not follow each other is copied, because JAX has no such arrays.
+        A slice whose elements do not follow each other is copied, because JAX has no such arrays. Opened for a device, it is
+        there.
         """
 
     @property
@@ -143,3 +173,6 @@ class Tensor:
         copy: Optional[bool] = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def _settle() -> None:
+    """Waits for copies to devices that are on their way, before the process ends."""

@@ -6,7 +6,7 @@ import operator
 import os
 from typing import Any
 
-from . import _native
+from . import _frameworks, _native
 from .errors import InvalidIndex, Unsupported
 
 _FRAMEWORKS = {
@@ -35,7 +35,7 @@ class safe_open:
         del backend
         self._framework = _known(framework)
         self._device = _device(self._framework, device)
-        self._tensors = _native.open(filename)
+        self._tensors = _opened(filename, self._device)
 
     def keys(self) -> list[str]:
         """The names of all tensors, sorted."""
@@ -68,6 +68,8 @@ class safe_open:
         self._tensors.close()
 
     def _convert(self, tensor):
+        if tensor.device != "cpu":
+            return tensor.torch()
         return _to_device(_to_framework(tensor, self._framework), self._framework, self._device)
 
 
@@ -97,7 +99,8 @@ class Slice:
             index = _checked(index, self._tensor)
         if self._whole is None:
             # Kept: of a tensor that is copied because of where it lies, each part would cost a copy of the whole.
-            self._whole = _to_framework(self._tensor, self._framework)
+            # In the processor's memory, and a part is copied alone: nobody needs the whole of it on a device.
+            self._whole = _on_host(self._tensor, self._framework)
         part = self._whole[index]
         return _to_device(part, self._framework, self._device)
 
@@ -126,6 +129,21 @@ def _device(framework, device):
         # As safetensors has it: the first of them, whichever is current.
         known = torch.device(known.type, 0)
     return None if known.type == "cpu" else known
+
+
+def _opened(filename, device):
+    """On a CUDA device by its driver, where that can be; torch copies to all others."""
+    if getattr(device, "type", None) == "cuda":
+        try:
+            return _native.open(filename, device=device)
+        except Unsupported:
+            # No driver of its own kind, as on AMD's devices, which torch calls so too; or torch says what is wrong.
+            pass
+    return _native.open(filename)
+
+
+def _on_host(tensor, framework):
+    return _frameworks.to_torch(tensor) if tensor.device != "cpu" else _to_framework(tensor, framework)
 
 
 def _to_framework(tensor, framework):

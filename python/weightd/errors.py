@@ -60,5 +60,9 @@ class AgentFailed(WeightdError, OSError):
     """The agent cannot do what it was asked, for whatever reason has no exception of its own."""
 
 
+class DeviceFailed(WeightdError, RuntimeError):
+    """The driver of a device refused to copy a tensor there, or could not."""
+
+
 class Unsupported(WeightdError, TypeError):
     """A framework, a device or a type that cannot be served."""

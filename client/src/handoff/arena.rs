@@ -3,11 +3,15 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::{
+    fs::{SealFlags, SeekFrom, fcntl_get_seals, fstat, seek},
+    io::Errno,
+};
 
 /// An arena. It is as long as it says, and sealed against shrinking, so that no mapping of it can lose its memory.
 #[derive(Debug)]
@@ -50,6 +54,31 @@ impl Arena {
     pub fn map_shared(&self) -> io::Result<MmapRaw> {
         MmapOptions::new().len(self.bytes).map_raw_read_only(&self.file)
     }
+
+    /// The first part of `bounds` that ends behind `at` and has its memory already. What has none is given some when it is
+    /// read, and whoever reads it pays for that: a driver that is told to register it reads all of it.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn provided(&self, at: usize, bounds: Range<usize>) -> io::Result<Option<Range<usize>>> {
+        let mut from = bounds.start;
+        loop {
+            // Positions are given and told by these calls; nobody reads at the one that they leave behind.
+            let start = match seek(&self.file, SeekFrom::Data(offset(from))) {
+                Ok(start) => position(start),
+                Err(Errno::NXIO) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            if start >= bounds.end {
+                return Ok(None);
+            }
+            let end = position(seek(&self.file, SeekFrom::Hole(offset(start)))?);
+            if end > at {
+                return Ok(Some(start..end.min(bounds.end)));
+            }
+            from = end;
+        }
+    }
 }
 
 impl AsFd for Arena {
@@ -57,6 +86,15 @@ impl AsFd for Arena {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn offset(position: usize) -> u64 {
+    position as u64
+}
+
+/// An arena's length can be said so, and nothing of it is beyond.
+fn position(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
 /// Lets go of what was written to a part of a private mapping, which then is the arena's again.
@@ -76,5 +114,37 @@ pub(super) fn check(file: BorrowedFd<'_>, bytes: u64, seals: SealFlags) -> Resul
     match u64::try_from(stat.st_size) {
         Ok(found) if found >= bytes => Ok(()),
         _ => Err(format!("has {} bytes, not {bytes}", stat.st_size)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::FileExt};
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    #[test]
+    fn what_has_its_memory_is_told_piece_by_piece() {
+        let file = File::from(memfd_create("arena", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(64 * PAGE as u64).unwrap();
+        for page in [3, 4, 5, 9, 63] {
+            file.write_all_at(&[1], (page * PAGE) as u64).unwrap();
+        }
+        let arena = Arena { file: file.into(), bytes: 64 * PAGE };
+        let provided = |at: usize, bounds: Range<usize>| {
+            let found = arena.provided(at, bounds.start * PAGE..bounds.end * PAGE).unwrap();
+            found.map(|found| found.start / PAGE..found.end / PAGE)
+        };
+        assert_eq!(provided(0, 0..64), Some(3..6));
+        assert_eq!(provided(5 * PAGE + 1, 0..64), Some(3..6));
+        assert_eq!(provided(6 * PAGE, 0..64), Some(9..10));
+        assert_eq!(provided(4 * PAGE, 4..5), Some(4..5));
+        assert_eq!(provided(0, 6..9), None);
+        assert_eq!(provided(10 * PAGE, 0..64), Some(63..64));
+        assert_eq!(provided(10 * PAGE, 10..63), None);
     }
 }

@@ -112,8 +112,12 @@ impl Stream {
         self.shared.arena.bytes()
     }
 
-    /// Maps the ring for reading, as all others have it: for the driver of an accelerator. A tensor lies in it at
-    /// [`Taken::offset`].
+    /// The ring. A tensor lies in it at [`Taken::offset`].
+    pub fn arena(&self) -> &Arena {
+        &self.shared.arena
+    }
+
+    /// Maps the ring for reading, as all others have it: for the driver of an accelerator.
     ///
     /// # Errors
     /// When the system refuses, as for want of address space.
@@ -208,6 +212,11 @@ impl Taken {
     /// Its position in the table.
     pub fn position(&self) -> usize {
         self.position
+    }
+
+    /// Whether it was taken of this stream.
+    pub fn is_of(&self, stream: &Stream) -> bool {
+        Arc::ptr_eq(&self.shared, &stream.shared)
     }
 
     /// Where in the ring its bytes begin.
