@@ -4,6 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     ops::Range,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
@@ -35,6 +36,9 @@ use crate::{
 /// Chunks that are brought for a lease at once: enough to keep a disk busy, and few enough that what a client wants next comes
 /// next.
 const AT_ONCE: usize = 8;
+
+/// How long what nobody waits for may take to come by itself.
+const FOR_NOBODY: Duration = Duration::from_secs(1);
 
 /// A client's lease.
 pub(crate) struct Lease {
@@ -219,7 +223,8 @@ impl Lease {
             let (inner, resident) = (Arc::clone(&self.model.inner), Arc::clone(&self.residents[arena]));
             let (snapshot, blob) = (self.model.manifest.key(), resident.blob());
             let range = awaited.unwrap_or_else(|| resident.arena().arrangement().chunk_range(chunk));
-            let target = Target { snapshot, blob, chunk, range, is_awaited: awaited.is_some() };
+            let patience = if awaited.is_some() { Duration::ZERO } else { FOR_NOBODY };
+            let target = Target { snapshot, blob, chunk, range, patience };
             let condition = self.model.condition.clone();
             self.loads.spawn(async move { inner.bring(target, &resident, condition).await });
         }

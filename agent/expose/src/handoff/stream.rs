@@ -49,6 +49,9 @@ const AT_ONCE: u64 = 64 << 20;
 const TENSORS_AT_ONCE: usize = 64;
 /// How often someone who waits for a file to be verified says so.
 const DEMAND_AGAIN: Duration = Duration::from_secs(1);
+/// How long what follows the tensor that is waited for may take to come by itself: longer than a fast network needs, and not so
+/// long that a model which is behind others in the queue would hardly come at all.
+const AHEAD: Duration = Duration::from_millis(100);
 /// Chunks of a tensor that are brought at once.
 const CHUNKS_AT_ONCE: usize = 8;
 /// Most places in one message: it has to fit into a packet.
@@ -244,15 +247,15 @@ impl Stream {
             let Needed { blob, span } = self.tensors.needed(position);
             let bytes = self.tensors.bytes(position);
             let Some(place) = self.ring.place(span.start, bytes) else { return Ok(()) };
-            // Of what comes after it in its file, the turn comes by itself.
             let is_awaited = self.loads.is_empty() || self.wanted.front() == Some(&position);
+            let patience = if is_awaited { Duration::ZERO } else { AHEAD };
             self.was_next(position);
             self.begun[position as usize] = true;
             self.places.insert(position, Held::Loading);
             self.loading += bytes;
             let (place, blob) = (Arc::new(place), Arc::clone(&self.blobs[blob]));
             let snapshot = self.model.manifest.key();
-            let target = Target { snapshot, blob: blob.blob, chunk: 0, range: span, is_awaited };
+            let target = Target { snapshot, blob: blob.blob, chunk: 0, range: span, patience };
             let load = Load {
                 inner: Arc::clone(&self.model.inner),
                 condition: self.model.condition.clone(),

@@ -26,8 +26,8 @@ pub(crate) struct Target {
     pub(crate) blob: BlobKey,
     pub(crate) chunk: u32,
     pub(crate) range: ByteRange,
-    /// Whether someone waits for it. Else it is brought when its turn comes, and asked for only if it does not come.
-    pub(crate) is_awaited: bool,
+    /// For how long it may come by itself, in its turn, before it is asked for: to ask costs others their connections.
+    pub(crate) patience: Duration,
 }
 
 /// A chunk that was read, and its checksum.
@@ -82,8 +82,7 @@ impl Chunks {
         memory: &impl Room,
     ) -> Result<Loaded, String> {
         // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
-        let patience = if target.is_awaited { Duration::ZERO } else { DEMAND_AGAIN };
-        let mut demands = interval_at(Instant::now() + patience, DEMAND_AGAIN);
+        let mut demands = interval_at(Instant::now() + target.patience, DEMAND_AGAIN);
         demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // All made before looking, so that nothing is missed in between.

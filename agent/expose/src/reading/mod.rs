@@ -9,6 +9,7 @@ use std::{
     ops::{Deref, Range},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::future::join_all;
@@ -131,8 +132,9 @@ impl Reader {
             return Err(shown.last_failure().unwrap_or_else(|| "the volume is stopped".to_owned()));
         }
         let deadline = Instant::now() + self.config.read_timeout;
-        let chunk =
-            |chunk| self.chunk(shown, Target { snapshot, blob, chunk, range, is_awaited: true }, deadline);
+        let chunk = |chunk| {
+            self.chunk(shown, Target { snapshot, blob, chunk, range, patience: Duration::ZERO }, deadline)
+        };
         let mut numbers = chunks_of(range);
         match (numbers.next(), numbers.next_back()) {
             (None, _) => Ok(Bytes::Copied(Vec::new())),
@@ -156,8 +158,9 @@ impl Reader {
         let deadline = Instant::now() + self.config.read_timeout;
         let load = async |chunk: u32| {
             let range = ByteRange::at(u64::from(chunk) * CHUNK_BYTES, CHUNK_BYTES);
-            let loaded =
-                self.chunk(shown, Target { snapshot, blob, chunk, range, is_awaited: true }, deadline).await;
+            let loaded = self
+                .chunk(shown, Target { snapshot, blob, chunk, range, patience: Duration::ZERO }, deadline)
+                .await;
             // What failed is tried again when it is read, and then someone is told.
             drop(loaded);
         };

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn bytes_arrive_and_are_summed_wherever_they_begin_and_end() {
-        let from: Vec<u8> = (0..60_000_u32).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[1]).collect();
+        let from: Vec<u8> =
+            (0..60_000_u32).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[1]).collect();
         let before = Crc32c::of(b"before");
         for start in [0, 1, 63, 64, 127, 128] {
             for from_start in [0, 3, 64] {
