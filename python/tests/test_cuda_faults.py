@@ -176,7 +176,10 @@ class Faults(cuda.WithDevice):
         self.serve()
         code = (
             "import atexit, sys\n"
-            "atexit.register(lambda: print('on their way:', cuda.get('in_flight'), 'copied:', cuda.get('copied_bytes')))\n"
+            "def last():\n"
+            "    print('on their way:', cuda.get('in_flight'), 'copied:', cuda.get('copied_bytes'))\n"
+            "    cuda.order(ended=1)\n"
+            "atexit.register(last)\n"
             f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
             "import cuda, weightd\n"
             "cuda._cuda.Torch = cuda.Torch\n"

@@ -1,6 +1,7 @@
 """Slices and rings on their way to a CUDA device (cuda.py), and everything that frameworks and servers ask of such tensors."""
 
 import queue
+from unittest import mock
 
 import agent
 import cuda
@@ -8,7 +9,7 @@ import models
 import numpy
 import torch
 import weightd
-from weightd import _devices
+from weightd import _devices, _safe_open
 from weightd_plugins import _weights
 
 KIB = 1 << 10
@@ -186,7 +187,14 @@ class Frameworks(cuda.WithDevice):
             self.assertEqual(cuda.contents(file.get_tensor("layer.F32")), self.right("layer.F32"))
             copied = cuda.get("copied_bytes")
             self.assertEqual(copied, len(self.right("layer.F32")))
-            self.assertEqual((file.get_slice("layer.F32").get_shape(), cuda.get("copied_bytes")), ([8, 16], copied))
+            part = file.get_slice("layer.F32")
+            self.assertEqual((part.get_shape(), cuda.get("copied_bytes")), ([8, 16], copied))
+            # What torch copies to a device there is none for, so the part is looked at before.
+            with mock.patch.object(_safe_open, "_to_device", lambda part, *rest: part):
+                rows = part[2:4]
+            self.assertEqual(rows.device.type, "cpu")
+            self.assertEqual(rows.numpy().tobytes(), self.right("layer.F32")[2 * 64 : 4 * 64])
+            self.assertEqual(cuda.get("copied_bytes"), copied, "nothing but the part goes to the device")
 
     def test_model_servers_pass_the_device_on(self):
         servable = {name: kind for name, kind in self.model.items() if kind[0] in ("F32", "BF16", "I64")}

@@ -63,7 +63,8 @@ _JAX_ALIGNMENT = 64
 def to_torch(tensor):
     import torch
 
-    if tensor.dtype in _TORCH_BY_DLPACK:
+    # Of one that is given out on a device, DLPack has the device's memory; its integers are here.
+    if tensor.dtype in _TORCH_BY_DLPACK and tensor.device == "cpu":
         return torch.from_dlpack(tensor)
     # Asked first: there are no integers of a type that packs elements.
     dtype = torch_type(tensor, torch)

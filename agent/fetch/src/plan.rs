@@ -180,7 +180,8 @@ impl Planner {
         self.take_first(|planner| &mut planner.demands, Errand::Demand)
     }
 
-    /// The next request of a queue: so long that all connections share what is wanted, and its beginning comes first.
+    /// The next request of a queue, whose demands take turns. One is so long that all connections share what is wanted, and its
+    /// beginning comes first; those ahead are short.
     fn take_first(
         &mut self,
         queue: impl Fn(&mut Self) -> &mut VecDeque<Demand>,
@@ -194,7 +195,11 @@ impl Planner {
             };
             let Some(blob) = self.blobs.get(&key) else { continue };
             if blob.pieces[first] == Piece::Missing {
-                let limit = self.share(wanted as u64 * CHUNK_BYTES);
+                let limit = match errand {
+                    Errand::Ahead => self.share(0),
+                    Errand::Demand | Errand::Bulk => self.share(wanted as u64 * CHUNK_BYTES),
+                };
+                queue(self).rotate_left(1);
                 return Some(self.take(key, first, wanted, limit, errand));
             }
         }

@@ -55,8 +55,9 @@ impl Arena {
         MmapOptions::new().len(self.bytes).map_raw_read_only(&self.file)
     }
 
-    /// The first part of `bounds` that ends behind `at` and has its memory already. What has none is given some when it is
-    /// read, and whoever reads it pays for that: a driver that is told to register it reads all of it.
+    /// The first part that begins within `bounds`, ends behind `at` and has its memory already, which it keeps; it may end behind
+    /// `bounds`. What has none is given some when it is read, and whoever reads it pays for that: a driver that is told to
+    /// register it reads all of it.
     ///
     /// # Errors
     /// When the system does not tell.
@@ -74,7 +75,7 @@ impl Arena {
             }
             let end = position(seek(&self.file, SeekFrom::Hole(offset(start)))?);
             if end > at {
-                return Ok(Some(start..end.min(bounds.end)));
+                return Ok(Some(start..end));
             }
             from = end;
         }
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(provided(0, 0..64), Some(3..6));
         assert_eq!(provided(5 * PAGE + 1, 0..64), Some(3..6));
         assert_eq!(provided(6 * PAGE, 0..64), Some(9..10));
-        assert_eq!(provided(4 * PAGE, 4..5), Some(4..5));
+        assert_eq!(provided(4 * PAGE, 4..5), Some(4..6));
         assert_eq!(provided(0, 6..9), None);
         assert_eq!(provided(10 * PAGE, 0..64), Some(63..64));
         assert_eq!(provided(10 * PAGE, 10..63), None);

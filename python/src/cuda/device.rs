@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     ffi::c_int,
+    io,
     marker::PhantomData,
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -40,6 +41,10 @@ pub(crate) enum Refusal {
         "this process was forked off from one that uses CUDA, which no driver allows: start processes anew, as multiprocessing's method \"spawn\" does"
     )]
     Forked,
+    #[error(
+        "no thread can be started to wait for copies ({0}): has the container reached its limit of processes?"
+    )]
+    NoThread(#[source] io::Error),
     #[error("the CUDA driver refuses ({0}); does nvidia-smi work here?")]
     Failed(#[source] Failure),
     #[error(
@@ -85,6 +90,7 @@ impl Device {
             return Ok(device);
         }
         let device: &'static Self = Box::leak(Box::new(Self::new(driver, number).map_err(Refusal::Failed)?));
+        device.flights.start(device).map_err(Refusal::NoThread)?;
         devices.insert(number, device);
         Ok(device)
     }
@@ -145,6 +151,12 @@ impl Device {
     /// Makes its context the calling thread's.
     pub(super) fn enter(&self) -> Result<Entered<'static>, Failure> {
         enter(self.driver, self.context)
+    }
+
+    /// The same for whoever lets go of something, if the driver may still be called: not in a process that was forked off, nor in
+    /// one that ends.
+    pub(super) fn enter_to_undo(&self) -> Option<Entered<'static>> {
+        if self.is_ours() && !self.flights.is_ending() { self.enter().ok() } else { None }
     }
 
     /// The buffers that copies go through, one set for all.

@@ -19,6 +19,7 @@ pub(super) type Handle = usize;
 /// An address in a device's memory.
 pub(super) type DevicePointer = u64;
 
+const NOT_INITIALIZED: c_int = 3;
 const HOST: c_uint = 1;
 const DEVICE: c_uint = 2;
 
@@ -78,8 +79,9 @@ impl Rectangle {
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     call: &'static str,
+    code: c_int,
     /// What the driver calls it, and what it says of it.
-    said: String,
+    said: Box<str>,
 }
 
 impl fmt::Display for Failure {
@@ -169,7 +171,10 @@ impl Driver {
         let library = unsafe { Library::open(Some(LIBRARY), RTLD_NOW | RTLD_LOCAL) };
         let driver = library.and_then(Self::find).map_err(|error| Refusal::NoDriver(whole(&error)))?;
         // SAFETY: flags must be zero, and are. Calling it twice does nothing.
-        unsafe { driver.init(0) }.map_err(Refusal::Failed)?;
+        unsafe { driver.init(0) }.map_err(|failure| {
+            // As it says in a process that was forked off from one that uses it, torch's doing, say.
+            if failure.code == NOT_INITIALIZED { Refusal::Forked } else { Refusal::Failed(failure) }
+        })?;
         Ok(DRIVER.get_or_init(|| driver))
     }
 
@@ -191,6 +196,6 @@ impl Driver {
         };
         let name = words(self.error_name).unwrap_or_else(|| format!("error {code}"));
         let said = words(self.error_text).map_or(name.clone(), |text| format!("{name}: {text}"));
-        Failure { call, said }
+        Failure { call, code, said: said.into() }
     }
 }

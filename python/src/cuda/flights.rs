@@ -1,10 +1,14 @@
-//! Copies that a device is making: what it reads is held until it has read it, by a thread that waits for that.
+//! Copies that a device is making: what it reads is held until it has read it, by a thread that waits for that. What takes long to
+//! let go of is let go of by that thread too, when it has nothing to wait for.
 
 use std::{
     any::Any,
     collections::VecDeque,
-    fmt,
-    sync::{Arc, Condvar, Mutex, PoisonError, Weak},
+    fmt, io,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -21,41 +25,53 @@ const MAX_FLIGHTS: usize = 1024;
 /// Anything that has to stay.
 pub(super) type Held = Box<dyn Any + Send>;
 
+/// Lets go of a part of something, and says whether there is more.
+pub(super) type Undoing = Box<dyn FnMut() -> bool + Send>;
+
 /// The copies to one device, in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether the process ends, and the driver is not to be called any more.
+    is_ending: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    queue: VecDeque<Task>,
+    queue: VecDeque<Flight>,
+    /// What is let go of when nothing is waited for.
+    undoing: VecDeque<Undoing>,
     /// Of all that have room, whether their copies have begun or not.
     bytes: usize,
     /// How many those are.
     count: usize,
-    /// Whether there is a thread to wait.
-    is_attended: bool,
-    /// Whether it is at something that is in the queue no longer.
-    is_busy: bool,
+    /// Whether the thread waits for one that is in the queue no longer.
+    is_waiting: bool,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("bytes", &self.bytes)
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A copy, what is held until its event comes to pass, and who is told if it failed.
+struct Flight {
+    event: Handle,
+    events: Arc<Events>,
+    held: Vec<Held>,
+    room: Room,
+    failed: Weak<Failed>,
 }
 
 /// What the thread does next.
 enum Task {
-    /// Waits for an event, and lets go of what is held until then.
-    Wait { event: Handle, events: Arc<Events>, held: Vec<Held>, room: Room, failed: Weak<Failed> },
-    /// Lets go of something, when all before it is done.
-    Drop(Held),
-}
-
-impl fmt::Debug for Task {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Wait { .. } => "Wait",
-            Self::Drop(_) => "Drop",
-        })
-    }
+    Wait(Flight),
+    Undo(Undoing),
 }
 
 /// Room for so many bytes of a copy, given back when this is dropped.
@@ -94,57 +110,56 @@ impl Flights {
     /// Holds something until an event has come to pass.
     pub(super) fn hold(
         &self,
-        device: &'static Device,
         event: Handle,
         events: Arc<Events>,
         held: Vec<Held>,
         room: Room,
         failed: &Arc<Failed>,
     ) {
-        self.push(device, Task::Wait { event, events, held, room, failed: Arc::downgrade(failed) });
-    }
-
-    /// Lets go of something when all copies that have begun are over, on the thread: undoing a registration takes long.
-    pub(super) fn bury(&self, device: &'static Device, dead: Held) {
-        self.push(device, Task::Drop(dead));
-    }
-
-    /// Waits until nothing is on its way any more, but not longer than that.
-    pub(super) fn settle(&self, patience: Duration) {
-        let is_at_work = |state: &mut State| state.is_busy || (state.is_attended && !state.queue.is_empty());
-        drop(self.changed.wait_timeout_while(lock(&self.state), patience, is_at_work));
-    }
-
-    fn push(&self, device: &'static Device, task: Task) {
-        let mut state = lock(&self.state);
-        state.queue.push_back(task);
-        if !state.is_attended {
-            let thread = thread::Builder::new().name(format!("weightd-cuda:{}", device.number()));
-            let started = thread.spawn(move || device.flights().attend(device));
-            // Without a thread it is tried again with the next copy, and until then nothing is let go of.
-            state.is_attended = started.is_ok();
-        }
-        drop(state);
+        lock(&self.state).queue.push_back(Flight {
+            event,
+            events,
+            held,
+            room,
+            failed: Arc::downgrade(failed),
+        });
         self.changed.notify_all();
     }
 
-    /// What the thread does, until the process ends.
+    /// Lets go of something, part by part, on the thread: undoing a registration takes long, and a copy is not to wait for it.
+    pub(super) fn undo(&self, undoing: Undoing) {
+        if self.is_ending() {
+            // The process's end does it.
+            std::mem::forget(undoing);
+            return;
+        }
+        lock(&self.state).undoing.push_back(undoing);
+        self.changed.notify_all();
+    }
+
+    /// Waits until no copy is on its way any more, but not longer than that. From now on nothing is undone: who ends the process
+    /// does that, and takes the driver from under whoever is in it.
+    pub(super) fn settle(&self, patience: Duration) {
+        self.is_ending.store(true, Ordering::Relaxed);
+        let is_at_work = |state: &mut State| state.is_waiting || !state.queue.is_empty();
+        drop(self.changed.wait_timeout_while(lock(&self.state), patience, is_at_work));
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Relaxed)
+    }
+
+    /// Starts the thread, which goes on until the process ends.
+    pub(super) fn start(self: &Arc<Self>, device: &'static Device) -> io::Result<()> {
+        let this = self.clone();
+        let thread = thread::Builder::new().name(format!("weightd-cuda:{}", device.number()));
+        thread.spawn(move || this.attend(device)).map(drop)
+    }
+
     fn attend(&self, device: &'static Device) {
         loop {
-            let mut state = lock(&self.state);
-            state.is_busy = false;
-            self.changed.notify_all();
-            let task = loop {
-                match state.queue.pop_front() {
-                    Some(task) => break task,
-                    None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                }
-            };
-            state.is_busy = true;
-            drop(state);
-            match task {
-                Task::Drop(dead) => drop(dead),
-                Task::Wait { event, events, held, room, failed } => {
+            match self.next() {
+                Task::Wait(Flight { event, events, held, room, failed }) => {
                     let outcome = device.enter().and_then(|_entered| device.wait_for(event));
                     if let (Err(failure), Some(failed)) = (outcome, failed.upgrade()) {
                         lock(&failed.0).get_or_insert(failure);
@@ -154,7 +169,31 @@ impl Flights {
                     events.give_back(event);
                     drop(room);
                 }
+                Task::Undo(mut undoing) => {
+                    if undoing() {
+                        lock(&self.state).undoing.push_front(undoing);
+                    }
+                }
             }
+        }
+    }
+
+    /// Waits for something to do.
+    fn next(&self) -> Task {
+        let mut state = lock(&self.state);
+        state.is_waiting = false;
+        self.changed.notify_all();
+        loop {
+            if let Some(flight) = state.queue.pop_front() {
+                state.is_waiting = true;
+                return Task::Wait(flight);
+            }
+            if self.is_ending() {
+                state.undoing.drain(..).for_each(std::mem::forget);
+            } else if let Some(undoing) = state.undoing.pop_front() {
+                return Task::Undo(undoing);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -195,10 +234,7 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        if !self.device.is_ours() {
-            return;
-        }
-        let Ok(_entered) = self.device.enter() else { return };
+        let Some(_entered) = self.device.enter_to_undo() else { return };
         for event in lock(&self.free).drain(..) {
             self.device.destroy_event(event);
         }

@@ -41,6 +41,8 @@ struct Mapping {
     chunk: usize,
     /// Where each registered piece begins and ends.
     registered: Mutex<BTreeMap<usize, usize>>,
+    /// A part that has its memory, which it keeps: to find one takes the longer the more there is.
+    provided: Mutex<Range<usize>>,
 }
 
 impl Lent {
@@ -57,7 +59,14 @@ impl Window {
     pub(crate) fn new(lent: Lent, device: &'static Device, chunk: usize) -> io::Result<Self> {
         let map = lent.arena().map_shared()?;
         let chunk = (chunk / PAGE).max(1) * PAGE;
-        Ok(Self(Arc::new(Mapping { map, lent, device, chunk, registered: Mutex::default() })))
+        Ok(Self(Arc::new(Mapping {
+            map,
+            lent,
+            device,
+            chunk,
+            registered: Mutex::default(),
+            provided: Mutex::new(0..0),
+        })))
     }
 
     /// Its first byte.
@@ -124,9 +133,16 @@ impl Window {
     /// The first piece from there on that has its memory already. The driver would have the rest of it provided, and whoever
     /// touches memory first pays for it, which shall be the keeper.
     fn there(&self, at: usize, bounds: Range<usize>) -> Option<Range<usize>> {
-        let provided = self.0.lent.arena().provided(at, bounds.clone());
-        // A system that does not tell gives everything, as it does to whoever reads.
-        provided.unwrap_or(Some(bounds))
+        let mut provided = lock(&self.0.provided);
+        if !provided.contains(&at) {
+            match self.0.lent.arena().provided(at, bounds.clone()) {
+                Ok(Some(found)) => *provided = found,
+                Ok(None) => return None,
+                // A system that does not tell gives everything, as it does to whoever reads.
+                Err(_) => return Some(bounds),
+            }
+        }
+        Some(provided.start.max(bounds.start)..provided.end.min(bounds.end))
     }
 
     fn register(&self, piece: &Range<usize>, flags: u32) -> Result<(), Failure> {
@@ -140,21 +156,30 @@ impl Drop for Window {
     fn drop(&mut self) {
         // In a process that was forked off nothing is registered, and there is no thread.
         if self.0.device.is_ours() && !lock(&self.0.registered).is_empty() {
-            self.0.device.flights().bury(self.0.device, Box::new(self.0.clone()));
+            let mut mapping = self.0.clone();
+            // Copies hold it as well: the last that is over lets go of it all.
+            self.0
+                .device
+                .flights()
+                .undo(Box::new(move || Arc::get_mut(&mut mapping).is_some_and(Mapping::undo)));
         }
+    }
+}
+
+impl Mapping {
+    /// Undoes one registration, and says whether there was one.
+    fn undo(&mut self) -> bool {
+        let Some(_entered) = self.device.enter_to_undo() else { return false };
+        let Some((start, _)) = lock(&self.registered).pop_first() else { return false };
+        let start = self.map.as_mut_ptr().wrapping_add(start).cast();
+        // SAFETY: it was registered, and no copy reads it: each holds this. What cannot be undone ends with the context.
+        let _ = unsafe { self.device.driver().unregister(start) };
+        true
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if !self.device.is_ours() {
-            return;
-        }
-        let Ok(_entered) = self.device.enter() else { return };
-        for &start in lock(&self.registered).keys() {
-            let start = self.map.as_mut_ptr().wrapping_add(start).cast();
-            // SAFETY: it was registered, and no copy reads it: each holds this. What cannot be undone ends with the context.
-            let _ = unsafe { self.device.driver().unregister(start) };
-        }
+        while self.undo() {}
     }
 }

@@ -131,10 +131,7 @@ impl Buffer {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.device.is_ours() {
-            return;
-        }
-        let Ok(_entered) = self.device.enter() else { return };
+        let Some(_entered) = self.device.enter_to_undo() else { return };
         for buffer in lock(&self.state).buffers.drain(..) {
             // Of a device that failed nothing is read any more.
             let _ = self.device.wait_for(buffer.read);

@@ -151,7 +151,7 @@ impl Uploader {
         };
         // SAFETY: the event is this device's, the stream one of its context.
         let waits = unsafe { self.device.driver().stream_wait(waiting, event, 0) };
-        self.device.flights().hold(self.device, event, self.events.clone(), held, room, &self.failed);
+        self.device.flights().hold(event, self.events.clone(), held, room, &self.failed);
         outcome.and(waits)
     }
 
@@ -207,7 +207,11 @@ impl Drop for Uploader {
         if let Some(staging) = self.staging.take()
             && self.device.is_ours()
         {
-            self.device.flights().bury(self.device, Box::new(staging));
+            let mut staging = Some(staging);
+            self.device.flights().undo(Box::new(move || {
+                staging.take();
+                false
+            }));
         }
     }
 }

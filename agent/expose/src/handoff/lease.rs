@@ -52,8 +52,13 @@ pub(crate) struct Lease {
     current: Option<Run>,
     /// What is brought when nothing is wanted; empty when nothing else shall be.
     rest: VecDeque<Run>,
-    loads: JoinSet<Result<(), String>>,
+    loads: JoinSet<Load>,
+    /// How many of them the client waits for.
+    awaited: usize,
 }
+
+/// Whether the client waited for a chunk, and how it came.
+type Load = (bool, Result<(), String>);
 
 /// Chunks of an arena that are brought one after the other.
 struct Run {
@@ -82,7 +87,8 @@ impl Lease {
         let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
         let rest = VecDeque::new();
-        let mut lease = Self { model, residents, tensors, progress, wanted, current, rest, loads };
+        let mut lease =
+            Self { model, residents, tensors, progress, wanted, current, rest, loads, awaited: 0 };
         if !wanted_only && lease.tensors.are_whole() {
             let arenas = lease.residents.iter().enumerate();
             let run = |(arena, of): (usize, &Arc<Resident>)| Run {
@@ -173,8 +179,10 @@ impl Lease {
         self.model.check_condition()
     }
 
-    fn loaded(&self, loaded: Result<Result<(), String>, JoinError>) -> Result<(), Refusal> {
-        loaded.map_err(|_| self.model.unavailable(DEFECT))?.map_err(|why| self.model.unavailable(&why))
+    fn loaded(&mut self, loaded: Result<Load, JoinError>) -> Result<(), Refusal> {
+        let (was_awaited, outcome) = loaded.map_err(|_| self.model.unavailable(DEFECT))?;
+        self.awaited -= usize::from(was_awaited);
+        outcome.map_err(|why| self.model.unavailable(&why))
     }
 
     async fn introduce(&self, packets: &Packets) -> Result<(), End> {
@@ -216,17 +224,28 @@ impl Lease {
         Run { arena: needed.blob, chunks: chunks_of(needed.span), awaited }
     }
 
+    /// Whether more may be brought at once. What the client waits for does not wait for what nobody does.
+    fn has_room(&self) -> bool {
+        let is_awaited = match &self.current {
+            Some(run) => run.awaited.is_some(),
+            None => !self.wanted.is_empty(),
+        };
+        (if is_awaited { self.awaited } else { self.loads.len() }) < AT_ONCE
+    }
+
     /// Begins to bring what is next, as much at once as helps.
     fn bring(&mut self) {
-        while self.loads.len() < AT_ONCE {
+        while self.has_room() {
             let Some((arena, chunk, awaited)) = self.next() else { return };
             let (inner, resident) = (Arc::clone(&self.model.inner), Arc::clone(&self.residents[arena]));
             let (snapshot, blob) = (self.model.manifest.key(), resident.blob());
             let range = awaited.unwrap_or_else(|| resident.arena().arrangement().chunk_range(chunk));
-            let patience = if awaited.is_some() { Duration::ZERO } else { FOR_NOBODY };
+            let is_awaited = awaited.is_some();
+            let patience = if is_awaited { Duration::ZERO } else { FOR_NOBODY };
+            self.awaited += usize::from(is_awaited);
             let target = Target { snapshot, blob, chunk, range, patience };
             let condition = self.model.condition.clone();
-            self.loads.spawn(async move { inner.bring(target, &resident, condition).await });
+            self.loads.spawn(async move { (is_awaited, inner.bring(target, &resident, condition).await) });
         }
     }
 

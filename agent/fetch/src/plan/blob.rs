@@ -76,17 +76,25 @@ impl Blob {
         slots: usize,
         first_of: impl Fn(u64) -> Option<usize>,
     ) -> u64 {
-        let (mut taken, mut asked_anew) = (Vec::new(), 0);
+        // How many pieces new requests come to before one: those that they are asked for, and those that others were.
+        let (mut taken, mut before) = (Vec::new(), 0);
         for piece in self.pieces_in(range) {
             let comes_late = match self.pieces[piece] {
                 Piece::Missing => true,
                 Piece::Arriving(_) | Piece::Here => false,
-                Piece::Asked(number) => first_of(number).is_some_and(|first| {
-                    self.turn_of(piece, number, first).is_none_or(|turn| turn > 1 + asked_anew / slots)
-                }),
+                Piece::Asked(number) => match first_of(number) {
+                    Some(first) => {
+                        let turn = self.turn_of(piece, number, first);
+                        turn.is_none_or(|turn| turn > 1 + before / slots)
+                    }
+                    None => {
+                        before += 1;
+                        false
+                    }
+                },
             };
             if comes_late {
-                asked_anew += 1;
+                before += 1;
                 taken.push(piece);
             }
         }

@@ -14,25 +14,16 @@ const AT_ONCE: usize = 16 << 10;
 /// of what was summed so far followed by `from`.
 pub(super) fn copy_summed(to: &mut [u8], from: &[u8], mut sum: Crc32c) -> Crc32c {
     assert_eq!(to.len(), from.len(), "the target is as long");
-    let copy = stores();
     for (to, from) in to.chunks_mut(AT_ONCE).zip(from.chunks(AT_ONCE)) {
         sum = sum.append(from);
-        copy(to, from);
+        #[cfg(target_arch = "x86_64")]
+        x86_64::copy(to, from);
+        #[cfg(not(target_arch = "x86_64"))]
+        to.copy_from_slice(from);
     }
     #[cfg(target_arch = "x86_64")]
     x86_64::fence();
     sum
-}
-
-/// The best way to copy that this processor has, to a target that is as long. A fence must follow.
-#[cfg(target_arch = "x86_64")]
-fn stores() -> fn(&mut [u8], &[u8]) {
-    if std::is_x86_feature_detected!("avx2") { x86_64::copy } else { <[u8]>::copy_from_slice }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn stores() -> fn(&mut [u8], &[u8]) {
-    <[u8]>::copy_from_slice
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -42,14 +33,18 @@ mod x86_64 {
     /// Two cache lines.
     const STEP: usize = 128;
 
-    /// Copies past the caches, but for what is no whole step at either end. Call it where there is AVX2.
+    /// Copies past the caches, but for what is no whole step at either end, where the processor can. A fence must follow.
     pub(super) fn copy(to: &mut [u8], from: &[u8]) {
+        if !std::is_x86_feature_detected!("avx2") {
+            to.copy_from_slice(from);
+            return;
+        }
         let head = to.as_ptr().align_offset(STEP).min(to.len());
         let steps = (to.len() - head) / STEP * STEP;
         let ((to_head, to), (from_head, from)) = (to.split_at_mut(head), from.split_at(head));
         let ((to_steps, to_tail), (from_steps, from_tail)) = (to.split_at_mut(steps), from.split_at(steps));
         to_head.copy_from_slice(from_head);
-        // SAFETY: the caller looked whether there is AVX2; the target begins on a step, and both are so many whole steps.
+        // SAFETY: there is AVX2; the target begins on a step, and both are so many whole steps.
         unsafe { copy_steps(to_steps, from_steps) };
         to_tail.copy_from_slice(from_tail);
     }

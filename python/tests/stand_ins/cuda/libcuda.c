@@ -23,7 +23,7 @@ enum { PORTABLE = 1, READ_ONLY = 8 };
 enum { MAX = 1 << 17, DEPTH = 16 };
 
 typedef struct { char *start; size_t bytes; unsigned flags; long reading; } Range;
-typedef struct Event { long recorded, done; int alive; } Event;
+typedef struct Event { long recorded, done; int alive; void *context; } Event;
 typedef struct Task {
     struct Task *next;
     Event *event; /* recorded, or else this is a copy: */
@@ -31,7 +31,7 @@ typedef struct Task {
     const char *from; char *to;
     size_t pitch, width, rows;
 } Task;
-typedef struct Stream { Task *first, *last; pthread_t thread; } Stream;
+typedef struct Stream { Task *first, *last; pthread_t thread; void *context; } Stream;
 typedef struct { size_t sx, sy; unsigned skind; const void *shost; uint64_t sdev; void *sarray; size_t spitch;
                  size_t tx, ty; unsigned tkind; void *thost; uint64_t tdev; void *tarray; size_t tpitch;
                  size_t width, height; } Rectangle;
@@ -42,6 +42,7 @@ static Range registered[MAX], hosts[MAX];
 static long registrations, host_blocks;
 static char violation[512];
 static __thread int depth;
+static __thread void *current[DEPTH];
 static int started, owner;
 
 /* What tests set, and what they ask. */
@@ -51,6 +52,7 @@ static struct { const char *name; long value; } words[] = {
     {"registered_total", 0}, {"copies", 0}, {"rectangles", 0}, {"copied_bytes", 0}, {"staged_bytes", 0},
     {"events", 0}, {"streams", 0}, {"contexts", 0}, {"pushes", 0}, {"pops", 0}, {"in_flight", 0}, {"most_in_flight", 0},
     {"registered_bytes", 0}, {"largest_registration", 0}, {"waits", 0}, {"in_flight_bytes", 0}, {"most_in_flight_bytes", 0},
+    {"ended", 0},
 };
 
 static long *word(const char *name)
@@ -154,7 +156,17 @@ static int checked(void)
     if (!started) return NOT_INITIALIZED;
     if (owner != getpid()) { violated("a process that was forked off uses the driver"); return NOT_INITIALIZED; }
     if (depth <= 0) { violated("a call without a current context"); return INVALID_CONTEXT; }
+    /* The process ends, and with it the driver: nobody is left to ask for violations. */
+    if (W(ended)) fprintf(stderr, "the driver is called after its end\n");
     return SUCCESS;
+}
+
+/* Whether something is of the context that the calling thread is in. */
+static int is_here(void *context)
+{
+    if (context == current[depth - 1]) return 1;
+    violated("something of another context is used");
+    return 0;
 }
 
 #define BEGIN() do { int code_ = checked(); if (code_) return code_; pthread_mutex_lock(&mutex); } while (0)
@@ -196,7 +208,7 @@ int cuCtxPushCurrent_v2(void *context)
 {
     if (owner != getpid()) { violated("a process that was forked off uses the driver"); return NOT_INITIALIZED; }
     if (!context || depth >= DEPTH) return INVALID_CONTEXT;
-    depth++;
+    current[depth++] = context;
     pthread_mutex_lock(&mutex);
     W(pushes)++;
     END(SUCCESS);
@@ -217,6 +229,7 @@ int cuStreamCreate(void **stream, unsigned flags)
     BEGIN();
     if (flags != 1) violated("a stream that waits for the default stream");
     Stream *made = calloc(1, sizeof *made);
+    made->context = current[depth - 1];
     pthread_create(&made->thread, NULL, work, made);
     *stream = made;
     W(streams)++;
@@ -231,6 +244,7 @@ int cuEventCreate(void **event, unsigned flags)
     if (flags != 3) violated("an event that keeps a processor busy, or takes the time");
     Event *made = calloc(1, sizeof *made);
     made->alive = 1;
+    made->context = current[depth - 1];
     *event = made;
     W(events)++;
     END(SUCCESS);
@@ -240,7 +254,7 @@ int cuEventRecord(void *event, void *stream)
 {
     BEGIN();
     Event *known = event;
-    if (!known->alive) END(INVALID_HANDLE);
+    if (!known->alive || !is_here(known->context) || !is_here(((Stream *)stream)->context)) END(INVALID_HANDLE);
     push(stream, (Task){.event = known, .number = ++known->recorded});
     END(SUCCESS);
 }
@@ -345,6 +359,7 @@ int cuMemFreeHost(void *start)
 static int copy(char *to, const char *from, size_t pitch, size_t width, size_t rows, Stream *stream)
 {
     if (due(word("fail_copy"))) return ILLEGAL_ADDRESS;
+    if (!is_here(stream->context)) return INVALID_HANDLE;
     if (!to || !from || !width || !rows) return INVALID_VALUE;
     size_t span = pitch * (rows - 1) + width;
     Range *found = NULL;
