@@ -124,7 +124,8 @@ async fn a_volume_that_was_complete_and_went_without_an_agent_can_load_anew() {
     let _agent = node.place.agent().await;
     node.place.ask(&format!("rm {}", super::SOURCE)).done();
     node.mount("");
-    assert_eq!(node.volume().1, "loading", "otherwise this shows nothing");
+    // On a busy machine loading may not have begun.
+    assert_ne!(node.volume().1, "complete", "otherwise this shows nothing");
     for name in &node.model.files {
         let read = fs::read(node.target().join(name)).unwrap();
         assert!(read == fs::read(node.model.directory.join(name)).unwrap(), "{name}");
