@@ -134,7 +134,8 @@ impl Window {
     /// touches memory first pays for it, which shall be the keeper.
     fn there(&self, at: usize, bounds: Range<usize>) -> Option<Range<usize>> {
         let mut provided = lock(&self.0.provided);
-        if !provided.contains(&at) {
+        // One that ends within the bounds may have grown since.
+        if !provided.contains(&at) || provided.end < bounds.end {
             match self.0.lent.arena().provided(at, bounds.clone()) {
                 Ok(Some(found)) => *provided = found,
                 Ok(None) => return None,
