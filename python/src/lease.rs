@@ -220,28 +220,33 @@ impl Tenancy {
 
     /// The memory that a tensor lies in.
     fn memory(&self, position: usize) -> io::Result<Arc<Memory>> {
-        let arena = self.session.table().tensors()[position].arena;
-        let mut known = lock(&self.memory);
-        if let Some(memory) = &known[arena] {
-            return Ok(memory.clone());
-        }
-        let memory = Arc::new(Memory::lent(self.session.arena(arena).map_private()?, self.session.clone()));
-        known[arena] = Some(memory.clone());
-        Ok(memory)
+        self.once(&self.memory, position, |arena| {
+            Ok(Memory::lent(self.session.arena(arena).map_private()?, self.session.clone()))
+        })
     }
-}
 
-impl Tenancy {
+    /// The same as a device reads it.
     fn window(&self, position: usize, uploader: &Uploader) -> io::Result<Arc<Window>> {
+        self.once(&self.windows, position, |arena| {
+            Window::new(Lent::Session(self.session.clone(), arena), uploader.device(), uploader.chunk())
+        })
+    }
+
+    /// What is made of the arena that a tensor lies in, once.
+    fn once<T>(
+        &self,
+        made: &Mutex<Vec<Option<Arc<T>>>>,
+        position: usize,
+        make: impl FnOnce(usize) -> io::Result<T>,
+    ) -> io::Result<Arc<T>> {
         let arena = self.session.table().tensors()[position].arena;
-        let mut known = lock(&self.windows);
-        if let Some(window) = &known[arena] {
-            return Ok(window.clone());
+        let mut made = lock(made);
+        if let Some(known) = &made[arena] {
+            return Ok(known.clone());
         }
-        let lent = Lent::Session(self.session.clone(), arena);
-        let window = Arc::new(Window::new(lent, uploader.device(), uploader.chunk())?);
-        known[arena] = Some(window.clone());
-        Ok(window)
+        let new = Arc::new(make(arena)?);
+        made[arena] = Some(new.clone());
+        Ok(new)
     }
 }
 

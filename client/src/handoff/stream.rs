@@ -1,7 +1,7 @@
 //! A lease through a ring: tensors that come one after the other, stay as long as they are used, and make room for others.
 
 use std::{
-    fmt, io,
+    fmt,
     ops::Range,
     path::Path,
     sync::Arc,
@@ -115,14 +115,6 @@ impl Stream {
     /// The ring. A tensor lies in it at [`Taken::offset`].
     pub fn arena(&self) -> &Arena {
         &self.shared.arena
-    }
-
-    /// Maps the ring for reading, as all others have it: for the driver of an accelerator.
-    ///
-    /// # Errors
-    /// When the system refuses, as for want of address space.
-    pub fn map_shared(&self) -> io::Result<MmapRaw> {
-        self.shared.arena.map_shared()
     }
 
     /// Whether a tensor can be taken without waiting.

@@ -79,7 +79,7 @@ fn a_ring_is_asked_for() {
     let ring = Ring { bytes: 1 << 20, verified: true };
     let stream = handoff::stream(&agent.socket(), &request, ring, LONG).unwrap();
     assert_eq!((stream.snapshot(), stream.source()), ("5f0c.aligned", "gs://models/x"));
-    assert_eq!((stream.bytes(), stream.map_shared().unwrap().len()), (4096, 4096));
+    assert_eq!((stream.bytes(), stream.arena().map_shared().unwrap().len()), (4096, 4096));
     assert_eq!(stream.table().tensors()[1].name, "t1");
 }
 

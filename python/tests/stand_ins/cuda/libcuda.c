@@ -236,8 +236,6 @@ int cuStreamCreate(void **stream, unsigned flags)
     END(SUCCESS);
 }
 
-int cuStreamDestroy_v2(void *stream) { BEGIN(); (void)stream; W(streams)--; END(SUCCESS); }
-
 int cuEventCreate(void **event, unsigned flags)
 {
     BEGIN();
