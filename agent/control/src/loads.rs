@@ -1,6 +1,7 @@
 //! Transfers that volumes wait for: they go on as long as a volume shows their snapshot, however often they fail.
 
 use std::{
+    any::Any,
     collections::HashMap,
     future::{Future, pending},
     pin::Pin,
@@ -229,6 +230,10 @@ impl Demands for Loads {
         if !self.fetcher.demand(snapshot, blob, range) {
             self.want(snapshot);
         }
+    }
+
+    fn follow(&self) -> Box<dyn Any + Send + Sync> {
+        Box::new(self.fetcher.follow())
     }
 
     fn repair(

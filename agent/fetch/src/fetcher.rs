@@ -181,6 +181,13 @@ impl Fetcher {
         true
     }
 
+    /// Has objects asked for in short ranges for as long as that is kept, because someone takes them in their order and has little
+    /// room for what comes before its turn.
+    pub fn follow(&self) -> Following {
+        self.inner.planner().follow();
+        Following { inner: Arc::clone(&self.inner) }
+    }
+
     /// The header of a blob in the aligned layout that is on its way, of a snapshot that is: `None` when either is not so.
     ///
     /// # Errors
@@ -238,6 +245,18 @@ impl Inner {
                 }
             }
         }
+    }
+}
+
+/// Someone takes objects in their order.
+#[derive(Debug)]
+pub struct Following {
+    inner: Arc<Inner>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.inner.planner().follow_no_more();
     }
 }
 

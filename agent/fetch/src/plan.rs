@@ -53,6 +53,8 @@ pub struct Planner {
     range_bytes: u64,
     /// Requests that may be in flight at once, as far as was said.
     slots: usize,
+    /// How many take blobs in their order: then requests are as short as can be, so that what comes is what comes next.
+    followers: usize,
     blobs: HashMap<BlobKey, Blob>,
     waiting: BTreeSet<(Rank, BlobKey)>,
     demands: VecDeque<Demand>,
@@ -73,6 +75,7 @@ impl Planner {
         Self {
             range_bytes,
             slots: 1,
+            followers: 0,
             blobs: HashMap::new(),
             waiting: BTreeSet::new(),
             demands: VecDeque::new(),
@@ -157,6 +160,16 @@ impl Planner {
         }
     }
 
+    /// Someone takes blobs in their order from now on, and has little room for what comes before its turn.
+    pub fn follow(&mut self) {
+        self.followers += 1;
+    }
+
+    /// One of those has ended.
+    pub fn follow_no_more(&mut self) {
+        self.followers -= 1;
+    }
+
     /// Looks again at what is here of a range: a chunk that rotted on the way is missing again.
     pub fn reconsider(&mut self, key: &BlobKey, range: ByteRange, is_here: impl Fn(usize) -> bool) {
         let Some(blob) = self.blobs.get_mut(key) else { return };
@@ -225,7 +238,11 @@ impl Planner {
                 self.waiting.remove(&(rank, key));
                 continue;
             };
-            let limit = if slots > 1 { self.share(self.missing_bytes / 2) } else { self.range_bytes };
+            let limit = match slots {
+                _ if self.followers > 0 => self.share(0),
+                0 | 1 => self.range_bytes,
+                _ => self.share(self.missing_bytes / 2),
+            };
             return Some(self.take(key, first, usize::MAX, limit, Errand::Bulk));
         }
         None

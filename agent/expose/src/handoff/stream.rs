@@ -5,6 +5,7 @@
 //! bytes. Only chunks that lie in the midst of a tensor are read straight into their place.
 
 use std::{
+    any::Any,
     collections::{HashMap, VecDeque},
     ops::Range,
     sync::Arc,
@@ -43,15 +44,13 @@ use crate::{
 const RING_BYTES: u64 = 1 << 30;
 /// Rings are whole huge pages.
 const PAGE: u64 = 2 << 20;
-/// Of tensors, so much is brought at once: enough to keep a disk busy, and little enough that the first comes soon.
-const AT_ONCE: u64 = 64 << 20;
+/// Most bytes of tensors that are brought at once: a chunk for each of as many requests as the fastest origins need, because what
+/// comes and has no place yet is read back from the disk.
+const AT_ONCE: u64 = 32 * CHUNK_BYTES;
 /// Most tensors that are brought at once.
 const TENSORS_AT_ONCE: usize = 64;
 /// How often someone who waits for a file to be verified says so.
 const DEMAND_AGAIN: Duration = Duration::from_secs(1);
-/// How long what follows the tensor that is waited for may take to come by itself: longer than a fast network needs, and not so
-/// long that a model which is behind others in the queue would hardly come at all.
-const AHEAD: Duration = Duration::from_millis(100);
 /// Chunks of a tensor that are brought at once.
 const CHUNKS_AT_ONCE: usize = 8;
 /// Most places in one message: it has to fit into a packet.
@@ -80,6 +79,8 @@ pub(crate) struct Stream {
     loading: u64,
     /// The client was told that this one has no room.
     full: Option<u32>,
+    /// Has what is missing come in its order; nothing when nothing is.
+    following: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// A place in the ring.
@@ -151,6 +152,7 @@ impl Stream {
             loads: JoinSet::new(),
             loading: 0,
             full: None,
+            following: Some(model.inner.chunks.demands().follow()),
             model,
         })
     }
@@ -169,6 +171,7 @@ impl Stream {
             news.as_mut().enable();
             self.check_trust()?;
             self.model.check_condition()?;
+            self.follow();
             self.bring()?;
             if let Some(full) = self.is_full() {
                 say(packets, Answer::Full(full)).await?;
@@ -240,22 +243,32 @@ impl Stream {
         }
     }
 
+    /// Lets others have long requests again once everything is here.
+    fn follow(&mut self) {
+        let store = self.model.inner.store();
+        // The last one is mostly the last to come.
+        if self.following.is_some() && self.blobs.iter().rev().all(|blob| store.has_blob(&blob.blob)) {
+            self.following = None;
+        }
+    }
+
     /// Begins to bring what is next, as much at once as helps and there is room for.
     fn bring(&mut self) -> Result<(), Refusal> {
-        while self.loads.is_empty() || self.loading < AT_ONCE && self.loads.len() < TENSORS_AT_ONCE {
+        // Half of a short ring is for what the client has.
+        let at_once = AT_ONCE.min(self.ring.memory().bytes() / 2);
+        while self.loads.is_empty() || self.loading < at_once && self.loads.len() < TENSORS_AT_ONCE {
             let Some(position) = self.next() else { return Ok(()) };
             let Needed { blob, span } = self.tensors.needed(position);
             let bytes = self.tensors.bytes(position);
             let Some(place) = self.ring.place(span.start, bytes) else { return Ok(()) };
-            let is_awaited = self.loads.is_empty() || self.wanted.front() == Some(&position);
-            let patience = if is_awaited { Duration::ZERO } else { AHEAD };
             self.was_next(position);
             self.begun[position as usize] = true;
             self.places.insert(position, Held::Loading);
             self.loading += bytes;
             let (place, blob) = (Arc::new(place), Arc::clone(&self.blobs[blob]));
             let snapshot = self.model.manifest.key();
-            let target = Target { snapshot, blob: blob.blob, chunk: 0, range: span, patience };
+            let target =
+                Target { snapshot, blob: blob.blob, chunk: 0, range: span, patience: Duration::ZERO };
             let load = Load {
                 inner: Arc::clone(&self.model.inner),
                 condition: self.model.condition.clone(),

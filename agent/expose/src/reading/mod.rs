@@ -27,6 +27,9 @@ pub trait Demands: std::fmt::Debug + Send + Sync {
     /// Someone is reading there, and it is not here. Must not block. May be said again.
     fn demand(&self, snapshot: SnapshotKey, blob: BlobKey, range: ByteRange);
 
+    /// Someone takes what comes in its order, and has little room for what comes before its turn, for as long as they keep that.
+    fn follow(&self) -> Box<dyn std::any::Any + Send + Sync>;
+
     /// A stored chunk is not what was recorded: brings right bytes, or says why not.
     fn repair(
         &self,

@@ -56,6 +56,18 @@ fn the_last_ranges_are_short() {
 }
 
 #[test]
+fn requests_are_short_while_someone_has_little_room() {
+    let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 64, 0);
+    assert_eq!(planner.next(2).unwrap().pieces, 0..8);
+    planner.follow();
+    assert_eq!(planner.next(2).unwrap().pieces, 8..9);
+    assert_eq!(planner.next(1).unwrap().pieces, 9..10);
+    planner.follow_no_more();
+    assert_eq!(planner.next(2).unwrap().pieces, 10..18);
+}
+
+#[test]
 fn what_is_here_is_not_asked_for() {
     let mut planner = Planner::new(8 * C);
     planner.add(key("a"), Arc::new(Placement::original(5 * C)), |piece| piece == 2, 0);

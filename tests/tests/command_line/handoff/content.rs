@@ -4,7 +4,7 @@ use weightd_client::handoff::{FailureKind, Request};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
 use super::{
-    all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket, wait,
+    LONG, all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket, wait,
 };
 use crate::{
     program::until,
@@ -66,6 +66,26 @@ async fn a_volume_that_loads_gives_what_is_wanted_first() {
     wait(&session, all(&session), true).await.unwrap();
     assert_right(&session, all(&session), &node.model.directory);
     node.until_complete().await;
+}
+
+/// What nobody waits for hangs, on every connection that it has, and in every place that a lease has for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_does_not_wait_for_what_is_not() {
+    let gcs = require!(FakeGcs::start().await);
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), "").await;
+    let _agent = listening(&node).await;
+    let name = node.last_shard();
+    for other in node.model.files.iter().filter(|file| file.ends_with(".safetensors") && **file != name) {
+        // Headers are shorter.
+        proxy.inject(other, u32::MAX, Fault::Stall { after: 2 << 20, pause: 10 * LONG });
+    }
+    let session = open_source(&node).await;
+    until("all of its places are taken", async || (proxy.bytes() > 8 << 20).then_some(())).await;
+    let last = all(&session).end - 1;
+    wait(&session, last..last + 1, false).await.unwrap();
+    assert_right(&session, last..last + 1, &node.model.directory);
+    assert!((0..last / 2).all(|position| !session.is_ready(position, false)), "nothing hung");
 }
 
 #[tokio::test(flavor = "multi_thread")]

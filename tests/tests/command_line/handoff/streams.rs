@@ -209,6 +209,30 @@ async fn what_makes_no_sense_is_refused_by_name() {
     nothing_left(&node).await;
 }
 
+/// What comes out of its turn has no room in a short ring, and is read back from the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_through_a_ring_is_asked_for_in_short_ranges() {
+    // Up to a chunk and then to the end of a tensor, which is no longer than one.
+    const SHORT: u64 = 16 << 20;
+    let gcs = require!(FakeGcs::start().await);
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let shape = ModelShape { layers: 24, shards: 2, ..ModelShape::demo() };
+    let (node, _keeper) = node(&gcs, &proxy.url(), &shape, "").await;
+    let _agent = listening(&node).await;
+    let stream = stream(&node_socket(&node), of_source(), RING).await.unwrap();
+    proxy.requests().clear();
+    for position in 0..stream.table().tensors().len() {
+        take(&stream, position).await.unwrap();
+    }
+    let length = |range: &str| {
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        Some(last.parse::<u64>().ok()? + 1 - first.parse::<u64>().ok()?)
+    };
+    let requests = proxy.requests().all();
+    let lengths: Vec<_> = requests.iter().filter_map(|request| length(request.header("range")?)).collect();
+    assert!(lengths.len() > 8 && lengths.iter().all(|length| *length <= SHORT), "{lengths:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_end_a_stream_that_did_not_wait_and_never_reach_one_that_did() {
     let gcs = require!(FakeGcs::start().await);
