@@ -172,25 +172,29 @@ impl PartialBlob {
         read_span(self.engine.as_ref(), &self.file, range, buffer).await
     }
 
-    /// Reads a chunk for someone who wants its bytes: what is missing stays missing, and a chunk that is not what was
-    /// written becomes missing. What is on its way to the disk comes from memory.
+    /// Reads a chunk for someone who wants its bytes, and its checksum: what is missing stays missing, and a chunk that is not
+    /// what was written becomes missing. What is on its way to the disk comes from memory.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub async fn read_chunk(&self, chunk: u32, mut buffer: Buffer) -> Result<Option<Buffer>, StoreError> {
+    pub async fn read_chunk(
+        &self,
+        chunk: u32,
+        mut buffer: Buffer,
+    ) -> Result<Option<(Buffer, Crc32c)>, StoreError> {
         let in_memory = lock(&self.state).in_memory.get(&chunk).cloned();
         if let Some(bytes) = in_memory {
             buffer.clear();
-            buffer.extend_from_slice(&self.placement().literal_of_chunk(chunk));
-            buffer.extend_from_slice(&bytes);
-            return Ok(Some(buffer));
+            let crc = buffer.extend_summed(&self.placement().literal_of_chunk(chunk), Crc32c::EMPTY);
+            let crc = buffer.extend_summed(&bytes, crc);
+            return Ok(Some((buffer, crc)));
         }
         let Some(expected) = lock(&self.state).chunk_crc(self.placement(), chunk) else { return Ok(None) };
         let range = self.placement().chunk_range(chunk);
         let (buffer, within) = read_span(self.engine.as_ref(), &self.file, range, buffer).await?;
         if Crc32c::of(&buffer[within]) == expected {
             lock(&self.state).restored.remove(&chunk);
-            return Ok(Some(buffer));
+            return Ok(Some((buffer, expected)));
         }
         tracing::warn!(
             url = self.wanted.url,

@@ -100,9 +100,9 @@ impl Chunks {
                     let buffer = memory.buffer().await;
                     let read =
                         partial.read_chunk(target.chunk, buffer).await.map_err(|error| text(&error))?;
-                    if let Some(buffer) = read {
+                    if let Some((buffer, crc)) = read {
                         self.metrics.served_chunks.inc();
-                        return Ok(Loaded { crc: Crc32c::of(&buffer), buffer });
+                        return Ok(Loaded { buffer, crc });
                     }
                 }
                 tokio::select! {

@@ -6,6 +6,8 @@ use std::{
     task::Poll,
 };
 
+use weightd_types::Crc32c;
+
 use crate::common::{TWO_CHUNKS, aligned, assert_sound, config, on_disk, open};
 
 /// One thread: what a write has begun goes on only while the test waits for something.
@@ -26,11 +28,12 @@ async fn a_chunk_can_be_read_before_the_disk_has_it() {
             let mut begin = async || poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
             assert!(begin().await.is_pending());
             assert!(partial.can_read(chunk) && !partial.has_chunk(chunk));
-            let read = partial.read_chunk(chunk, buffer).await.unwrap().unwrap();
+            let (read, crc) = partial.read_chunk(chunk, buffer).await.unwrap().unwrap();
             assert!(
                 read[..]
                     == thing.blob[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
             );
+            assert_eq!(crc, Crc32c::of(&read));
         }
         assert!(!partial.can_read(chunk), "the writer went away");
         thing.write(&store, &partial, pieces[0] as usize).await.unwrap();
