@@ -171,7 +171,7 @@ impl Stream {
             news.as_mut().enable();
             self.check_trust()?;
             self.model.check_condition()?;
-            self.follow();
+            self.follow_no_more_than_needed();
             self.bring()?;
             if let Some(full) = self.is_full() {
                 say(packets, Answer::Full(full)).await?;
@@ -244,10 +244,8 @@ impl Stream {
     }
 
     /// Lets others have long requests again once everything is here.
-    fn follow(&mut self) {
-        let store = self.model.inner.store();
-        // The last one is mostly the last to come.
-        if self.following.is_some() && self.blobs.iter().rev().all(|blob| store.has_blob(&blob.blob)) {
+    fn follow_no_more_than_needed(&mut self) {
+        if self.blobs.iter().all(|blob| blob.seen.trust() == Trust::Verified) {
             self.following = None;
         }
     }
