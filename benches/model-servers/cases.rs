@@ -39,7 +39,7 @@ const MAPPED: &str = "mapped files";
 pub(crate) type Outcome<'a> = Pin<Box<dyn Future<Output = Result<String>> + 'a>>;
 type Case = fn(&World) -> Outcome<'_>;
 
-pub(crate) fn all() -> [(&'static str, Case); 19] {
+pub(crate) fn all() -> [(&'static str, Case); 21] {
     [
         ("stand-in", |world| Box::pin(stand_in(world))),
         ("resident, 1 rank", |world| Box::pin(lent::resident(world, 1))),
@@ -47,6 +47,8 @@ pub(crate) fn all() -> [(&'static str, Case); 19] {
         ("origin, 1 rank", |world| Box::pin(lent::origin(world, 1, false))),
         ("origin, 2 ranks", |world| Box::pin(lent::origin(world, 2, false))),
         ("origin, verified", |world| Box::pin(lent::origin(world, 1, true))),
+        ("ring, 1 rank", |world| Box::pin(lent::ring(world, 1))),
+        ("ring, 2 ranks", |world| Box::pin(lent::ring(world, 2))),
         ("agent killed, resident", |world| Box::pin(lent::killed_when_resident(world))),
         ("agent killed, origin", |world| Box::pin(lent::killed_on_the_way(world))),
         ("resident, sleep and reload", |world| Box::pin(lent::sleep_and_reload(world))),

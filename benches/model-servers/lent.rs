@@ -22,6 +22,10 @@ use crate::{
 
 /// How tensors come where the agent lends them.
 const SHARED: &str = "shared memory";
+/// The same where each client has a ring of its own.
+const STREAMED: &str = "stream";
+/// Less than the model, and more than its largest tensor.
+const RING: u64 = 64 << 20;
 /// Between two looks at what loads fast.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -135,6 +139,31 @@ pub(crate) async fn origin(world: &World, ranks: usize, is_verified: bool) -> Re
          {ranks} rank{}; ready after {:.0} s; before the end each rank had {mapped}",
         if ranks == 1 { "" } else { "s" },
         ready.as_secs_f64(),
+    ))
+}
+
+/// Weights that are nowhere on the node, through rings that are smaller than the model.
+pub(crate) async fn ring(world: &World, ranks: usize) -> Result<String> {
+    world.right(0, ranks).await?;
+    world.proxy.limit(STREAM);
+    let node = world.lending_node()?;
+    let bare = world.bare(&node)?;
+    let (before, whole) = (world.proxy.bytes(), world.weight_bytes()?);
+    ensure!(RING < whole / 2, "a model of {whole} bytes goes through no ring of {RING}");
+    let (extra, socket) =
+        (Some(json!({ "source": SOURCES[0], "stream": RING })), Some(node.handoff_socket()?));
+    let mut server = Server::start(world, &Launch { extra, socket, ..Launch::of(&bare, ranks) })?;
+    server.until_opened().await?;
+    let ready = server.until_ready().await?;
+    server.ensure_how(STREAMED, ranks)?;
+    let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
+    let share = fetched_once(world, &node, before)?;
+    Ok(format!(
+        "{tokens} tokens equal; through rings of {} MiB of their own, nothing on the node before, each file compared with the \
+         origin's checksum before it was used; {share} % of the bytes were fetched for {ranks} rank{}; ready after {:.0} s",
+        RING >> 20,
+        if ranks == 1 { "" } else { "s" },
+        ready.as_secs_f64()
     ))
 }
 

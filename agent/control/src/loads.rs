@@ -1,7 +1,6 @@
 //! Transfers that volumes wait for: they go on as long as a volume shows their snapshot, however often they fail.
 
 use std::{
-    any::Any,
     collections::HashMap,
     future::{Future, pending},
     pin::Pin,
@@ -232,8 +231,8 @@ impl Demands for Loads {
         }
     }
 
-    fn follow(&self) -> Box<dyn Any + Send + Sync> {
-        Box::new(self.fetcher.follow())
+    fn follow(&self) -> Arc<()> {
+        self.fetcher.follow()
     }
 
     fn repair(

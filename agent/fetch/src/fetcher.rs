@@ -183,9 +183,8 @@ impl Fetcher {
 
     /// Has objects asked for in short ranges for as long as that is kept, because someone takes them in their order and has little
     /// room for what comes before its turn.
-    pub fn follow(&self) -> Following {
-        self.inner.planner().follow();
-        Following { inner: Arc::clone(&self.inner) }
+    pub fn follow(&self) -> Arc<()> {
+        self.inner.planner().follow()
     }
 
     /// The header of a blob in the aligned layout that is on its way, of a snapshot that is: `None` when either is not so.
@@ -245,18 +244,6 @@ impl Inner {
                 }
             }
         }
-    }
-}
-
-/// Someone takes objects in their order.
-#[derive(Debug)]
-pub struct Following {
-    inner: Arc<Inner>,
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.inner.planner().follow_no_more();
     }
 }
 

@@ -29,7 +29,7 @@ mod worker;
 pub use concurrency::Concurrency;
 pub use config::Config;
 pub use error::FetchError;
-pub use fetcher::{Fetcher, Following};
+pub use fetcher::Fetcher;
 pub use metrics::Metrics;
 pub use plan::{Planner, Request};
 pub use progress::{BlobProgress, FileProgress};

@@ -53,8 +53,8 @@ pub struct Planner {
     range_bytes: u64,
     /// Requests that may be in flight at once, as far as was said.
     slots: usize,
-    /// How many take blobs in their order: then requests are as short as can be, so that what comes is what comes next.
-    followers: usize,
+    /// Held by all who take blobs in their order: then requests are as short as can be, so that what comes is what comes next.
+    following: Arc<()>,
     blobs: HashMap<BlobKey, Blob>,
     waiting: BTreeSet<(Rank, BlobKey)>,
     demands: VecDeque<Demand>,
@@ -75,7 +75,7 @@ impl Planner {
         Self {
             range_bytes,
             slots: 1,
-            followers: 0,
+            following: Arc::default(),
             blobs: HashMap::new(),
             waiting: BTreeSet::new(),
             demands: VecDeque::new(),
@@ -160,14 +160,9 @@ impl Planner {
         }
     }
 
-    /// Someone takes blobs in their order from now on, and has little room for what comes before its turn.
-    pub fn follow(&mut self) {
-        self.followers += 1;
-    }
-
-    /// One of those has ended.
-    pub fn follow_no_more(&mut self) {
-        self.followers -= 1;
+    /// Someone takes blobs in their order, and has little room for what comes before its turn, for as long as they keep that.
+    pub fn follow(&self) -> Arc<()> {
+        Arc::clone(&self.following)
     }
 
     /// Looks again at what is here of a range: a chunk that rotted on the way is missing again.
@@ -239,7 +234,7 @@ impl Planner {
                 continue;
             };
             let limit = match slots {
-                _ if self.followers > 0 => self.share(0),
+                _ if Arc::strong_count(&self.following) > 1 => self.share(0),
                 0 | 1 => self.range_bytes,
                 _ => self.share(self.missing_bytes / 2),
             };

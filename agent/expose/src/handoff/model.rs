@@ -1,6 +1,6 @@
 //! Which model a client is lent: a snapshot, its files, and whatever keeps them here.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
@@ -214,7 +214,7 @@ impl Model {
         for chunk in chunks_of(ByteRange::new(0, bytes)) {
             let range = ByteRange::of_chunk(chunk, entry.object.size);
             let (snapshot, blob) = (manifest.key(), entry.blob);
-            let target = Target { snapshot, blob, chunk, range, patience: Duration::ZERO };
+            let target = Target::now(snapshot, blob, chunk, range);
             let loaded = inner.chunks.load(self.condition.clone(), target, &inner.cache).await;
             let failed = |why| {
                 let message = format!("{}/{}: {why}", manifest.source, entry.object.path);

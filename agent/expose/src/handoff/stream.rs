@@ -5,7 +5,6 @@
 //! bytes. Only chunks that lie in the midst of a tensor are read straight into their place.
 
 use std::{
-    any::Any,
     collections::{HashMap, VecDeque},
     ops::Range,
     sync::Arc,
@@ -80,7 +79,7 @@ pub(crate) struct Stream {
     /// The client was told that this one has no room.
     full: Option<u32>,
     /// Has what is missing come in its order; nothing when nothing is.
-    following: Option<Box<dyn Any + Send + Sync>>,
+    following: Option<Arc<()>>,
 }
 
 /// A place in the ring.
@@ -265,8 +264,7 @@ impl Stream {
             self.loading += bytes;
             let (place, blob) = (Arc::new(place), Arc::clone(&self.blobs[blob]));
             let snapshot = self.model.manifest.key();
-            let target =
-                Target { snapshot, blob: blob.blob, chunk: 0, range: span, patience: Duration::ZERO };
+            let target = Target::now(snapshot, blob.blob, 0, span);
             let load = Load {
                 inner: Arc::clone(&self.model.inner),
                 condition: self.model.condition.clone(),

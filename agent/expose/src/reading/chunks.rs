@@ -30,6 +30,13 @@ pub(crate) struct Target {
     pub(crate) patience: Duration,
 }
 
+impl Target {
+    /// What someone waits for.
+    pub(crate) fn now(snapshot: SnapshotKey, blob: BlobKey, chunk: u32, range: ByteRange) -> Self {
+        Self { snapshot, blob, chunk, range, patience: Duration::ZERO }
+    }
+}
+
 /// A chunk that was read, and its checksum.
 #[derive(Debug)]
 pub(crate) struct Loaded {

@@ -28,7 +28,7 @@ pub trait Demands: std::fmt::Debug + Send + Sync {
     fn demand(&self, snapshot: SnapshotKey, blob: BlobKey, range: ByteRange);
 
     /// Someone takes what comes in its order, and has little room for what comes before its turn, for as long as they keep that.
-    fn follow(&self) -> Box<dyn std::any::Any + Send + Sync>;
+    fn follow(&self) -> Arc<()>;
 
     /// A stored chunk is not what was recorded: brings right bytes, or says why not.
     fn repair(
@@ -135,9 +135,7 @@ impl Reader {
             return Err(shown.last_failure().unwrap_or_else(|| "the volume is stopped".to_owned()));
         }
         let deadline = Instant::now() + self.config.read_timeout;
-        let chunk = |chunk| {
-            self.chunk(shown, Target { snapshot, blob, chunk, range, patience: Duration::ZERO }, deadline)
-        };
+        let chunk = |chunk| self.chunk(shown, Target::now(snapshot, blob, chunk, range), deadline);
         let mut numbers = chunks_of(range);
         match (numbers.next(), numbers.next_back()) {
             (None, _) => Ok(Bytes::Copied(Vec::new())),

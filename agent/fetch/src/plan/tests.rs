@@ -60,10 +60,10 @@ fn requests_are_short_while_someone_has_little_room() {
     let mut planner = Planner::new(8 * C);
     add(&mut planner, "a", 64, 0);
     assert_eq!(planner.next(2).unwrap().pieces, 0..8);
-    planner.follow();
+    let following = planner.follow();
     assert_eq!(planner.next(2).unwrap().pieces, 8..9);
     assert_eq!(planner.next(1).unwrap().pieces, 9..10);
-    planner.follow_no_more();
+    drop(following);
     assert_eq!(planner.next(2).unwrap().pieces, 10..18);
 }
 
