@@ -106,6 +106,8 @@ struct WeakFlight {
 #[derive(Default)]
 pub(crate) struct Flights {
     by_key: HashMap<BlobKey, WeakFlight>,
+    /// How many there were.
+    turns: u64,
     /// Number of entries at which those that ended are swept out.
     sweep_at: usize,
 }
@@ -152,6 +154,7 @@ impl Inner {
             return flight;
         }
         flights.sweep();
+        flights.turns += 1;
         let progress = Arc::new(BlobProgress::new(route.object.size));
         let prepared = Arc::new(OnceCell::new());
         let priority = Arc::new(AtomicI32::new(priority));
@@ -163,6 +166,7 @@ impl Inner {
             prepared: Arc::clone(&prepared),
             reservation: Arc::clone(reservation),
             priority: Arc::clone(&priority),
+            turn: flights.turns,
         };
         let landed = async move { leg.run().await }.boxed().shared();
         if let Some(weak) = landed.downgrade() {
@@ -183,6 +187,8 @@ struct Leg {
     prepared: Arc<OnceCell<Prepared>>,
     reservation: Arc<Reservation>,
     priority: Arc<AtomicI32>,
+    /// Its number among all flights: those that were asked for first go first, whichever is prepared first.
+    turn: u64,
 }
 
 impl Leg {
@@ -231,7 +237,8 @@ impl Leg {
         let (flying, failed) =
             Flying::new(self.route.clone(), Arc::clone(partial), Arc::clone(&self.progress));
         let flying = Arc::new(flying);
-        let _airborne = Airborne::take_off(&self.inner, &flying, self.priority.load(Ordering::Acquire));
+        let _airborne =
+            Airborne::take_off(&self.inner, &flying, self.priority.load(Ordering::Acquire), self.turn);
         tokio::select! {
             outcome = confirm(&self.inner, &flying) => outcome,
             error = failed => Err(error.unwrap_or(FetchError::Closed)),
@@ -246,7 +253,7 @@ struct Airborne {
 }
 
 impl Airborne {
-    fn take_off(inner: &Arc<Inner>, flying: &Arc<Flying>, priority: i32) -> Self {
+    fn take_off(inner: &Arc<Inner>, flying: &Arc<Flying>, priority: i32, turn: u64) -> Self {
         let partial = &flying.partial;
         let (key, placement) = (partial.key(), Arc::clone(partial.placement()));
         {
@@ -254,7 +261,7 @@ impl Airborne {
             let mut planner = inner.planner();
             // A flight that was given up may still be on its way out of the sky; what it asked for ends with it.
             planner.remove(&key);
-            planner.add(key, placement, |piece| partial.has_piece(piece), priority);
+            planner.add(key, placement, |piece| partial.has_piece(piece), priority, turn);
             airborne.insert(key, Arc::clone(flying));
         }
         inner.wake.notify_one();

@@ -88,20 +88,22 @@ impl Planner {
         }
     }
 
-    /// Wants a blob. `is_here` says which of its pieces are written already. One that is wanted already stays as it is.
+    /// Wants a blob, of those of a priority in the order of their turns. `is_here` says which of its pieces are written already.
+    /// One that is wanted already stays as it is.
     pub fn add(
         &mut self,
         key: BlobKey,
         placement: Arc<Placement>,
         is_here: impl Fn(usize) -> bool,
         priority: i32,
+        turn: u64,
     ) {
         if self.blobs.contains_key(&key) {
             return;
         }
         self.arrivals += 1;
         let is_large = placement.blob_len() > CHUNK_BYTES;
-        let rank = Rank { priority: Reverse(priority), is_large, arrival: self.arrivals };
+        let rank = Rank { priority: Reverse(priority), is_large, turn, arrival: self.arrivals };
         let state = |at| if is_here(at) { Piece::Here } else { Piece::Missing };
         let pieces: Vec<_> = (0..placement.pieces().len()).map(state).collect();
         let missing = pieces.iter().zip(placement.pieces()).filter(|(state, _)| **state == Piece::Missing);

@@ -129,7 +129,7 @@ impl RingState {
             }
         }
         for ranges in HandoffRange::joined(wanted).chunks(RANGES) {
-            self.outbox.push_back(Said::Want(HandoffWant { tensors: ranges.to_vec() }));
+            self.outbox.push_back(Said::Want(HandoffWant { tensors: ranges.to_vec(), verified: false }));
         }
     }
 

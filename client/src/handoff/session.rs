@@ -101,7 +101,8 @@ impl Session {
     /// [`Error::AgentGone`] when the connection has ended; the other errors are why the agent ended it.
     pub fn want(&self, tensors: &[Range<usize>], verified: bool) -> Result<(), Error> {
         let missing = self.missing(tensors, verified);
-        let say = |ranges: &[_]| self.line.say(&Said::Want(HandoffWant { tensors: ranges.to_vec() }));
+        let say =
+            |ranges: &[_]| self.line.say(&Said::Want(HandoffWant { tensors: ranges.to_vec(), verified }));
         missing.chunks(RANGES).try_for_each(say)
     }
 

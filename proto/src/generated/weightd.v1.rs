@@ -1797,6 +1797,10 @@ pub struct HandoffRange {
 pub struct HandoffWant {
     #[prost(message, repeated, tag = "1")]
     pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
+    /// Until they are known to be what the origin has, which takes their whole files: these come before others then. A ring is
+    /// told when it is opened.
+    #[prost(bool, tag = "2")]
+    pub verified: bool,
 }
 /// Gives places in the ring back. What was released can be wanted again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

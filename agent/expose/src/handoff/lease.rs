@@ -27,6 +27,7 @@ use super::{
     residents::Wanted,
     serve::{DEFECT, End, hear, introduce, say},
     table::{Tensors, number},
+    trust::Trust,
 };
 use crate::{
     reading::{Target, chunks_of},
@@ -55,6 +56,8 @@ pub(crate) struct Lease {
     loads: JoinSet<Load>,
     /// How many of them the client waits for.
     awaited: usize,
+    /// Arenas whose files were asked for as a whole.
+    whole: HashSet<usize>,
 }
 
 /// Whether the client waited for a chunk, and how it came.
@@ -86,9 +89,9 @@ impl Lease {
         let tensors = Arc::new(tensors);
         let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
-        let rest = VecDeque::new();
+        let (rest, whole) = (VecDeque::new(), HashSet::new());
         let mut lease =
-            Self { model, residents, tensors, progress, wanted, current, rest, loads, awaited: 0 };
+            Self { model, residents, tensors, progress, wanted, current, rest, loads, awaited: 0, whole };
         if !wanted_only && lease.tensors.are_whole() {
             let arenas = lease.residents.iter().enumerate();
             let run = |(arena, of): (usize, &Arc<Resident>)| Run {
@@ -207,6 +210,9 @@ impl Lease {
         match request {
             Request::Want(want) => {
                 let wanted = positions(&want, &self.model, &self.tensors)?;
+                if want.verified {
+                    self.demand_files(&wanted);
+                }
                 // What is wanted last is waited for now.
                 self.rest.extend(self.current.take());
                 put_first(&mut self.wanted, wanted);
@@ -214,6 +220,20 @@ impl Lease {
             }
             Request::Open(_) => Err(Refusal::usage("a lease is opened once")),
             Request::Release(_) => Err(Refusal::usage("only what lies in a ring is released")),
+        }
+    }
+
+    /// Has all of the files of these tensors fetched before others: only of a whole file the origin says what it is.
+    fn demand_files(&mut self, tensors: &[u32]) {
+        for &position in tensors {
+            let arena = self.tensors.needed(position).blob;
+            let resident = &self.residents[arena];
+            if self.whole.insert(arena) && resident.trust() == Trust::Provisional {
+                let (snapshot, bytes) =
+                    (self.model.manifest.key(), resident.arena().arrangement().blob_bytes());
+                let whole = ByteRange::new(0, bytes);
+                self.model.inner.chunks.demands().demand(snapshot, resident.blob(), whole);
+            }
         }
     }
 

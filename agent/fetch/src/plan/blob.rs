@@ -17,12 +17,13 @@ pub(super) enum Piece {
     Here,
 }
 
-/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then first
-/// come.
+/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then those that were
+/// asked for first: readers take files in that order, whichever is ready to be fetched first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) priority: Reverse<i32>,
     pub(super) is_large: bool,
+    pub(super) turn: u64,
     pub(super) arrival: u64,
 }
 

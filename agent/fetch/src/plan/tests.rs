@@ -19,7 +19,7 @@ fn key(name: &str) -> BlobKey {
 }
 
 fn add(planner: &mut Planner, name: &str, chunks: u64, priority: i32) {
-    planner.add(key(name), Arc::new(Placement::original(chunks * C)), |_| false, priority);
+    planner.add(key(name), Arc::new(Placement::original(chunks * C)), |_| false, priority, 0);
 }
 
 /// Everything a planner hands out, as (blob, pieces), each request landing at once.
@@ -70,7 +70,7 @@ fn requests_are_short_while_someone_has_little_room() {
 #[test]
 fn what_is_here_is_not_asked_for() {
     let mut planner = Planner::new(8 * C);
-    planner.add(key("a"), Arc::new(Placement::original(5 * C)), |piece| piece == 2, 0);
+    planner.add(key("a"), Arc::new(Placement::original(5 * C)), |piece| piece == 2, 0, 0);
     let requests: Vec<_> = drain(&mut planner).into_iter().map(|(_, pieces)| pieces).collect();
     assert_eq!(requests, [0..2, 3..5]);
 }
@@ -97,6 +97,19 @@ fn priority_then_size_then_arrival_decide() {
     add(&mut planner, "urgent", 3, 5);
     let order: Vec<_> = drain(&mut planner).into_iter().map(|(key, _)| key).collect();
     assert_eq!(order, [key("urgent"), key("small"), key("large")]);
+}
+
+#[test]
+fn who_was_asked_for_first_goes_before_who_was_ready_first() {
+    let mut planner = Planner::new(8 * C);
+    let mut add = |name, turn| {
+        planner.add(key(name), Arc::new(Placement::original(3 * C)), |_| false, 0, turn);
+    };
+    add("third", 3);
+    add("first", 1);
+    add("second", 2);
+    let order: Vec<_> = drain(&mut planner).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(order, [key("first"), key("second"), key("third")]);
 }
 
 #[test]
@@ -221,7 +234,7 @@ fn what_a_demand_waits_for_is_not_taken_from_its_request() {
 /// Chunk 1 of a blob of many pieces, on its way because chunk 0 was demanded, and its pieces in the order of the object.
 fn ahead() -> (Planner, Request, Vec<usize>) {
     let mut planner = Planner::new(8 * C);
-    planner.add(key("a"), interleaved(32, C / 8), |_| false, 0);
+    planner.add(key("a"), interleaved(32, C / 8), |_| false, 0, 0);
     // As of a reader who goes on through the file.
     planner.blobs.get_mut(&key("a")).unwrap().ahead = ByteRange::at(0, 2 * C);
     planner.demand(key("a"), ByteRange::at(0, C));
@@ -323,7 +336,7 @@ impl Work {
                 true => Arc::new(Placement::original(random.random_range(0..9) * C)),
                 false => interleaved(random.random_range(1..40), C / 4),
             };
-            planner.add(key(name), placement, |_| false, random.random_range(0..2));
+            planner.add(key(name), placement, |_| false, random.random_range(0..2), 0);
         }
         Self { planner, flights: Vec::new(), coming: HashSet::new(), here: BTreeSet::new() }
     }

@@ -1,14 +1,16 @@
 //! Every tensor is what the model has, whatever it comes from, and the origin is asked once.
 
-use weightd_client::handoff::{FailureKind, Request};
+use std::sync::Arc;
+
+use weightd_client::handoff::{FailureKind, Request, Session};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
 use super::{
     LONG, all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket, wait,
 };
 use crate::{
-    program::until,
-    volumes::{SLOW, fuse},
+    program::{Running, until},
+    volumes::{Node, SLOW, fuse},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,14 +70,13 @@ async fn a_volume_that_loads_gives_what_is_wanted_first() {
     node.until_complete().await;
 }
 
-/// What nobody waits for hangs, on every connection that it has, and in every place that a lease has for it.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_wanted_does_not_wait_for_what_is_not() {
-    let gcs = require!(FakeGcs::start().await);
+/// A node on which what nobody waits for hangs, on every connection that it has, and in every place that a lease has for it; and
+/// the last tensor of its model, with a lease.
+async fn hanging(gcs: &FakeGcs) -> (Node, [Running; 2], FaultProxy, Arc<Session>, usize) {
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let few = "[fetch]\nmin_requests = 4\nmax_requests = 4\nstall = \"5m\"\ngive_up = \"10m\"";
-    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), few).await;
-    let _agent = listening(&node).await;
+    let (node, keeper) = node(gcs, &proxy.url(), &ModelShape::demo(), few).await;
+    let agent = listening(&node).await;
     let name = node.last_shard();
     for other in node.model.files.iter().filter(|file| file.ends_with(".safetensors") && **file != name) {
         // Headers are shorter, and what a file has in its last chunk is longer.
@@ -83,7 +84,24 @@ async fn what_is_wanted_does_not_wait_for_what_is_not() {
     }
     let session = open_source(&node).await;
     let last = all(&session).end - 1;
+    (node, [keeper, agent], proxy, session, last)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_does_not_wait_for_what_is_not() {
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _running, _proxy, session, last) = hanging(&gcs).await;
     wait(&session, last..last + 1, false).await.unwrap();
+    assert_right(&session, last..last + 1, &node.model.directory);
+    assert!((0..last / 2).all(|position| !session.is_ready(position, false)), "nothing hung");
+}
+
+/// Only of a whole file the origin says what it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_verified_does_not_wait_for_other_files() {
+    let gcs = require!(FakeGcs::start().await);
+    let (node, _running, _proxy, session, last) = hanging(&gcs).await;
+    wait(&session, last..last + 1, true).await.unwrap();
     assert_right(&session, last..last + 1, &node.model.directory);
     assert!((0..last / 2).all(|position| !session.is_ready(position, false)), "nothing hung");
 }
