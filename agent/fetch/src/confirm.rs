@@ -1,32 +1,14 @@
 //! Is it what the origin has? Invariant 1: until this says so, a blob's chunks are provisional.
 
-use md5::Md5;
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
 use weightd_store::PartialBlob;
-use weightd_types::{Crc32c, Object};
+use weightd_types::Crc32c;
 
-use crate::{FetchError, fetcher::Inner, flight::Flying};
-
-/// A checksum that needs the object's bytes in order. CRC-32C does not: it combines.
-#[derive(Clone)]
-enum Ordered {
-    Sha256(Sha256, [u8; 32]),
-    Md5(Md5, [u8; 16]),
-    GitSha1(Sha1, [u8; 20]),
-}
-
-/// What the origin says and what arrived, when they differ.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mismatch {
-    pub(crate) expected: String,
-    pub(crate) found: String,
-}
+use crate::{FetchError, Mismatch, ObjectSum, fetcher::Inner, flight::Flying};
 
 /// Compares a blob that is arriving with what its origin says. Sums in order while it arrives where that is needed;
 /// ends when every piece was there. An origin that publishes nothing is confirmed by size and version alone.
 pub(crate) async fn confirm(inner: &Inner, flying: &Flying) -> Result<Option<Mismatch>, FetchError> {
-    match Ordered::of(&flying.partial.wanted().object) {
+    match ObjectSum::of(&flying.partial.wanted().object) {
         Some(sum) => confirm_in_order(inner, flying, &sum).await,
         None => confirm_combined(inner, flying).await,
     }
@@ -37,11 +19,7 @@ async fn confirm_combined(inner: &Inner, flying: &Flying) -> Result<Option<Misma
     inner.reread(flying).await?;
     // All at one moment: a reader may find a chunk rotten at any other, and then it is missing again.
     let found = wait_for(&flying.partial, PartialBlob::object_crc32c).await;
-    let expected = flying.partial.wanted().object.checksums.crc32c;
-    Ok(expected.filter(|expected| *expected != found).map(|expected| Mismatch {
-        expected: format!("crc32c {expected}"),
-        found: format!("crc32c {found}"),
-    }))
+    Ok(Mismatch::of_crc32c(&flying.partial.wanted().object, found))
 }
 
 /// Sums until what was summed is what is there: a piece may rot after its turn, be found rotten by a reader, and be
@@ -49,7 +27,7 @@ async fn confirm_combined(inner: &Inner, flying: &Flying) -> Result<Option<Misma
 async fn confirm_in_order(
     inner: &Inner,
     flying: &Flying,
-    sum: &Ordered,
+    sum: &ObjectSum,
 ) -> Result<Option<Mismatch>, FetchError> {
     let mut attempts = 0;
     loop {
@@ -70,7 +48,7 @@ async fn confirm_in_order(
 async fn sum_in_order(
     inner: &Inner,
     partial: &PartialBlob,
-    mut sum: Ordered,
+    mut sum: ObjectSum,
 ) -> Result<(Option<Mismatch>, Vec<Crc32c>), FetchError> {
     let mut crcs = Vec::with_capacity(partial.placement().pieces().len());
     sum.update(&partial.wanted().header);
@@ -100,42 +78,6 @@ async fn wait_for<T>(partial: &PartialBlob, look: impl Fn(&PartialBlob) -> Optio
             return found;
         }
         advanced.await;
-    }
-}
-
-impl Ordered {
-    /// SHA-256 wherever it is known, since blobs are shared by it; else whatever there is, if no CRC-32C is.
-    fn of(object: &Object) -> Option<Self> {
-        let checksums = &object.checksums;
-        if let Some(expected) = checksums.sha256 {
-            return Some(Self::Sha256(Sha256::new(), *expected.as_bytes()));
-        }
-        if checksums.crc32c.is_some() {
-            return None;
-        }
-        if let Some(expected) = checksums.git_sha1 {
-            let sum = Sha1::new_with_prefix(format!("blob {}\0", object.size));
-            return Some(Self::GitSha1(sum, expected));
-        }
-        checksums.md5.map(|expected| Self::Md5(Md5::new(), expected))
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(sum, _) => sum.update(bytes),
-            Self::Md5(sum, _) => sum.update(bytes),
-            Self::GitSha1(sum, _) => sum.update(bytes),
-        }
-    }
-
-    fn compare(self) -> Option<Mismatch> {
-        let (name, found, expected) = match self {
-            Self::Sha256(sum, expected) => ("sha256", sum.finalize().to_vec(), expected.to_vec()),
-            Self::Md5(sum, expected) => ("md5", sum.finalize().to_vec(), expected.to_vec()),
-            Self::GitSha1(sum, expected) => ("git sha1", sum.finalize().to_vec(), expected.to_vec()),
-        };
-        let words = |sum: &[u8]| format!("{name} {}", hex::encode(sum));
-        (found != expected).then(|| Mismatch { expected: words(&expected), found: words(&found) })
     }
 }
 

@@ -16,15 +16,13 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weightd_source::{Credential, Opener, Resolution, ResolveError, resolve};
+use weightd_source::{Opener, Resolution};
 use weightd_store::{SnapshotManifest, Store};
 use weightd_types::{BlobKey, ByteRange, Layout, Selection, SnapshotKey, SourceUri};
 
 use crate::{
-    Concurrency, Config, FetchError, Metrics, Planner, Request, Transfer,
+    Concurrency, Config, FetchError, Line, Metrics, Planner, Request, Transfer,
     flight::{Flights, Flying},
-    range_reader::{LONGEST_WAIT, Line},
-    throttle::Throttle,
     worker,
 };
 
@@ -79,8 +77,7 @@ impl Inner {
 impl Fetcher {
     /// Starts fetching into a store from the sources an opener makes. Needs a tokio runtime.
     pub fn start(store: Store, opener: Arc<dyn Opener>, config: Config) -> Self {
-        let line =
-            Line { throttle: Throttle::new(config.bandwidth_bytes), metrics: Metrics::default(), config };
+        let line = Line::new(config);
         let inner = Arc::new(Inner {
             planner: Mutex::new(Planner::new(line.config.range_bytes)),
             store,
@@ -113,21 +110,7 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError::Source`], [`FetchError::Resolve`].
     pub async fn resolve(&self, uri: &SourceUri, selection: &Selection) -> Result<Resolution, FetchError> {
-        let config = &self.inner.line.config;
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let source = self.inner.opener.open_as(uri, &Credential::Node).await?;
-            match resolve(source.as_ref(), uri, selection).await {
-                Err(error) if error.is_retryable() && attempt < config.attempts.min(4) => {
-                    self.inner.line.metrics.retries.inc();
-                    let backoff = config.backoff.saturating_mul(1 << attempt).min(config.backoff_limit);
-                    tracing::debug!(%error, attempt, "a listing failed; trying again");
-                    tokio::time::sleep(backoff.max(asked_wait(&error))).await;
-                }
-                other => return Ok(other?),
-            }
-        }
+        self.inner.line.resolve(self.inner.opener.as_ref(), uri, selection).await
     }
 
     /// Brings a resolved source into the store. Whoever asks for a snapshot that is already on its way joins that
@@ -290,14 +273,6 @@ async fn schedule(inner: Arc<Inner>) {
         }
     }
     workers.shutdown().await;
-}
-
-/// How long an origin asks to wait, within reason.
-fn asked_wait(error: &ResolveError) -> Duration {
-    match error {
-        ResolveError::Source(error) => error.retry_after().unwrap_or_default().min(LONGEST_WAIT),
-        ResolveError::Selection(_) | ResolveError::Snapshot(_) => Duration::ZERO,
-    }
 }
 
 /// What the last interval began with.

@@ -16,19 +16,10 @@ use futures::{
 };
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
-use weightd_source::Source;
 use weightd_store::{PartialBlob, Reservation};
-use weightd_types::{BlobKey, Object};
+use weightd_types::BlobKey;
 
-use crate::{BlobProgress, FetchError, confirm::confirm, fetcher::Inner, prepare::Prepared};
-
-/// Where an object is.
-#[derive(Debug, Clone)]
-pub(crate) struct Route {
-    pub(crate) source: Arc<dyn Source>,
-    pub(crate) object: Object,
-    pub(crate) url: String,
-}
+use crate::{BlobProgress, FetchError, Mismatch, Route, confirm::confirm, fetcher::Inner, prepare::Prepared};
 
 /// A blob whose chunks are being fetched.
 #[derive(Debug)]
@@ -230,10 +221,7 @@ impl Leg {
         Ok(())
     }
 
-    async fn fetch_and_confirm(
-        &self,
-        partial: &Arc<PartialBlob>,
-    ) -> Result<Option<crate::confirm::Mismatch>, FetchError> {
+    async fn fetch_and_confirm(&self, partial: &Arc<PartialBlob>) -> Result<Option<Mismatch>, FetchError> {
         let (flying, failed) =
             Flying::new(self.route.clone(), Arc::clone(partial), Arc::clone(&self.progress));
         let flying = Arc::new(flying);

@@ -3,7 +3,7 @@
 //! [`Planner`] is pure: it says which range to ask for next. [`Fetcher`] does the rest: one flight per blob however
 //! many prefetches want it, workers that stream ranges into chunk buffers, retries and hedges, and at the end the
 //! comparison with what the origin says of the object. What is stored is read again on request (`verify`) and in the
-//! background (`scrub`), and repaired. Reading order: `plan`, `range_reader`, `worker`, `flight`, `confirm`, `transfer`,
+//! background (`scrub`), and repaired. Reading order: `plan`, `line`, `range_reader`, `worker`, `flight`, `confirm`, `transfer`,
 //! `fetcher`, `verify`, `scrub`.
 
 mod concurrency;
@@ -12,8 +12,10 @@ mod confirm;
 mod error;
 mod fetcher;
 mod flight;
+mod line;
 mod local;
 mod metrics;
+mod object_sum;
 mod plan;
 mod prepare;
 mod progress;
@@ -30,8 +32,11 @@ pub use concurrency::Concurrency;
 pub use config::Config;
 pub use error::FetchError;
 pub use fetcher::Fetcher;
+pub use line::{Line, Route};
 pub use metrics::Metrics;
+pub use object_sum::{Mismatch, ObjectSum};
 pub use plan::{Planner, Request};
 pub use progress::{BlobProgress, FileProgress};
+pub use range_reader::RangeReader;
 pub use transfer::{Completed, Transfer};
 pub use verify::{BadChunk, VerifyEvent, VerifySummary};

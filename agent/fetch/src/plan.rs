@@ -65,6 +65,8 @@ pub struct Planner {
     /// Requests that have not ended, by number.
     under_way: HashMap<u64, UnderWay>,
     missing_bytes: u64,
+    /// What has come since there was nothing to bring.
+    landed_bytes: u64,
     arrivals: u64,
     requests: u64,
 }
@@ -83,6 +85,7 @@ impl Planner {
             early: HashMap::new(),
             under_way: HashMap::new(),
             missing_bytes: 0,
+            landed_bytes: 0,
             arrivals: 0,
             requests: 0,
         }
@@ -217,7 +220,8 @@ impl Planner {
     }
 
     /// The next request, when `slots` may be in flight at once. Towards the end ranges get shorter, so that no single
-    /// connection is left with the last of the work.
+    /// connection is left with the last of the work. They begin short, too: until something has come it is not known what is
+    /// wanted first, and connections that share a network are the slower the more there are.
     pub fn next(&mut self, slots: usize) -> Option<Request> {
         self.slots = slots.max(1);
         let first =
@@ -238,7 +242,7 @@ impl Planner {
             let limit = match slots {
                 _ if Arc::strong_count(&self.following) > 1 => self.share(0),
                 0 | 1 => self.range_bytes,
-                _ => self.share(self.missing_bytes / 2),
+                _ => self.share(self.landed_bytes.min(self.missing_bytes / 2)),
             };
             return Some(self.take(key, first, usize::MAX, limit, Errand::Bulk));
         }
@@ -291,11 +295,13 @@ impl Planner {
 
     /// Says that pieces of a request are written.
     pub fn landed(&mut self, request: &Request, pieces: impl IntoIterator<Item = usize>) {
-        if let Some(blob) = self.blob_of(request) {
-            for piece in pieces {
-                blob.pieces[piece] = Piece::Here;
-            }
+        let Some(blob) = self.blob_of(request) else { return };
+        let mut landed = 0;
+        for piece in pieces {
+            blob.pieces[piece] = Piece::Here;
+            landed += blob.placement.pieces()[piece].object.len();
         }
+        self.landed_bytes += landed;
     }
 
     /// Says that a request ended; what did not land of it is missing again.
@@ -333,6 +339,9 @@ impl Planner {
             self.waiting.remove(&(blob.rank, *key));
             self.demands.retain(|demand| demand.key != *key);
             self.ahead.retain(|demand| demand.key != *key);
+        }
+        if self.blobs.is_empty() {
+            self.landed_bytes = 0;
         }
     }
 

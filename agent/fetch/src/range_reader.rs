@@ -9,21 +9,13 @@ use tokio::time::timeout;
 use weightd_source::{ByteStream, Source, SourceError};
 use weightd_types::{ByteRange, Object};
 
-use crate::{Config, FetchError, Metrics, throttle::Throttle, urgency::Urgency};
+use crate::{Config, FetchError, Line, urgency::Urgency};
 
 /// Longest wait an origin can ask for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
-/// What all readers share.
-#[derive(Debug)]
-pub(crate) struct Line {
-    pub(crate) config: Config,
-    pub(crate) metrics: Metrics,
-    pub(crate) throttle: Throttle,
-}
-
 /// Delivers a range in order, retrying as long as there is hope.
-pub(crate) struct RangeReader<'a> {
+pub struct RangeReader<'a> {
     line: &'a Line,
     source: &'a dyn Source,
     object: &'a Object,
@@ -55,7 +47,10 @@ impl<'a> RangeReader<'a> {
     }
 
     /// The next bytes; never empty. `None` when the range is delivered.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+    ///
+    /// # Errors
+    /// [`FetchError::Source`], [`FetchError::Exhausted`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         if self.left.is_empty() {
             return Ok(None);
         }
@@ -77,7 +72,10 @@ impl<'a> RangeReader<'a> {
     }
 
     /// Everything that is left, in one piece; for ranges known to be small.
-    pub(crate) async fn collect(mut self) -> Result<Bytes, FetchError> {
+    ///
+    /// # Errors
+    /// As of [`RangeReader::next`].
+    pub async fn collect(mut self) -> Result<Bytes, FetchError> {
         let mut whole = Vec::new();
         while let Some(bytes) = self.next().await? {
             whole.extend_from_slice(&bytes);
@@ -221,7 +219,7 @@ mod tests {
         let Listed::Object(object) = source.list().await.unwrap().remove(0) else { panic!("it was refused") };
         let long = Duration::from_secs(100);
         let config = Config { backoff: long, backoff_limit: long, ..Config::default() };
-        let line = Line { config, metrics: Metrics::default(), throttle: Throttle::new(None) };
+        let line = Line::new(config);
         let (urgency, range) = (Urgency::bulk(), ByteRange::new(0, 1000));
         let reader = RangeReader::new(&line, source.as_ref(), &object, "memory://origin/model/w", range)
             .with_urgency(urgency.clone());

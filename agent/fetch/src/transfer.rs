@@ -22,9 +22,9 @@ use weightd_store::{Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord
 use weightd_types::{BlobKey, CHUNK_BYTES, Layout, ObjectPath, SnapshotKey};
 
 use crate::{
-    FetchError, FileProgress,
+    FetchError, FileProgress, Route,
     fetcher::{Inner, lock},
-    flight::{Flight, Route},
+    flight::Flight,
 };
 
 mod index_check;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError, StoredBlob};
 use weightd_types::{BlobKey, ByteRange, SnapshotKey, SourceUri};
 
-use crate::{FetchError, Fetcher, fetcher::Inner, flight::Route, range_reader::RangeReader};
+use crate::{FetchError, Fetcher, RangeReader, Route, fetcher::Inner};
 
 /// Chunks read at once.
 const AT_ONCE: usize = 4;

@@ -50,9 +50,7 @@ async fn stream(
     writes: &mut Writes,
 ) -> Result<(), FetchError> {
     let route = &flying.route;
-    let mut reader =
-        RangeReader::new(&inner.line, route.source.as_ref(), &route.object, &route.url, request.object)
-            .with_urgency(request.urgency.clone());
+    let mut reader = inner.line.read(route, request.object).with_urgency(request.urgency.clone());
     let mut arrived = Bytes::new();
     let mut span: Option<Span> = None;
     for index in request.pieces.clone() {

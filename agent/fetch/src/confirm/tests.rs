@@ -13,7 +13,7 @@ use weightd_store::{SnapshotManifest, Store};
 use weightd_types::{CHUNK_BYTES, Checksums, Digest, Layout, Selection, SourceUri};
 
 use super::*;
-use crate::{BlobProgress, Config, Fetcher, flight::Route};
+use crate::{BlobProgress, Config, Fetcher, Route};
 
 /// A blob that only the test writes to: nothing of it is fetched.
 struct Arriving {

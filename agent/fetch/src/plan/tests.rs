@@ -22,6 +22,11 @@ fn add(planner: &mut Planner, name: &str, chunks: u64, priority: i32) {
     planner.add(key(name), Arc::new(Placement::original(chunks * C)), |_| false, priority, 0);
 }
 
+/// One that has brought so much already that it asks for long ranges.
+fn under_way(range_bytes: u64) -> Planner {
+    Planner { landed_bytes: 1 << 40, ..Planner::new(range_bytes) }
+}
+
 /// Everything a planner hands out, as (blob, pieces), each request landing at once.
 fn drain(planner: &mut Planner) -> Vec<(BlobKey, Range<usize>)> {
     let mut out = Vec::new();
@@ -46,7 +51,7 @@ fn ranges_are_long_and_cover_everything_once() {
 
 #[test]
 fn the_last_ranges_are_short() {
-    let mut planner = Planner::new(8 * C);
+    let mut planner = under_way(8 * C);
     add(&mut planner, "a", 16, 0);
     let first = planner.next(4).unwrap();
     assert_eq!(first.pieces, 0..2, "16 chunks over 4 connections, twice each");
@@ -56,8 +61,30 @@ fn the_last_ranges_are_short() {
 }
 
 #[test]
-fn requests_are_short_while_someone_has_little_room() {
+fn ranges_grow_with_what_has_come() {
     let mut planner = Planner::new(8 * C);
+    add(&mut planner, "a", 64, 0);
+    let first: Vec<_> = (0..4).map(|_| planner.next(4).unwrap()).collect();
+    assert!(first.iter().all(|request| request.pieces.len() == 1), "{first:?}");
+    for request in &first {
+        planner.landed(request, request.pieces.clone());
+        planner.ended(request);
+    }
+    let mut lengths = Vec::new();
+    while let Some(request) = planner.next(4) {
+        planner.landed(&request, request.pieces.clone());
+        planner.ended(&request);
+        lengths.push(request.pieces.len());
+    }
+    assert_eq!(lengths[..4], [1, 2, 2, 3]);
+    planner.remove(&key("a"));
+    add(&mut planner, "b", 64, 0);
+    assert_eq!(planner.next(4).unwrap().pieces.len(), 1, "after a pause it is as at first");
+}
+
+#[test]
+fn requests_are_short_while_someone_has_little_room() {
+    let mut planner = under_way(8 * C);
     add(&mut planner, "a", 64, 0);
     assert_eq!(planner.next(2).unwrap().pieces, 0..8);
     let following = planner.follow();
@@ -200,7 +227,7 @@ fn kept(planner: &Planner, requests: &[Request]) -> Vec<usize> {
 
 #[test]
 fn a_long_demand_leaves_to_a_request_what_would_come_no_sooner_elsewhere() {
-    let mut planner = Planner::new(8 * C);
+    let mut planner = under_way(8 * C);
     add(&mut planner, "a", 64, 0);
     let bulk: Vec<_> = (0..4).map(|_| planner.next(4).unwrap()).collect();
     let asked: Vec<_> = bulk.iter().map(|request| request.pieces.clone()).collect();

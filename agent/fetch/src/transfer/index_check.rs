@@ -9,10 +9,7 @@ use weightd_store::{SnapshotEntry, SnapshotManifest};
 use weightd_types::{ObjectPath, WeightIndex, WeightIndexError};
 
 use super::{HEADERS_AT_ONCE, Run};
-use crate::{
-    FetchError,
-    flight::{Flight, Route},
-};
+use crate::{FetchError, Route, flight::Flight};
 
 /// An index all of whose shards are there, and where those of the snapshot are in its manifest.
 struct Index {
