@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    hash::Hash,
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -56,8 +57,10 @@ pub(crate) struct Lease {
     loads: JoinSet<Load>,
     /// How many of them the client waits for.
     awaited: usize,
-    /// Arenas whose files were asked for as a whole.
-    whole: HashSet<usize>,
+    /// Arenas of files that the client waits for until they are known to be what the origin has, in its order.
+    whole: VecDeque<usize>,
+    /// The one of them that was asked for last.
+    asked_for: Option<usize>,
 }
 
 /// Whether the client waited for a chunk, and how it came.
@@ -89,9 +92,20 @@ impl Lease {
         let tensors = Arc::new(tensors);
         let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
-        let (rest, whole) = (VecDeque::new(), HashSet::new());
-        let mut lease =
-            Self { model, residents, tensors, progress, wanted, current, rest, loads, awaited: 0, whole };
+        let (rest, whole, asked_for, awaited) = (VecDeque::new(), VecDeque::new(), None, 0);
+        let mut lease = Self {
+            model,
+            residents,
+            tensors,
+            progress,
+            wanted,
+            current,
+            rest,
+            loads,
+            awaited,
+            whole,
+            asked_for,
+        };
         if !wanted_only && lease.tensors.are_whole() {
             let arenas = lease.residents.iter().enumerate();
             let run = |(arena, of): (usize, &Arc<Resident>)| Run {
@@ -141,6 +155,7 @@ impl Lease {
             for ready in ready.drain(..) {
                 say(packets, Answer::Ready(ready)).await?;
             }
+            self.demand_whole();
             self.bring();
             tokio::select! {
                 request = hear(packets) => match request? {
@@ -211,7 +226,8 @@ impl Lease {
             Request::Want(want) => {
                 let wanted = positions(&want, &self.model, &self.tensors)?;
                 if want.verified {
-                    self.demand_files(&wanted);
+                    let arenas = wanted.iter().map(|&position| self.tensors.needed(position).blob);
+                    put_first(&mut self.whole, distinct(arenas));
                 }
                 // What is wanted last is waited for now.
                 self.rest.extend(self.current.take());
@@ -223,17 +239,22 @@ impl Lease {
         }
     }
 
-    /// Has all of the files of these tensors fetched before others: only of a whole file the origin says what it is.
-    fn demand_files(&mut self, tensors: &[u32]) {
-        for &position in tensors {
-            let arena = self.tensors.needed(position).blob;
+    /// Has the file that the client waits for fetched before others, all of it: only of a whole file the origin says what it is. One
+    /// after the other, because those that are asked for share what there is.
+    fn demand_whole(&mut self) {
+        while let Some(&arena) = self.whole.front() {
             let resident = &self.residents[arena];
-            if self.whole.insert(arena) && resident.trust() == Trust::Provisional {
+            if resident.trust() != Trust::Provisional {
+                self.whole.pop_front();
+                continue;
+            }
+            if self.asked_for.replace(arena) != Some(arena) {
                 let (snapshot, bytes) =
                     (self.model.manifest.key(), resident.arena().arrangement().blob_bytes());
                 let whole = ByteRange::new(0, bytes);
                 self.model.inner.chunks.demands().demand(snapshot, resident.blob(), whole);
             }
+            return;
         }
     }
 
@@ -303,13 +324,19 @@ pub(crate) fn positions(want: &HandoffWant, model: &Model, tensors: &Tensors) ->
     Ok(wanted)
 }
 
-/// Puts tensors before those that were wanted earlier, as many of which are remembered as there are tensors.
-pub(crate) fn put_first(wanted: &mut VecDeque<u32>, tensors: Vec<u32>) {
-    let is_news: HashSet<u32> = tensors.iter().copied().collect();
-    wanted.retain(|position| !is_news.contains(position));
-    for position in tensors.into_iter().rev() {
-        wanted.push_front(position);
+/// Puts what is wanted before what was wanted earlier.
+pub(crate) fn put_first<T: Copy + Eq + Hash>(wanted: &mut VecDeque<T>, first: Vec<T>) {
+    let is_news: HashSet<T> = first.iter().copied().collect();
+    wanted.retain(|known| !is_news.contains(known));
+    for of in first.into_iter().rev() {
+        wanted.push_front(of);
     }
+}
+
+/// Each where it comes first.
+fn distinct<T: Copy + Eq + Hash>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut known = HashSet::new();
+    all.filter(|of| known.insert(*of)).collect()
 }
 
 fn headers(residents: &[Arc<Resident>]) -> Vec<&SafetensorsHeader> {
