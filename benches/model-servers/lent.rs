@@ -159,8 +159,8 @@ pub(crate) async fn ring(world: &World, ranks: usize) -> Result<String> {
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
     let share = fetched_once(world, &node, before)?;
     Ok(format!(
-        "{tokens} tokens equal; through rings of {} MiB of their own, nothing on the node before, each file compared with the \
-         origin's checksum before it was used; {share} % of the bytes were fetched for {ranks} rank{}; ready after {:.0} s",
+        "{tokens} tokens equal; through rings of {} MiB of their own, nothing on the node before; {share} % of the bytes were \
+         fetched for {ranks} rank{}; ready after {:.0} s",
         RING >> 20,
         if ranks == 1 { "" } else { "s" },
         ready.as_secs_f64()

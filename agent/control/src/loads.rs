@@ -231,6 +231,18 @@ impl Demands for Loads {
         }
     }
 
+    fn keep_coming(&self, snapshot: SnapshotKey) {
+        // A load that waits for its next attempt goes on waiting.
+        let is_running = lock(&self.running).contains_key(&snapshot);
+        if !is_running && !self.fetcher.is_fetching(snapshot) {
+            self.want(snapshot);
+        }
+    }
+
+    fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) {
+        self.fetcher.prefer(snapshot, blob);
+    }
+
     fn follow(&self) -> Arc<()> {
         self.fetcher.follow()
     }

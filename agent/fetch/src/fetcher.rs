@@ -147,11 +147,20 @@ impl Fetcher {
         self.inner.requests_in_flight.load(Ordering::Relaxed)
     }
 
+    /// Whether a snapshot is on its way.
+    pub fn is_fetching(&self, snapshot: SnapshotKey) -> bool {
+        self.transfer(snapshot).is_some()
+    }
+
+    fn transfer(&self, snapshot: SnapshotKey) -> Option<Arc<Transfer>> {
+        let transfer = lock(&self.inner.transfers).get(&snapshot).and_then(Weak::upgrade);
+        transfer.filter(|transfer| !transfer.is_over())
+    }
+
     /// Wants a range of a blob before everything else, because someone is reading there, and what follows it soon.
     /// Says whether the snapshot is on its way at all.
     pub fn demand(&self, snapshot: SnapshotKey, blob: BlobKey, range: ByteRange) -> bool {
-        let transfer = lock(&self.inner.transfers).get(&snapshot).and_then(Weak::upgrade);
-        let Some(transfer) = transfer.filter(|transfer| !transfer.is_over()) else { return false };
+        let Some(transfer) = self.transfer(snapshot) else { return false };
         let flying = self.inner.airborne().get(&blob).cloned();
         let mut planner = self.inner.planner();
         match flying {
@@ -162,6 +171,16 @@ impl Fetcher {
         drop(planner);
         self.inner.wake.notify_one();
         true
+    }
+
+    /// Wants all of a blob before others, because someone waits for the whole. May be said again; what is not on its way is left to
+    /// whoever demands a part of it.
+    pub fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) {
+        let Some(transfer) = self.transfer(snapshot) else { return };
+        if !self.inner.airborne().contains_key(&blob) {
+            transfer.want(&blob);
+        }
+        self.inner.planner().prefer(blob);
     }
 
     /// Has objects asked for in short ranges for as long as that is kept, because someone takes them in their order and has little
@@ -175,8 +194,7 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError`] when the transfer fails before its headers are known.
     pub async fn header(&self, snapshot: SnapshotKey, blob: BlobKey) -> Result<Option<Bytes>, FetchError> {
-        let transfer = lock(&self.inner.transfers).get(&snapshot).and_then(Weak::upgrade);
-        let Some(transfer) = transfer.filter(|transfer| !transfer.is_over()) else { return Ok(None) };
+        let Some(transfer) = self.transfer(snapshot) else { return Ok(None) };
         // By then every header was looked at.
         transfer.lengths().await?;
         Ok(lock(&self.inner.flights).header(&blob))

@@ -19,7 +19,12 @@ use tokio_util::sync::CancellationToken;
 use weightd_store::{PartialBlob, Reservation};
 use weightd_types::BlobKey;
 
-use crate::{BlobProgress, FetchError, Mismatch, Route, confirm::confirm, fetcher::Inner, prepare::Prepared};
+use crate::{
+    BlobProgress, FetchError, Mismatch, Route,
+    confirm::confirm,
+    fetcher::{Inner, lock},
+    prepare::Prepared,
+};
 
 /// A blob whose chunks are being fetched.
 #[derive(Debug)]
@@ -97,7 +102,7 @@ struct WeakFlight {
 #[derive(Default)]
 pub(crate) struct Flights {
     by_key: HashMap<BlobKey, WeakFlight>,
-    /// How many there were.
+    /// How many turns were taken.
     turns: u64,
     /// Number of entries at which those that ended are swept out.
     sweep_at: usize,
@@ -129,6 +134,14 @@ impl Flights {
 }
 
 impl Inner {
+    /// Takes so many turns for flights, and gives the first of them. What has the lower turn goes first, whichever is prepared first.
+    pub(crate) fn take_turns(&self, count: usize) -> u64 {
+        let mut flights = lock(&self.flights);
+        let first = flights.turns;
+        flights.turns += count as u64;
+        first
+    }
+
     /// Joins the flight of a blob, or starts it.
     pub(crate) fn fly(
         self: &Arc<Self>,
@@ -136,6 +149,7 @@ impl Inner {
         key: BlobKey,
         reservation: &Arc<Reservation>,
         priority: i32,
+        turn: u64,
     ) -> Flight {
         let mut flights = self.flights.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(flight) = flights.get(&key) {
@@ -145,7 +159,6 @@ impl Inner {
             return flight;
         }
         flights.sweep();
-        flights.turns += 1;
         let progress = Arc::new(BlobProgress::new(route.object.size));
         let prepared = Arc::new(OnceCell::new());
         let priority = Arc::new(AtomicI32::new(priority));
@@ -157,7 +170,7 @@ impl Inner {
             prepared: Arc::clone(&prepared),
             reservation: Arc::clone(reservation),
             priority: Arc::clone(&priority),
-            turn: flights.turns,
+            turn,
         };
         let landed = async move { leg.run().await }.boxed().shared();
         if let Some(weak) = landed.downgrade() {
@@ -178,7 +191,7 @@ struct Leg {
     prepared: Arc<OnceCell<Prepared>>,
     reservation: Arc<Reservation>,
     priority: Arc<AtomicI32>,
-    /// Its number among all flights: those that were asked for first go first, whichever is prepared first.
+    /// Its place among all flights.
     turn: u64,
 }
 

@@ -17,7 +17,7 @@ const LISTING_ATTEMPTS: u32 = 4;
 
 /// What all that ask origins share.
 #[derive(Debug)]
-pub struct Line {
+pub(crate) struct Line {
     pub(crate) config: Config,
     pub(crate) metrics: Metrics,
     pub(crate) throttle: Throttle,
@@ -25,36 +25,26 @@ pub struct Line {
 
 /// Where an object is.
 #[derive(Debug, Clone)]
-pub struct Route {
+pub(crate) struct Route {
     /// Who has it.
-    pub source: Arc<dyn Source>,
+    pub(crate) source: Arc<dyn Source>,
     /// The object, as listed.
-    pub object: Object,
+    pub(crate) object: Object,
     /// Its full name, for people.
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Line {
     /// One that has asked nobody yet.
-    pub fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         Self { throttle: Throttle::new(config.bandwidth_bytes), metrics: Metrics::default(), config }
-    }
-
-    /// What an operator decided.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// What it counts.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
     }
 
     /// Lists a source once as the node, and pins what is there.
     ///
     /// # Errors
     /// [`FetchError::Source`], [`FetchError::Resolve`].
-    pub async fn resolve(
+    pub(crate) async fn resolve(
         &self,
         opener: &dyn Opener,
         uri: &SourceUri,
@@ -78,7 +68,7 @@ impl Line {
     }
 
     /// A range of an object, whatever it takes.
-    pub fn read<'l>(&'l self, route: &'l Route, range: ByteRange) -> RangeReader<'l> {
+    pub(crate) fn read<'l>(&'l self, route: &'l Route, range: ByteRange) -> RangeReader<'l> {
         RangeReader::new(self, route.source.as_ref(), &route.object, &route.url, range)
     }
 
@@ -86,7 +76,7 @@ impl Line {
     ///
     /// # Errors
     /// [`FetchError::Header`] when it cannot be one, also when it is fetched again; else why it could not be fetched.
-    pub async fn header(&self, route: &Route) -> Result<SafetensorsHeader, FetchError> {
+    pub(crate) async fn header(&self, route: &Route) -> Result<SafetensorsHeader, FetchError> {
         let mut attempt = 1;
         loop {
             match self.fetch_header(route).await? {

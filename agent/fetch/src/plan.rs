@@ -68,6 +68,9 @@ pub struct Planner {
     /// What has come since there was nothing to bring.
     landed_bytes: u64,
     arrivals: u64,
+    preferences: u64,
+    /// Blobs that someone waits for all of, also those that are not known yet, and which of those they were.
+    preferred: HashMap<BlobKey, u64>,
     requests: u64,
 }
 
@@ -87,6 +90,8 @@ impl Planner {
             missing_bytes: 0,
             landed_bytes: 0,
             arrivals: 0,
+            preferences: 0,
+            preferred: HashMap::new(),
             requests: 0,
         }
     }
@@ -106,7 +111,9 @@ impl Planner {
         }
         self.arrivals += 1;
         let is_large = placement.blob_len() > CHUNK_BYTES;
-        let rank = Rank { priority: Reverse(priority), is_large, turn, arrival: self.arrivals };
+        let (priority, preference) =
+            (Reverse(priority), self.preferred.get(&key).copied().unwrap_or(u64::MAX));
+        let rank = Rank { priority, is_large, preference, turn, arrival: self.arrivals };
         let state = |at| if is_here(at) { Piece::Here } else { Piece::Missing };
         let pieces: Vec<_> = (0..placement.pieces().len()).map(state).collect();
         let missing = pieces.iter().zip(placement.pieces()).filter(|(state, _)| **state == Piece::Missing);
@@ -120,14 +127,23 @@ impl Planner {
 
     /// Wants a blob sooner than it did.
     pub fn raise(&mut self, key: &BlobKey, priority: i32) {
-        if let Some(blob) = self.blobs.get_mut(key)
-            && blob.rank.priority.0 < priority
-        {
-            let was_waiting = self.waiting.remove(&(blob.rank, *key));
-            blob.rank.priority = Reverse(priority);
-            if was_waiting {
-                self.waiting.insert((blob.rank, *key));
-            }
+        self.rank_anew(key, |rank| rank.priority = rank.priority.min(Reverse(priority)));
+    }
+
+    /// Someone waits for all of a blob: it goes before those that nobody waits for, and after those that someone did before. Said
+    /// again it changes nothing.
+    pub fn prefer(&mut self, key: BlobKey) {
+        self.preferences += 1;
+        let preference = *self.preferred.entry(key).or_insert(self.preferences);
+        self.rank_anew(&key, |rank| rank.preference = preference);
+    }
+
+    fn rank_anew(&mut self, key: &BlobKey, change: impl FnOnce(&mut Rank)) {
+        let Some(blob) = self.blobs.get_mut(key) else { return };
+        let was_waiting = self.waiting.remove(&(blob.rank, *key));
+        change(&mut blob.rank);
+        if was_waiting {
+            self.waiting.insert((blob.rank, *key));
         }
     }
 
@@ -220,8 +236,8 @@ impl Planner {
     }
 
     /// The next request, when `slots` may be in flight at once. Towards the end ranges get shorter, so that no single
-    /// connection is left with the last of the work. They begin short, too: until something has come it is not known what is
-    /// wanted first, and connections that share a network are the slower the more there are.
+    /// connection is left with the last of the work. Of several, they begin short, too: until something has come it is not known
+    /// what is wanted first, and connections that share a network are the slower the more there are.
     pub fn next(&mut self, slots: usize) -> Option<Request> {
         self.slots = slots.max(1);
         let first =
@@ -339,9 +355,11 @@ impl Planner {
             self.waiting.remove(&(blob.rank, *key));
             self.demands.retain(|demand| demand.key != *key);
             self.ahead.retain(|demand| demand.key != *key);
-        }
-        if self.blobs.is_empty() {
-            self.landed_bytes = 0;
+            self.preferred.remove(key);
+            if self.blobs.is_empty() {
+                self.landed_bytes = 0;
+                self.preferred.clear();
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{Config, FetchError, Line, urgency::Urgency};
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Delivers a range in order, retrying as long as there is hope.
-pub struct RangeReader<'a> {
+pub(crate) struct RangeReader<'a> {
     line: &'a Line,
     source: &'a dyn Source,
     object: &'a Object,
@@ -50,7 +50,7 @@ impl<'a> RangeReader<'a> {
     ///
     /// # Errors
     /// [`FetchError::Source`], [`FetchError::Exhausted`].
-    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         if self.left.is_empty() {
             return Ok(None);
         }
@@ -75,7 +75,7 @@ impl<'a> RangeReader<'a> {
     ///
     /// # Errors
     /// As of [`RangeReader::next`].
-    pub async fn collect(mut self) -> Result<Bytes, FetchError> {
+    pub(crate) async fn collect(mut self) -> Result<Bytes, FetchError> {
         let mut whole = Vec::new();
         while let Some(bytes) = self.next().await? {
             whole.extend_from_slice(&bytes);

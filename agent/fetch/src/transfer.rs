@@ -166,7 +166,10 @@ impl Transfer {
     /// Wants a blob's flight to begin although its turn has not come.
     pub(crate) fn want(&self, blob: &BlobKey) {
         let position = self.manifest.objects.iter().position(|entry| entry.blob == *blob);
-        lock(&self.files.urgent).extend(position);
+        let mut urgent = lock(&self.files.urgent);
+        let news = position.filter(|position| !urgent.contains(position));
+        urgent.extend(news);
+        drop(urgent);
         self.files.is_urgent.notify_one();
     }
 
@@ -260,9 +263,11 @@ impl Run {
         };
         // Held until the end: a flight that nobody holds is over, and what it had prepared is gone.
         let flights: Vec<OnceLock<Flight>> = self.manifest.objects.iter().map(|_| OnceLock::new()).collect();
+        let first_turn = self.inner.take_turns(flights.len());
         let start = |at: usize| -> &Flight {
             let entry = &self.manifest.objects[at];
-            let fly = || self.inner.fly(route(entry), entry.blob, reservation, self.priority);
+            let turn = first_turn + at as u64;
+            let fly = || self.inner.fly(route(entry), entry.blob, reservation, self.priority, turn);
             let flight = flights[at].get_or_init(fly);
             self.files.flights[at].get_or_init(|| Arc::clone(&flight.progress));
             flight
@@ -284,13 +289,24 @@ impl Run {
         order.sort_by_key(|&at| self.manifest.objects[at].object.size > CHUNK_BYTES);
         let mut turns = order.into_iter();
         let mut landings = FuturesUnordered::new();
+        // However often it is wanted.
+        let mut is_landing = vec![false; self.manifest.objects.len()];
         loop {
-            let free = self.inner.line.config.open_blobs.saturating_sub(landings.len());
-            landings.extend(turns.by_ref().take(free).map(|at| start(at).landed.clone()));
+            while landings.len() < self.inner.line.config.open_blobs
+                && let Some(at) = turns.next()
+            {
+                if !std::mem::replace(&mut is_landing[at], true) {
+                    landings.push(start(at).landed.clone());
+                }
+            }
             tokio::select! {
                 () = self.files.is_urgent.notified() => {
                     let urgent = std::mem::take(&mut *lock(&self.files.urgent));
-                    landings.extend(urgent.into_iter().map(|at| start(at).landed.clone()));
+                    for at in urgent {
+                        if !std::mem::replace(&mut is_landing[at], true) {
+                            landings.push(start(at).landed.clone());
+                        }
+                    }
                 }
                 landed = landings.next() => match landed {
                     Some(landed) => landed?,

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use weightd_store::{SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError, StoredBlob};
 use weightd_types::{BlobKey, ByteRange, SnapshotKey, SourceUri};
 
-use crate::{FetchError, Fetcher, RangeReader, Route, fetcher::Inner};
+use crate::{FetchError, Fetcher, Route, fetcher::Inner};
 
 /// Chunks read at once.
 const AT_ONCE: usize = 4;
@@ -305,19 +305,21 @@ impl Inner {
         let reservation = Arc::new(self.store.reserve(entry.object.size).await?);
         let source = self.opener.open_to_mend(uri).await?;
         let (object, url) = (entry.object.clone(), uri.object_url(&entry.object.path));
-        self.fly(Route { source, object, url }, entry.blob, &reservation, 0).landed.await
+        let turn = self.take_turns(1);
+        self.fly(Route { source, object, url }, entry.blob, &reservation, 0, turn).landed.await
     }
 
     /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded.
     async fn repair(&self, subject: &Subject, blob: &StoredBlob, chunk: u32) -> Result<(), FetchError> {
         let source = self.opener.open_to_mend(&subject.source).await?;
-        let object = &subject.entry.object;
+        let object = subject.entry.object.clone();
         let url = subject.source.object_url(&object.path);
+        let route = Route { source, object, url };
         let placement = blob.placement();
         let mut bytes = placement.literal_of_chunk(chunk).to_vec();
         for &piece in placement.pieces_of_chunk(chunk) {
             let range = placement.pieces()[piece as usize].object;
-            let part = RangeReader::new(&self.line, source.as_ref(), object, &url, range).collect().await?;
+            let part = self.line.read(&route, range).collect().await?;
             bytes.extend_from_slice(&part);
         }
         let mut buffer = self.store.pool().acquire().await;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    hash::Hash,
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -11,6 +10,7 @@ use std::{
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
+    time::{MissedTickBehavior, interval},
 };
 use weightd_proto::v1::{
     HandoffAnswer, HandoffArenas, HandoffRange, HandoffWant, handoff_answer::Answer, handoff_request::Request,
@@ -39,8 +39,8 @@ use crate::{
 /// next.
 const AT_ONCE: usize = 8;
 
-/// How long what nobody waits for may take to come by itself.
-const FOR_NOBODY: Duration = Duration::from_secs(1);
+/// How often it is said again which files a client waits for.
+const PREFER_AGAIN: Duration = Duration::from_secs(1);
 
 /// A client's lease.
 pub(crate) struct Lease {
@@ -58,9 +58,7 @@ pub(crate) struct Lease {
     /// How many of them the client waits for.
     awaited: usize,
     /// Arenas of files that the client waits for until they are known to be what the origin has, in its order.
-    whole: VecDeque<usize>,
-    /// The one of them that was asked for last.
-    asked_for: Option<usize>,
+    whole: Vec<usize>,
 }
 
 /// Whether the client waited for a chunk, and how it came.
@@ -92,20 +90,9 @@ impl Lease {
         let tensors = Arc::new(tensors);
         let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
-        let (rest, whole, asked_for, awaited) = (VecDeque::new(), VecDeque::new(), None, 0);
-        let mut lease = Self {
-            model,
-            residents,
-            tensors,
-            progress,
-            wanted,
-            current,
-            rest,
-            loads,
-            awaited,
-            whole,
-            asked_for,
-        };
+        let (rest, whole) = (VecDeque::new(), Vec::new());
+        let mut lease =
+            Self { model, residents, tensors, progress, wanted, current, rest, loads, awaited: 0, whole };
         if !wanted_only && lease.tensors.are_whole() {
             let arenas = lease.residents.iter().enumerate();
             let run = |(arena, of): (usize, &Arc<Resident>)| Run {
@@ -141,6 +128,8 @@ impl Lease {
     pub(crate) async fn go_on(&mut self, packets: &Packets) -> Result<(), End> {
         let changed = Arc::clone(&self.model.inner.residents.changed);
         let mut ready = self.progress.news();
+        let mut preferring = interval(PREFER_AGAIN);
+        preferring.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.introduce(packets).await?;
         if self.progress.is_complete() {
             // Who was told so knows.
@@ -155,7 +144,6 @@ impl Lease {
             for ready in ready.drain(..) {
                 say(packets, Answer::Ready(ready)).await?;
             }
-            self.demand_whole();
             self.bring();
             tokio::select! {
                 request = hear(packets) => match request? {
@@ -164,6 +152,8 @@ impl Lease {
                 },
                 Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(loaded)?,
                 _ = self.model.condition.changed() => {}
+                // What was to bring them may have failed since.
+                _ = preferring.tick(), if !self.whole.is_empty() => self.prefer(0),
                 () = news => {}
             }
         }
@@ -226,8 +216,7 @@ impl Lease {
             Request::Want(want) => {
                 let wanted = positions(&want, &self.model, &self.tensors)?;
                 if want.verified {
-                    let arenas = wanted.iter().map(|&position| self.tensors.needed(position).blob);
-                    put_first(&mut self.whole, distinct(arenas));
+                    self.prefer_files_of(&wanted);
                 }
                 // What is wanted last is waited for now.
                 self.rest.extend(self.current.take());
@@ -239,22 +228,25 @@ impl Lease {
         }
     }
 
-    /// Has the file that the client waits for fetched before others, all of it: only of a whole file the origin says what it is. One
-    /// after the other, because those that are asked for share what there is.
-    fn demand_whole(&mut self) {
-        while let Some(&arena) = self.whole.front() {
+    /// Has the files of tensors fetched before others, all of them: only of a whole file the origin says what it is.
+    fn prefer_files_of(&mut self, tensors: &[u32]) {
+        let known = self.whole.len();
+        let mut is_known: HashSet<usize> = self.whole.iter().copied().collect();
+        let arenas = tensors.iter().map(|&position| self.tensors.needed(position).blob);
+        self.whole.extend(arenas.filter(|&arena| is_known.insert(arena)));
+        self.prefer(known);
+    }
+
+    /// Says which files the client waits for, from one of them on.
+    fn prefer(&mut self, from: usize) {
+        let (inner, snapshot) = (&self.model.inner, self.model.manifest.key());
+        let news = self.whole.split_off(from).into_iter().filter(|&arena| {
             let resident = &self.residents[arena];
-            if resident.trust() != Trust::Provisional {
-                self.whole.pop_front();
-                continue;
-            }
-            if self.asked_for.replace(arena) != Some(arena) {
-                let (snapshot, bytes) =
-                    (self.model.manifest.key(), resident.arena().arrangement().blob_bytes());
-                let whole = ByteRange::new(0, bytes);
-                self.model.inner.chunks.demands().demand(snapshot, resident.blob(), whole);
-            }
-            return;
+            resident.trust() == Trust::Provisional && !inner.store().has_blob(&resident.blob())
+        });
+        for arena in news {
+            inner.chunks.demands().prefer(snapshot, self.residents[arena].blob());
+            self.whole.push(arena);
         }
     }
 
@@ -282,9 +274,8 @@ impl Lease {
             let (snapshot, blob) = (self.model.manifest.key(), resident.blob());
             let range = awaited.unwrap_or_else(|| resident.arena().arrangement().chunk_range(chunk));
             let is_awaited = awaited.is_some();
-            let patience = if is_awaited { Duration::ZERO } else { FOR_NOBODY };
             self.awaited += usize::from(is_awaited);
-            let target = Target { snapshot, blob, chunk, range, patience };
+            let target = Target { snapshot, blob, chunk, range, is_awaited };
             let condition = self.model.condition.clone();
             self.loads.spawn(async move { (is_awaited, inner.bring(target, &resident, condition).await) });
         }
@@ -324,19 +315,13 @@ pub(crate) fn positions(want: &HandoffWant, model: &Model, tensors: &Tensors) ->
     Ok(wanted)
 }
 
-/// Puts what is wanted before what was wanted earlier.
-pub(crate) fn put_first<T: Copy + Eq + Hash>(wanted: &mut VecDeque<T>, first: Vec<T>) {
-    let is_news: HashSet<T> = first.iter().copied().collect();
-    wanted.retain(|known| !is_news.contains(known));
-    for of in first.into_iter().rev() {
-        wanted.push_front(of);
+/// Puts tensors before those that were wanted earlier, as many of which are remembered as there are tensors.
+pub(crate) fn put_first(wanted: &mut VecDeque<u32>, tensors: Vec<u32>) {
+    let is_news: HashSet<u32> = tensors.iter().copied().collect();
+    wanted.retain(|position| !is_news.contains(position));
+    for position in tensors.into_iter().rev() {
+        wanted.push_front(position);
     }
-}
-
-/// Each where it comes first.
-fn distinct<T: Copy + Eq + Hash>(all: impl Iterator<Item = T>) -> Vec<T> {
-    let mut known = HashSet::new();
-    all.filter(|of| known.insert(*of)).collect()
 }
 
 fn headers(residents: &[Arc<Resident>]) -> Vec<&SafetensorsHeader> {

@@ -395,6 +395,7 @@ impl Load {
             }
             let Target { snapshot, blob, range, .. } = self.target;
             self.inner.chunks.demands().demand(snapshot, blob, range);
+            self.inner.chunks.demands().prefer(snapshot, blob);
             // Said again, because what was to bring it may have failed since.
             let _ = timeout(DEMAND_AGAIN, changed).await;
         }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{MissedTickBehavior, interval},
 };
 use weightd_store::{PartialBlob, Store, StoreError, StoredBlob, io::Buffer};
 use weightd_types::{BlobKey, ByteRange, Crc32c, SnapshotKey};
@@ -26,14 +26,14 @@ pub(crate) struct Target {
     pub(crate) blob: BlobKey,
     pub(crate) chunk: u32,
     pub(crate) range: ByteRange,
-    /// For how long it may come by itself, in its turn, before it is asked for: to ask costs others their connections.
-    pub(crate) patience: Duration,
+    /// Whether someone waits for it. What nobody does comes in its turn: to demand it costs others their connections.
+    pub(crate) is_awaited: bool,
 }
 
 impl Target {
     /// What someone waits for.
     pub(crate) fn now(snapshot: SnapshotKey, blob: BlobKey, chunk: u32, range: ByteRange) -> Self {
-        Self { snapshot, blob, chunk, range, patience: Duration::ZERO }
+        Self { snapshot, blob, chunk, range, is_awaited: true }
     }
 }
 
@@ -89,7 +89,8 @@ impl Chunks {
         memory: &impl Room,
     ) -> Result<Loaded, String> {
         // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
-        let mut demands = interval_at(Instant::now() + target.patience, DEMAND_AGAIN);
+        let mut demands = interval(DEMAND_AGAIN);
+        let mut is_lost = false;
         demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // All made before looking, so that nothing is missed in between.
@@ -111,10 +112,12 @@ impl Chunks {
                         self.metrics.served_chunks.inc();
                         return Ok(Loaded { buffer, crc });
                     }
+                    // The disk has lost it, which nobody else may have found out.
+                    is_lost = true;
                 }
                 tokio::select! {
                     () = advanced => {}
-                    _ = demands.tick() => self.demand(target),
+                    _ = demands.tick() => self.ask(target, is_lost),
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             } else if let Some(blob) = self.stored(target.blob).await? {
@@ -122,7 +125,7 @@ impl Chunks {
             } else if !self.take_up_interrupted(target.blob).await? {
                 tokio::select! {
                     () = begun => {}
-                    _ = demands.tick() => self.demand(target),
+                    _ = demands.tick() => self.ask(target, is_lost),
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             }
@@ -143,9 +146,14 @@ impl Chunks {
         Ok(true)
     }
 
-    fn demand(&self, target: Target) {
-        self.metrics.demands.inc();
-        self.demands.demand(target.snapshot, target.blob, target.range);
+    /// Asks for what is not here.
+    fn ask(&self, target: Target, is_lost: bool) {
+        if target.is_awaited || is_lost {
+            self.metrics.demands.inc();
+            self.demands.demand(target.snapshot, target.blob, target.range);
+        } else {
+            self.demands.keep_coming(target.snapshot);
+        }
     }
 
     /// Waits for a failure that waiting longer does not mend.

@@ -9,7 +9,6 @@ use std::{
     ops::{Deref, Range},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use futures::future::join_all;
@@ -26,6 +25,13 @@ pub(crate) use chunks::{Chunks, Loaded, Room, Target};
 pub trait Demands: std::fmt::Debug + Send + Sync {
     /// Someone is reading there, and it is not here. Must not block. May be said again.
     fn demand(&self, snapshot: SnapshotKey, blob: BlobKey, range: ByteRange);
+
+    /// Something of a snapshot is missing that nobody waits for: it comes in its turn, if anything does. Must not block. May be said
+    /// again.
+    fn keep_coming(&self, snapshot: SnapshotKey);
+
+    /// Someone waits for all of a file. Must not block. May be said again; it does not bring what nobody has demanded a part of.
+    fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey);
 
     /// Someone takes what comes in its order, and has little room for what comes before its turn, for as long as they keep that.
     fn follow(&self) -> Arc<()>;
@@ -159,9 +165,7 @@ impl Reader {
         let deadline = Instant::now() + self.config.read_timeout;
         let load = async |chunk: u32| {
             let range = ByteRange::at(u64::from(chunk) * CHUNK_BYTES, CHUNK_BYTES);
-            let loaded = self
-                .chunk(shown, Target { snapshot, blob, chunk, range, patience: Duration::ZERO }, deadline)
-                .await;
+            let loaded = self.chunk(shown, Target::now(snapshot, blob, chunk, range), deadline).await;
             // What failed is tried again when it is read, and then someone is told.
             drop(loaded);
         };

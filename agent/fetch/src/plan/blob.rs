@@ -17,12 +17,14 @@ pub(super) enum Piece {
     Here,
 }
 
-/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then those that were
-/// asked for first: readers take files in that order, whichever is ready to be fetched first.
+/// Order of blobs: higher priority first, then small files (readers want configuration before tensors), then those that someone
+/// waits for all of, then those that were asked for first: readers take files in that order, whichever is ready first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) priority: Reverse<i32>,
     pub(super) is_large: bool,
+    /// The place among those that someone waits for; after all of them when nobody does.
+    pub(super) preference: u64,
     pub(super) turn: u64,
     pub(super) arrival: u64,
 }

@@ -140,6 +140,20 @@ fn who_was_asked_for_first_goes_before_who_was_ready_first() {
 }
 
 #[test]
+fn what_someone_waits_for_all_of_goes_before_what_nobody_does_in_their_order() {
+    let mut planner = Planner::new(8 * C);
+    for name in ["a", "b", "c", "d"] {
+        add(&mut planner, name, 3, 0);
+    }
+    for name in ["d", "early", "c", "d"] {
+        planner.prefer(key(name));
+    }
+    add(&mut planner, "early", 3, 0);
+    let order: Vec<_> = drain(&mut planner).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(order, [key("d"), key("early"), key("c"), key("a"), key("b")]);
+}
+
+#[test]
 fn a_raised_blob_overtakes() {
     let mut planner = Planner::new(C);
     add(&mut planner, "a", 2, 0);

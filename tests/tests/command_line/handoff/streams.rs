@@ -217,7 +217,9 @@ async fn what_goes_through_a_ring_is_asked_for_in_short_ranges() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let shape = ModelShape { layers: 24, shards: 2, ..ModelShape::demo() };
-    let (node, _keeper) = node(&gcs, &proxy.url(), &shape, "").await;
+    // Fewer connections have longer requests.
+    let few = "[fetch]\nmin_requests = 4\nmax_requests = 4";
+    let (node, _keeper) = node(&gcs, &proxy.url(), &shape, few).await;
     let _agent = listening(&node).await;
     let stream = stream(&node_socket(&node), of_source(), RING).await.unwrap();
     proxy.requests().clear();
