@@ -172,7 +172,8 @@ impl Load {
             let Err(error) = outcome else { return self.volumes.completed(&self.key) };
             let (is_lasting, is_paused) = (!error.is_retryable(), error.is_paused());
             tracing::warn!(source = %manifest.source, %error, is_lasting, "a volume's transfer failed");
-            self.volumes.report(&self.key, Condition::Failed { why: error.to_string().into(), is_lasting });
+            let (why, is_corrupt) = (error.to_string().into(), matches!(error, FetchError::Corrupt { .. }));
+            self.volumes.report(&self.key, Condition::Failed { why, is_lasting, is_corrupt });
             sleep(LEAST_PAUSE).await;
             if is_paused {
                 // Until someone comes as whom to ask, no attempt is worth while, whoever reads.

@@ -25,6 +25,8 @@ pub enum Condition {
         why: Arc<str>,
         /// Whether waiting would not help, so that whoever waits is told now.
         is_lasting: bool,
+        /// Whether what came was not what the origin has.
+        is_corrupt: bool,
     },
     /// Bytes were served that turned out to be wrong: nothing more is.
     Stopped(Arc<str>),

@@ -146,8 +146,12 @@ impl Model {
     pub(crate) fn check_condition(&mut self) -> Result<(), Refusal> {
         match &*self.condition.borrow_and_update() {
             Condition::Fine | Condition::Failed { is_lasting: false, .. } => Ok(()),
-            Condition::Failed { why, .. } => Err(Refusal::new(FailureKind::Unavailable, why.to_string())),
-            Condition::Stopped(why) => Err(Refusal::new(FailureKind::Corrupt, why.to_string())),
+            Condition::Failed { why, is_corrupt: false, .. } => {
+                Err(Refusal::new(FailureKind::Unavailable, why.to_string()))
+            }
+            Condition::Failed { why, .. } | Condition::Stopped(why) => {
+                Err(Refusal::new(FailureKind::Corrupt, why.to_string()))
+            }
         }
     }
 

@@ -163,7 +163,7 @@ impl Chunks {
                 return "the volume is gone".to_owned();
             }
             match &*condition.borrow_and_update() {
-                Condition::Stopped(why) | Condition::Failed { why, is_lasting: true } => {
+                Condition::Stopped(why) | Condition::Failed { why, is_lasting: true, .. } => {
                     return why.to_string();
                 }
                 Condition::Failed { .. } | Condition::Fine => {}
