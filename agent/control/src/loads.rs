@@ -233,15 +233,15 @@ impl Demands for Loads {
     }
 
     fn keep_coming(&self, snapshot: SnapshotKey) {
-        // A load that waits for its next attempt goes on waiting.
-        let is_running = lock(&self.running).contains_key(&snapshot);
-        if !is_running && !self.fetcher.is_fetching(snapshot) {
+        if !self.fetcher.is_fetching(snapshot) {
             self.want(snapshot);
         }
     }
 
     fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) {
-        self.fetcher.prefer(snapshot, blob);
+        if !self.fetcher.prefer(snapshot, blob) {
+            self.want(snapshot);
+        }
     }
 
     fn follow(&self) -> Arc<()> {

@@ -173,14 +173,14 @@ impl Fetcher {
         true
     }
 
-    /// Wants all of a blob before others, because someone waits for the whole. May be said again; what is not on its way is left to
-    /// whoever demands a part of it.
-    pub fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) {
-        let Some(transfer) = self.transfer(snapshot) else { return };
+    /// Wants all of a blob before others, because someone waits for the whole. Says whether the snapshot is on its way at all.
+    pub fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) -> bool {
+        let Some(transfer) = self.transfer(snapshot) else { return false };
         if !self.inner.airborne().contains_key(&blob) {
             transfer.want(&blob);
         }
         self.inner.planner().prefer(blob);
+        true
     }
 
     /// Has objects asked for in short ranges for as long as that is kept, because someone takes them in their order and has little

@@ -1797,8 +1797,8 @@ pub struct HandoffRange {
 pub struct HandoffWant {
     #[prost(message, repeated, tag = "1")]
     pub tensors: ::prost::alloc::vec::Vec<HandoffRange>,
-    /// Until they are known to be what the origin has, which takes their whole files: these come before others then. A ring is told
-    /// once, when it is opened.
+    /// Until they are known to be what the origin has, which takes their whole files: these come before others then. A ring is
+    /// asked so once, when it is opened.
     #[prost(bool, tag = "2")]
     pub verified: bool,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    hash::Hash,
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -39,6 +40,8 @@ use crate::{
 /// next.
 const AT_ONCE: usize = 8;
 
+/// Files of a client that are preferred at once.
+const PREFERRED: usize = 2;
 /// How often it is said again which files a client waits for.
 const PREFER_AGAIN: Duration = Duration::from_secs(1);
 
@@ -58,7 +61,7 @@ pub(crate) struct Lease {
     /// How many of them the client waits for.
     awaited: usize,
     /// Arenas of files that the client waits for until they are known to be what the origin has, in its order.
-    whole: Vec<usize>,
+    whole: VecDeque<usize>,
 }
 
 /// Whether the client waited for a chunk, and how it came.
@@ -90,7 +93,7 @@ impl Lease {
         let tensors = Arc::new(tensors);
         let progress = Progress::new(Arc::clone(&tensors), &model.files, &residents);
         let (wanted, current, loads) = (VecDeque::new(), None, JoinSet::new());
-        let (rest, whole) = (VecDeque::new(), Vec::new());
+        let (rest, whole) = (VecDeque::new(), VecDeque::new());
         let mut lease =
             Self { model, residents, tensors, progress, wanted, current, rest, loads, awaited: 0, whole };
         if !wanted_only && lease.tensors.are_whole() {
@@ -153,7 +156,7 @@ impl Lease {
                 Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(loaded)?,
                 _ = self.model.condition.changed() => {}
                 // What was to bring them may have failed since.
-                _ = preferring.tick(), if !self.whole.is_empty() => self.prefer(0),
+                _ = preferring.tick(), if !self.whole.is_empty() => self.prefer(),
                 () = news => {}
             }
         }
@@ -190,7 +193,10 @@ impl Lease {
     fn loaded(&mut self, loaded: Result<Load, JoinError>) -> Result<(), Refusal> {
         let (was_awaited, outcome) = loaded.map_err(|_| self.model.unavailable(DEFECT))?;
         self.awaited -= usize::from(was_awaited);
-        outcome.map_err(|why| self.model.unavailable(&why))
+        let Err(why) = outcome else { return Ok(()) };
+        // What is wrong with the model says more.
+        self.check()?;
+        Err(self.model.unavailable(&why))
     }
 
     async fn introduce(&self, packets: &Packets) -> Result<(), End> {
@@ -219,7 +225,9 @@ impl Lease {
                     self.prefer_files_of(&wanted);
                 }
                 // What is wanted last is waited for now.
-                self.rest.extend(self.current.take());
+                if let Some(current) = self.current.take() {
+                    self.rest.push_front(current);
+                }
                 put_first(&mut self.wanted, wanted);
                 Ok(())
             }
@@ -230,23 +238,20 @@ impl Lease {
 
     /// Has the files of tensors fetched before others, all of them: only of a whole file the origin says what it is.
     fn prefer_files_of(&mut self, tensors: &[u32]) {
-        let known = self.whole.len();
-        let mut is_known: HashSet<usize> = self.whole.iter().copied().collect();
+        let mut is_known = HashSet::new();
         let arenas = tensors.iter().map(|&position| self.tensors.needed(position).blob);
-        self.whole.extend(arenas.filter(|&arena| is_known.insert(arena)));
-        self.prefer(known);
+        put_first(&mut self.whole, arenas.filter(|&arena| is_known.insert(arena)).collect());
+        self.prefer();
     }
 
-    /// Says which files the client waits for, from one of them on.
-    fn prefer(&mut self, from: usize) {
-        let (inner, snapshot) = (&self.model.inner, self.model.manifest.key());
-        let news = self.whole.split_off(from).into_iter().filter(|&arena| {
-            let resident = &self.residents[arena];
-            resident.trust() == Trust::Provisional && !inner.store().has_blob(&resident.blob())
-        });
-        for arena in news {
-            inner.chunks.demands().prefer(snapshot, self.residents[arena].blob());
-            self.whole.push(arena);
+    /// Says which files the client waits for first: no more than keep the origin busy while one ends and the next begins, because
+    /// what was said is not taken back.
+    fn prefer(&mut self) {
+        let (inner, snapshot, residents) = (&self.model.inner, self.model.manifest.key(), &self.residents);
+        self.whole.retain(|&arena| residents[arena].trust() == Trust::Provisional);
+        let missing = self.whole.iter().map(|&arena| residents[arena].blob());
+        for blob in missing.filter(|blob| !inner.store().has_blob(blob)).take(PREFERRED) {
+            inner.chunks.demands().prefer(snapshot, blob);
         }
     }
 
@@ -261,7 +266,10 @@ impl Lease {
     fn has_room(&self) -> bool {
         let is_awaited = match &self.current {
             Some(run) => run.awaited.is_some(),
-            None => !self.wanted.is_empty(),
+            None => {
+                let is_awaited = |run: &Run| run.awaited.is_some();
+                !self.wanted.is_empty() || self.rest.front().is_some_and(is_awaited)
+            }
         };
         (if is_awaited { self.awaited } else { self.loads.len() }) < AT_ONCE
     }
@@ -315,12 +323,12 @@ pub(crate) fn positions(want: &HandoffWant, model: &Model, tensors: &Tensors) ->
     Ok(wanted)
 }
 
-/// Puts tensors before those that were wanted earlier, as many of which are remembered as there are tensors.
-pub(crate) fn put_first(wanted: &mut VecDeque<u32>, tensors: Vec<u32>) {
-    let is_news: HashSet<u32> = tensors.iter().copied().collect();
-    wanted.retain(|position| !is_news.contains(position));
-    for position in tensors.into_iter().rev() {
-        wanted.push_front(position);
+/// Puts what is wanted before what was wanted earlier, which is remembered once.
+pub(crate) fn put_first<T: Copy + Eq + Hash>(wanted: &mut VecDeque<T>, first: Vec<T>) {
+    let is_news: HashSet<T> = first.iter().copied().collect();
+    wanted.retain(|known| !is_news.contains(known));
+    for of in first.into_iter().rev() {
+        wanted.push_front(of);
     }
 }
 

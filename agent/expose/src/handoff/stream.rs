@@ -183,6 +183,7 @@ impl Stream {
                 Some(loaded) = self.loads.join_next(), if !self.loads.is_empty() => {
                     // Before anything is said to have failed, or delivered: what is wrong is called so.
                     self.check_trust()?;
+                    self.model.check_condition()?;
                     let mut delivered = vec![self.loaded(loaded)?];
                     while let Some(loaded) = self.loads.try_join_next() {
                         delivered.push(self.loaded(loaded)?);
@@ -395,7 +396,9 @@ impl Load {
             }
             let Target { snapshot, blob, range, .. } = self.target;
             self.inner.chunks.demands().demand(snapshot, blob, range);
-            self.inner.chunks.demands().prefer(snapshot, blob);
+            if !self.inner.store().has_blob(&blob) {
+                self.inner.chunks.demands().prefer(snapshot, blob);
+            }
             // Said again, because what was to bring it may have failed since.
             let _ = timeout(DEMAND_AGAIN, changed).await;
         }

@@ -90,7 +90,6 @@ impl Chunks {
     ) -> Result<Loaded, String> {
         // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
         let mut demands = interval(DEMAND_AGAIN);
-        let mut is_lost = false;
         demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // All made before looking, so that nothing is missed in between.
@@ -113,11 +112,11 @@ impl Chunks {
                         return Ok(Loaded { buffer, crc });
                     }
                     // The disk has lost it, which nobody else may have found out.
-                    is_lost = true;
+                    self.demand(target);
                 }
                 tokio::select! {
                     () = advanced => {}
-                    _ = demands.tick() => self.ask(target, is_lost),
+                    _ = demands.tick() => self.ask(target),
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             } else if let Some(blob) = self.stored(target.blob).await? {
@@ -125,7 +124,7 @@ impl Chunks {
             } else if !self.take_up_interrupted(target.blob).await? {
                 tokio::select! {
                     () = begun => {}
-                    _ = demands.tick() => self.ask(target, is_lost),
+                    _ = demands.tick() => self.ask(target),
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             }
@@ -147,13 +146,13 @@ impl Chunks {
     }
 
     /// Asks for what is not here.
-    fn ask(&self, target: Target, is_lost: bool) {
-        if target.is_awaited || is_lost {
-            self.metrics.demands.inc();
-            self.demands.demand(target.snapshot, target.blob, target.range);
-        } else {
-            self.demands.keep_coming(target.snapshot);
-        }
+    fn ask(&self, target: Target) {
+        if target.is_awaited { self.demand(target) } else { self.demands.keep_coming(target.snapshot) }
+    }
+
+    fn demand(&self, target: Target) {
+        self.metrics.demands.inc();
+        self.demands.demand(target.snapshot, target.blob, target.range);
     }
 
     /// Waits for a failure that waiting longer does not mend.

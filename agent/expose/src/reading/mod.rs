@@ -30,7 +30,7 @@ pub trait Demands: std::fmt::Debug + Send + Sync {
     /// again.
     fn keep_coming(&self, snapshot: SnapshotKey);
 
-    /// Someone waits for all of a file. Must not block. May be said again; it does not bring what nobody has demanded a part of.
+    /// Someone waits for all of a file. Must not block. May be said again.
     fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey);
 
     /// Someone takes what comes in its order, and has little room for what comes before its turn, for as long as they keep that.

@@ -105,10 +105,6 @@ async fn what_is_wanted_verified_comes_with_all_of_its_file_before_others() {
     let last = all(&session).end - 1;
     wait(&session, last..last + 1, true).await.unwrap();
     assert_right(&session, last..last + 1, &node.model.directory);
-    eprintln!(
-        "DBG ready {:?}",
-        (0..=last).map(|position| u8::from(session.is_ready(position, false))).collect::<Vec<_>>()
-    );
     assert!((0..last / 2).any(|position| !session.is_ready(position, false)), "all others came before");
 }
 
