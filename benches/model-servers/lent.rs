@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 use weightd_benches::{Node, wait_until};
 
@@ -112,21 +112,24 @@ async fn while_all_wait(world: &World, server: &Server, ranks: usize, before: u6
     Ok(format!("{} of it mapped, {own} bytes in pages of their own", shares.join(" and ")))
 }
 
+/// A server that has opened weights which are nowhere on the node: its loader names their origin to the agent.
+async fn opened(world: &World, node: &Node, ranks: usize, mut options: Value) -> Result<Server> {
+    let bare = world.bare(node)?;
+    options["source"] = SOURCES[0].into();
+    let (extra, socket) = (Some(options), Some(node.handoff_socket()?));
+    let mut server = Server::start(world, &Launch { extra, socket, ..Launch::of(&bare, ranks) })?;
+    server.until_opened().await?;
+    Ok(server)
+}
+
 /// Weights that are nowhere on the node: the loader names their origin to the agent.
 pub(crate) async fn origin(world: &World, ranks: usize, is_verified: bool) -> Result<String> {
     world.right(0, ranks).await?;
     world.proxy.limit(STREAM);
     let node = world.lending_node()?;
-    let bare = world.bare(&node)?;
-    let mut extra = json!({ "source": SOURCES[0] });
-    if is_verified {
-        extra["verified"] = true.into();
-    }
-    let socket = Some(node.handoff_socket()?);
     let before = world.proxy.bytes();
-    let launch = Launch { extra: Some(extra), socket, ..Launch::of(&bare, ranks) };
-    let mut server = Server::start(world, &launch)?;
-    server.until_opened().await?;
+    let options = if is_verified { json!({ "verified": true }) } else { json!({}) };
+    let mut server = opened(world, &node, ranks, options).await?;
     let mapped = while_all_wait(world, &server, ranks, before).await?;
     let ready = server.until_ready().await?;
     server.ensure_how(SHARED, ranks)?;
@@ -147,13 +150,9 @@ pub(crate) async fn ring(world: &World, ranks: usize) -> Result<String> {
     world.right(0, ranks).await?;
     world.proxy.limit(STREAM);
     let node = world.lending_node()?;
-    let bare = world.bare(&node)?;
     let (before, whole) = (world.proxy.bytes(), world.weight_bytes()?);
     ensure!(RING < whole / 2, "a model of {whole} bytes goes through no ring of {RING}");
-    let (extra, socket) =
-        (Some(json!({ "source": SOURCES[0], "stream": RING })), Some(node.handoff_socket()?));
-    let mut server = Server::start(world, &Launch { extra, socket, ..Launch::of(&bare, ranks) })?;
-    server.until_opened().await?;
+    let mut server = opened(world, &node, ranks, json!({ "stream": RING })).await?;
     let ready = server.until_ready().await?;
     server.ensure_how(STREAMED, ranks)?;
     let tokens = world.compare(&server.tokens().await?, 0, ranks).await?;
@@ -211,11 +210,8 @@ pub(crate) async fn killed_on_the_way(world: &World) -> Result<String> {
     world.right(0, 1).await?;
     world.proxy.limit(STREAM);
     let mut node = world.lending_node()?;
-    let bare = world.bare(&node)?;
     let (before, whole) = (world.proxy.bytes(), world.weight_bytes()?);
-    let (extra, socket) = (Some(json!({ "source": SOURCES[0] })), Some(node.handoff_socket()?));
-    let mut server = Server::start(world, &Launch { extra, socket, ..Launch::of(&bare, 1) })?;
-    server.until_opened().await?;
+    let mut server = opened(world, &node, 1, json!({})).await?;
     while world.proxy.bytes() - before < whole / 2 {
         ensure!(!server.has_loaded(), "it had loaded everything before half of the bytes came");
         sleep(LOOK).await;

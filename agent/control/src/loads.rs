@@ -239,7 +239,8 @@ impl Demands for Loads {
     }
 
     fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) {
-        if !self.fetcher.prefer(snapshot, blob) {
+        // What is here needs no transfer to be compared.
+        if !self.fetcher.prefer(snapshot, blob) && !self.fetcher.store().has_blob(&blob) {
             self.want(snapshot);
         }
     }

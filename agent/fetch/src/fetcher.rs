@@ -176,6 +176,9 @@ impl Fetcher {
     /// Wants all of a blob before others, because someone waits for the whole. Says whether the snapshot is on its way at all.
     pub fn prefer(&self, snapshot: SnapshotKey, blob: BlobKey) -> bool {
         let Some(transfer) = self.transfer(snapshot) else { return false };
+        if transfer.has(&blob) {
+            return true;
+        }
         if !self.inner.airborne().contains_key(&blob) {
             transfer.want(&blob);
         }

@@ -51,7 +51,7 @@ impl Flying {
     }
 
     fn fail(&self, error: FetchError) {
-        let waiting = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let waiting = lock(&self.failed).take();
         if let Some(waiting) = waiting {
             // Nobody waits when the flight was given up at the same moment.
             let _ = waiting.send(error);
@@ -151,7 +151,7 @@ impl Inner {
         priority: i32,
         turn: u64,
     ) -> Flight {
-        let mut flights = self.flights.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&key) {
             // Whether it has taken off yet or not.
             flight.priority.fetch_max(priority, Ordering::AcqRel);

@@ -69,7 +69,7 @@ impl Line {
 
     /// A range of an object, whatever it takes.
     pub(crate) fn read<'l>(&'l self, route: &'l Route, range: ByteRange) -> RangeReader<'l> {
-        RangeReader::new(self, route.source.as_ref(), &route.object, &route.url, range)
+        RangeReader::new(self, route, range)
     }
 
     /// The header of a safetensors object, checked.

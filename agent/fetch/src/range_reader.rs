@@ -6,10 +6,10 @@ use std::{future::Future, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::timeout;
-use weightd_source::{ByteStream, Source, SourceError};
-use weightd_types::{ByteRange, Object};
+use weightd_source::{ByteStream, SourceError};
+use weightd_types::ByteRange;
 
-use crate::{Config, FetchError, Line, urgency::Urgency};
+use crate::{Config, FetchError, Line, Route, urgency::Urgency};
 
 /// Longest wait an origin can ask for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
@@ -17,9 +17,7 @@ pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Delivers a range in order, retrying as long as there is hope.
 pub(crate) struct RangeReader<'a> {
     line: &'a Line,
-    source: &'a dyn Source,
-    object: &'a Object,
-    url: &'a str,
+    route: &'a Route,
     /// What was not delivered yet.
     left: ByteRange,
     stream: Option<ByteStream>,
@@ -29,15 +27,9 @@ pub(crate) struct RangeReader<'a> {
 }
 
 impl<'a> RangeReader<'a> {
-    pub(crate) fn new(
-        line: &'a Line,
-        source: &'a dyn Source,
-        object: &'a Object,
-        url: &'a str,
-        range: ByteRange,
-    ) -> Self {
+    pub(crate) fn new(line: &'a Line, route: &'a Route, range: ByteRange) -> Self {
         let urgency = Urgency::awaited();
-        Self { line, source, object, url, left: range, stream: None, urgency, failures: 0 }
+        Self { line, route, left: range, stream: None, urgency, failures: 0 }
     }
 
     /// Lets others go first, as long as nobody waits for it.
@@ -92,7 +84,7 @@ impl<'a> RangeReader<'a> {
         }
         // Nothing for so long: ask once more beside it, and take whichever delivers first.
         self.line.metrics.hedges.inc();
-        tracing::debug!(url = self.url, range = %left, ?stall, "nothing arrives; asking once more beside it");
+        tracing::debug!(url = self.route.url, range = %left, ?stall, "nothing arrives; asking once more beside it");
         let mut hedge = std::pin::pin!(self.first_bytes(None, left));
         let outcome = timeout(give_up, either(&mut primary, &mut hedge)).await;
         self.keep(outcome.unwrap_or_else(|_| Err(self.stalled(stall + give_up))))
@@ -110,7 +102,7 @@ impl<'a> RangeReader<'a> {
         stream: Option<ByteStream>,
         left: ByteRange,
     ) -> impl Future<Output = Result<(ByteStream, Bytes), SourceError>> + use<'a> {
-        let (line, source, object, url) = (self.line, self.source, self.object, self.url);
+        let (line, Route { source, object, url }) = (self.line, self.route);
         async move {
             let mut stream = match stream {
                 Some(stream) => stream,
@@ -147,7 +139,7 @@ impl<'a> RangeReader<'a> {
         self.failures += 1;
         let Config { attempts, backoff, backoff_limit, .. } = self.line.config;
         if self.failures >= attempts {
-            let (url, range) = (self.url.to_owned(), self.left);
+            let (url, range) = (self.route.url.clone(), self.left);
             return Err(FetchError::Exhausted { url, range, attempts, source: error.into() });
         }
         self.line.metrics.retries.inc();
@@ -161,7 +153,7 @@ impl<'a> RangeReader<'a> {
 
     fn stalled(&self, waited: Duration) -> SourceError {
         SourceError::Unavailable {
-            what: self.url.to_owned(),
+            what: self.route.url.clone(),
             cause: format!("nothing arrived of {} for {} seconds", self.left, waited.as_secs()).into(),
             retry_after: None,
         }
@@ -221,8 +213,8 @@ mod tests {
         let config = Config { backoff: long, backoff_limit: long, ..Config::default() };
         let line = Line::new(config);
         let (urgency, range) = (Urgency::bulk(), ByteRange::new(0, 1000));
-        let reader = RangeReader::new(&line, source.as_ref(), &object, "memory://origin/model/w", range)
-            .with_urgency(urgency.clone());
+        let route = Route { source, object, url: "memory://origin/model/w".to_owned() };
+        let reader = line.read(&route, range).with_urgency(urgency.clone());
         let begin = Instant::now();
         let hurry = async {
             sleep(Duration::from_secs(1)).await;

@@ -163,13 +163,19 @@ impl Transfer {
         }
     }
 
+    /// Whether a blob is here, and what its origin has.
+    pub(crate) fn has(&self, blob: &BlobKey) -> bool {
+        self.position(blob).is_some_and(|at| self.files.state(at).1)
+    }
+
+    fn position(&self, blob: &BlobKey) -> Option<usize> {
+        self.manifest.objects.iter().position(|entry| entry.blob == *blob)
+    }
+
     /// Wants a blob's flight to begin although its turn has not come.
     pub(crate) fn want(&self, blob: &BlobKey) {
-        let position = self.manifest.objects.iter().position(|entry| entry.blob == *blob);
-        let mut urgent = lock(&self.files.urgent);
-        let news = position.filter(|position| !urgent.contains(position));
-        urgent.extend(news);
-        drop(urgent);
+        let position = self.position(blob);
+        lock(&self.files.urgent).extend(position);
         self.files.is_urgent.notify_one();
     }
 
@@ -291,22 +297,16 @@ impl Run {
         let mut landings = FuturesUnordered::new();
         // However often it is wanted.
         let mut is_landing = vec![false; self.manifest.objects.len()];
+        let mut begins = |at: &usize| !std::mem::replace(&mut is_landing[*at], true);
         loop {
-            while landings.len() < self.inner.line.config.open_blobs
-                && let Some(at) = turns.next()
-            {
-                if !std::mem::replace(&mut is_landing[at], true) {
-                    landings.push(start(at).landed.clone());
-                }
-            }
+            let free = self.inner.line.config.open_blobs.saturating_sub(landings.len());
+            let next = turns.by_ref().filter(&mut begins).take(free);
+            landings.extend(next.map(|at| start(at).landed.clone()));
             tokio::select! {
                 () = self.files.is_urgent.notified() => {
                     let urgent = std::mem::take(&mut *lock(&self.files.urgent));
-                    for at in urgent {
-                        if !std::mem::replace(&mut is_landing[at], true) {
-                            landings.push(start(at).landed.clone());
-                        }
-                    }
+                    let next = urgent.into_iter().filter(&mut begins);
+                    landings.extend(next.map(|at| start(at).landed.clone()));
                 }
                 landed = landings.next() => match landed {
                     Some(landed) => landed?,

@@ -301,20 +301,21 @@ impl Verification {
 impl Inner {
     /// Brings a whole blob back.
     async fn refetch(self: &Arc<Self>, subject: &Subject) -> Result<(), FetchError> {
-        let Subject { source: uri, entry } = subject;
+        let entry = &subject.entry;
         let reservation = Arc::new(self.store.reserve(entry.object.size).await?);
-        let source = self.opener.open_to_mend(uri).await?;
-        let (object, url) = (entry.object.clone(), uri.object_url(&entry.object.path));
+        let route = self.route_to_mend(subject).await?;
         let turn = self.take_turns(1);
-        self.fly(Route { source, object, url }, entry.blob, &reservation, 0, turn).landed.await
+        self.fly(route, entry.blob, &reservation, 0, turn).landed.await
+    }
+
+    async fn route_to_mend(&self, Subject { source: uri, entry }: &Subject) -> Result<Route, FetchError> {
+        let source = self.opener.open_to_mend(uri).await?;
+        Ok(Route { source, object: entry.object.clone(), url: uri.object_url(&entry.object.path) })
     }
 
     /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded.
     async fn repair(&self, subject: &Subject, blob: &StoredBlob, chunk: u32) -> Result<(), FetchError> {
-        let source = self.opener.open_to_mend(&subject.source).await?;
-        let object = subject.entry.object.clone();
-        let url = subject.source.object_url(&object.path);
-        let route = Route { source, object, url };
+        let route = self.route_to_mend(subject).await?;
         let placement = blob.placement();
         let mut bytes = placement.literal_of_chunk(chunk).to_vec();
         for &piece in placement.pieces_of_chunk(chunk) {

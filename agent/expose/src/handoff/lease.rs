@@ -247,11 +247,11 @@ impl Lease {
     /// Says which files the client waits for first: no more than keep the origin busy while one ends and the next begins, because
     /// what was said is not taken back.
     fn prefer(&mut self) {
-        let (inner, snapshot, residents) = (&self.model.inner, self.model.manifest.key(), &self.residents);
+        let residents = &self.residents;
         self.whole.retain(|&arena| residents[arena].trust() == Trust::Provisional);
-        let missing = self.whole.iter().map(|&arena| residents[arena].blob());
-        for blob in missing.filter(|blob| !inner.store().has_blob(blob)).take(PREFERRED) {
-            inner.chunks.demands().prefer(snapshot, blob);
+        for &arena in self.whole.iter().take(PREFERRED) {
+            let blob = residents[arena].blob();
+            self.model.inner.chunks.demands().prefer(self.model.manifest.key(), blob);
         }
     }
 
@@ -264,14 +264,12 @@ impl Lease {
 
     /// Whether more may be brought at once. What the client waits for does not wait for what nobody does.
     fn has_room(&self) -> bool {
-        let is_awaited = match &self.current {
-            Some(run) => run.awaited.is_some(),
-            None => {
-                let is_awaited = |run: &Run| run.awaited.is_some();
-                !self.wanted.is_empty() || self.rest.front().is_some_and(is_awaited)
-            }
+        let is_awaited = |run: &Run| run.awaited.is_some();
+        let is_next_awaited = match &self.current {
+            Some(run) => is_awaited(run),
+            None => !self.wanted.is_empty() || self.rest.front().is_some_and(is_awaited),
         };
-        (if is_awaited { self.awaited } else { self.loads.len() }) < AT_ONCE
+        (if is_next_awaited { self.awaited } else { self.loads.len() }) < AT_ONCE
     }
 
     /// Begins to bring what is next, as much at once as helps.

@@ -396,9 +396,7 @@ impl Load {
             }
             let Target { snapshot, blob, range, .. } = self.target;
             self.inner.chunks.demands().demand(snapshot, blob, range);
-            if !self.inner.store().has_blob(&blob) {
-                self.inner.chunks.demands().prefer(snapshot, blob);
-            }
+            self.inner.chunks.demands().prefer(snapshot, blob);
             // Said again, because what was to bring it may have failed since.
             let _ = timeout(DEMAND_AGAIN, changed).await;
         }

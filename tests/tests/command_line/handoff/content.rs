@@ -4,7 +4,8 @@ use weightd_client::handoff::{FailureKind, Request};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
 use super::{
-    LONG, all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket, wait,
+    FEW, LONG, all, assert_right, listening, node, node_socket, of_source, open, open_source, volume_socket,
+    wait,
 };
 use crate::{
     program::until,
@@ -76,8 +77,8 @@ async fn a_volume_that_loads_gives_what_is_wanted_first() {
 async fn what_is_wanted_does_not_wait_for_what_is_not() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
-    let few = "[fetch]\nmin_requests = 4\nmax_requests = 4\nstall = \"5m\"\ngive_up = \"10m\"";
-    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), few).await;
+    let few = format!("{FEW}\nstall = \"5m\"\ngive_up = \"10m\"");
+    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), &few).await;
     let _agent = listening(&node).await;
     let name = node.last_shard();
     for other in node.model.files.iter().filter(|file| file.ends_with(".safetensors") && **file != name) {
@@ -96,8 +97,7 @@ async fn what_is_wanted_does_not_wait_for_what_is_not() {
 async fn what_is_wanted_verified_comes_with_all_of_its_file_before_others() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
-    let few = "[fetch]\nmin_requests = 4\nmax_requests = 4";
-    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), few).await;
+    let (node, _keeper) = node(&gcs, &proxy.url(), &ModelShape::demo(), FEW).await;
     let _agent = listening(&node).await;
     // What comes before it is known what is wanted is little then.
     proxy.limit(SLOWLY);

@@ -28,6 +28,9 @@ use crate::{
 /// Longer than anything here may take.
 const LONG: Duration = Duration::from_secs(60);
 
+/// So few connections that their requests are long.
+const FEW: &str = "[fetch]\nmin_requests = 4\nmax_requests = 4";
+
 /// A node with a keeper that has memory for tensors.
 async fn node(gcs: &FakeGcs, endpoint: &str, shape: &ModelShape, more: &str) -> (Node, Running) {
     let node = Node::new(gcs, endpoint, shape, "").await;

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use weightd_client::handoff::{self, Error, FailureKind, Request, Ring, Slice, Stream, Taken};
 use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, require};
 
-use super::{LONG, all, bytes, listening, node, node_socket, of_source, open, volume_socket, wait};
+use super::{FEW, LONG, all, bytes, listening, node, node_socket, of_source, open, volume_socket, wait};
 use crate::{
     program::until,
     volumes::{Node, SLOW, fuse, metric},
@@ -217,9 +217,7 @@ async fn what_goes_through_a_ring_is_asked_for_in_short_ranges() {
     let gcs = require!(FakeGcs::start().await);
     let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
     let shape = ModelShape { layers: 24, shards: 2, ..ModelShape::demo() };
-    // Fewer connections have longer requests.
-    let few = "[fetch]\nmin_requests = 4\nmax_requests = 4";
-    let (node, _keeper) = node(&gcs, &proxy.url(), &shape, few).await;
+    let (node, _keeper) = node(&gcs, &proxy.url(), &shape, FEW).await;
     let _agent = listening(&node).await;
     let stream = stream(&node_socket(&node), of_source(), RING).await.unwrap();
     proxy.requests().clear();
