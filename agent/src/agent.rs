@@ -15,7 +15,10 @@ use weightd_proto::v1::{volumes_server::VolumesServer, weights_server::WeightsSe
 use weightd_source::{Opener, Origins};
 use weightd_store::{Store, StoreError};
 
-use crate::{Config, StartError, http, metrics, serve};
+use crate::{
+    Config, StartError, http, metrics, serve,
+    tiers::{self, TieredOrigins},
+};
 
 /// How long calls in flight may take to end once the agent stops. kubelet kills after 30 seconds.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -59,6 +62,12 @@ impl Agent {
     /// As [`Agent::start`].
     pub async fn start_on(config: Config, opener: Arc<dyn Opener>) -> Result<Self, StartError> {
         let store = open(config.store.clone()).await?;
+        // Before anything asks what is here, or what is mounted.
+        tiers::look(&store, &config.tiers).await?;
+        let opener: Arc<dyn Opener> = match config.tiers.ask_origin {
+            true => opener,
+            false => Arc::new(TieredOrigins::new(opener, store.clone())),
+        };
         let mut registry = Registry::default();
         metrics::register(&mut registry);
         store.metrics().register(&mut registry);
@@ -131,6 +140,12 @@ impl Agent {
         self.tasks.spawn(adopt(self.volumes.clone(), Arc::clone(&self.loads), self.stopping.clone()));
         self.tasks.spawn(serve::socket(listener, self.routes.clone(), self.stopping.clone()));
         self.tasks.spawn(self.control.clone().end_leases());
+        self.tasks.spawn(tiers::watch(
+            self.fetcher.store().clone(),
+            self.config.tiers.clone(),
+            self.volumes.clone(),
+            self.stopping.clone(),
+        ));
         self.tasks.spawn(tidy(self.fetcher.store().clone(), self.stopping.clone()));
         self.tasks.spawn(tell_volumes(self.fetcher.scrub(), self.volumes.clone()));
         Ok(())

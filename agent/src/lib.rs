@@ -10,7 +10,10 @@ mod error;
 mod http;
 mod metrics;
 mod serve;
+mod tiers;
 
 pub use agent::Agent;
 pub use config::{Config, ConfigError, Mistake, Overrides};
 pub use error::StartError;
+pub use tiers::TierConfig;
+pub use weightd_control::failure;

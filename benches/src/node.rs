@@ -269,7 +269,7 @@ impl Process {
     }
 
     /// Asks it to end, and makes it when it does not.
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         // Each of these fails only when it has ended already.
         if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw)
             && matches!(self.0.try_wait(), Ok(None))

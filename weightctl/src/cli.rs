@@ -6,7 +6,9 @@ use clap::{
     ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     parser::ValueSource,
 };
+use weightd_image::Model;
 use weightd_proto::v1;
+use weightd_types::{Selection, SourceUri, parse_bytes};
 
 use weightd_daemon::Exit;
 
@@ -21,8 +23,8 @@ struct Cli {
     #[command(flatten)]
     place: Place,
     /// How to print data.
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    #[arg(short = 'o', long, global = true, value_enum, default_value_t = Format::Table)]
+    format: Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -143,6 +145,11 @@ pub(crate) enum Command {
     },
     /// List volumes, and what went wrong with them lately.
     Mounts,
+    /// Build disk images with models in them, and look into them. Needs no agent, and no privileges.
+    #[command(subcommand)]
+    Image(Image),
+    /// Bring models into a mounted directory, as a read-only tier of other nodes. Needs no agent.
+    Export(Export),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -236,6 +243,108 @@ pub(crate) struct Resolve {
     layout: Layout,
 }
 
+/// What to do with an image.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Build an image: a raw disk, or the archive that Compute Engine imports.
+    Build(BuildImage),
+    /// List the models and files in an image, without mounting it.
+    Ls {
+        /// A raw disk, a block device, or a .tar.gz.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Read an image whole, and compare everything with what was recorded when it was built.
+    Verify {
+        /// A raw disk, a block device, or a .tar.gz.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// What an image is to hold, and where it goes.
+#[derive(Debug, Args)]
+pub(crate) struct BuildImage {
+    /// A model: gs://bucket/prefix, s3://, az://, https://, hf://org/name@revision or file:///directory. May be repeated.
+    #[arg(long = "model", value_name = "URI", required = true)]
+    models: Vec<SourceUri>,
+    #[command(flatten)]
+    which: Which,
+    /// Where it goes: FILE.raw (a disk), FILE.tar.gz or gs://bucket/name.tar.gz (what Compute Engine imports).
+    #[arg(long, value_name = "OUTPUT")]
+    pub(crate) output: String,
+    /// Length of the disk, whole GiB, such as 100GiB [default: as few as suffice]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) size: Option<u64>,
+    /// Name of the file system, up to 16 bytes.
+    #[arg(long, default_value = "weights")]
+    pub(crate) label: String,
+    /// Do not read the file back when it is done.
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+}
+
+/// What to bring into a directory.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The directory: where the volume is mounted, or any other.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// Models: gs://bucket/prefix, s3://, az://, https://, hf://org/name@revision or file:///directory.
+    #[arg(value_name = "URI", required = true)]
+    models: Vec<SourceUri>,
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Which files of models.
+#[derive(Debug, Args)]
+struct Which {
+    /// Take only files that match; * also matches /. May be repeated.
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Leave out files that match. May be repeated.
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// How the bytes are placed.
+    #[arg(long, value_enum, default_value_t = Layout::Aligned)]
+    layout: Layout,
+}
+
+impl Which {
+    fn of(&self, models: &[SourceUri]) -> Vec<Model> {
+        let layout = match self.layout {
+            Layout::Aligned => weightd_types::Layout::Aligned,
+            Layout::Original => weightd_types::Layout::Original,
+        };
+        let selection = Selection { include: self.include.clone(), exclude: self.exclude.clone() };
+        let model =
+            |source: &SourceUri| Model { source: source.clone(), selection: selection.clone(), layout };
+        models.iter().map(model).collect()
+    }
+}
+
+impl BuildImage {
+    /// What it is to hold.
+    pub(crate) fn models(&self) -> Vec<Model> {
+        self.which.of(&self.models)
+    }
+}
+
+impl Export {
+    /// What to bring.
+    pub(crate) fn models(&self) -> Vec<Model> {
+        self.which.of(&self.models)
+    }
+}
+
+impl Command {
+    /// Whether it is done without any agent, in this process or elsewhere.
+    fn is_done_alone(&self) -> bool {
+        matches!(self, Self::Image(_) | Self::Export(_))
+    }
+}
+
 /// Which snapshot.
 #[derive(Debug, Args)]
 pub(crate) struct OneSnapshot {
@@ -300,19 +409,21 @@ pub(crate) fn definition() -> clap::Command {
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
     let matches = definition().try_get_matches_from(arguments)?;
     let cli = Cli::from_arg_matches(&matches)?;
-    let target = target(cli.place, &matches)
+    let is_alone = cli.command.is_done_alone();
+    let target = target(cli.place, &matches, is_alone)
         .map_err(|text| definition().error(clap::error::ErrorKind::ArgumentConflict, text))?;
-    Ok(Arguments { target, format: cli.output, command: cli.command })
+    Ok(Arguments { target, format: cli.format, command: cli.command })
 }
 
 /// What the command line says goes before what the environment says.
-fn target(place: Place, matches: &ArgMatches) -> Result<Target, String> {
+fn target(place: Place, matches: &ArgMatches, is_alone: bool) -> Result<Target, String> {
     let typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
     let (typed_socket, typed_place) = (typed("socket"), typed("store") || typed("config"));
     let log = place.log_filter();
     let Place { socket, store, config, anonymous, user_project, .. } = place;
     let embedded = store.is_some() || config.is_some();
     match socket {
+        _ if is_alone => Ok(Target::Embedded(Embedded { store, config, anonymous, user_project, log })),
         Some(_) if typed_socket && typed_place => {
             Err("--socket names an agent, --store and --config work without one: choose".to_owned())
         }

@@ -1,6 +1,9 @@
 //! How a command reaches an agent.
 
+use std::sync::Arc;
+
 use weightd_client::Client;
+use weightd_source::Origins;
 
 use crate::{
     cli::{Embedded, Target},
@@ -35,6 +38,28 @@ impl Connection {
             agent.shutdown().await;
         }
     }
+}
+
+/// Origins as an agent would have them, for commands that need nothing else of one.
+pub(crate) fn origins(target: &Target) -> Result<(Arc<Origins>, weightd_fetch::Config), CommandError> {
+    let embedded = match target {
+        Target::Embedded(embedded) => embedded,
+        Target::Socket(_) => &Embedded::default(),
+    };
+    // A configuration has a store; these commands do not use it.
+    let store = embedded.store.clone().unwrap_or_else(std::env::temp_dir);
+    let overrides = weightd::Overrides {
+        store: Some(store),
+        anonymous: embedded.anonymous,
+        user_project: embedded.user_project.clone(),
+        log: embedded.log.clone(),
+        ..weightd::Overrides::default()
+    };
+    let config = weightd::Config::load(embedded.config.as_deref(), &overrides)?;
+    if embedded.log.is_some() {
+        weightd_daemon::logging::init_through(&config.log, || AboveBars);
+    }
+    Ok((Arc::new(Origins::new(config.source)), config.fetch))
 }
 
 async fn embed(embedded: &Embedded) -> Result<Connection, CommandError> {

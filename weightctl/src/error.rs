@@ -2,7 +2,9 @@
 
 use std::io;
 
+use weightd::failure;
 use weightd_daemon::Exit;
+use weightd_image::ImageError;
 
 /// Why a command ends without having done what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -16,12 +18,18 @@ pub(crate) enum CommandError {
     /// The configuration of the agent in this process is wrong.
     #[error(transparent)]
     Config(#[from] weightd::ConfigError),
+    /// An image or an export failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// Options that do not go together.
     #[error("{0}")]
     Usage(String),
     /// Chunks are bad and could not be repaired.
     #[error("{0}")]
     Corrupt(String),
+    /// An image is not what it should be.
+    #[error("{0}")]
+    BadImage(String),
     /// Not now.
     #[error("{message}")]
     TryAgain {
@@ -64,8 +72,9 @@ impl CommandError {
         match self {
             Self::Agent(error) => error.kind().into(),
             Self::Start(error) => error.kind().into(),
+            Self::Image(error) => exit_of_image(error),
             Self::Config(_) | Self::Usage(_) => Exit::Usage,
-            Self::Corrupt(_) => Exit::Corrupt,
+            Self::Corrupt(_) | Self::BadImage(_) => Exit::Corrupt,
             Self::TryAgain { .. } => Exit::TryAgain,
             Self::NoResult => Exit::Unavailable,
             Self::Write { .. } => Exit::Disk,
@@ -86,11 +95,29 @@ impl CommandError {
             ),
             Self::NoResult => Some("see the agent's log, then run the same command again"),
             Self::Start(_)
+            | Self::Image(_)
+            | Self::BadImage(_)
             | Self::Config(_)
             | Self::Write { .. }
             | Self::ClosedPipe
             | Self::Interrupted { .. }
             | Self::Runtime(_) => None,
+        }
+    }
+}
+
+fn exit_of_image(error: &ImageError) -> Exit {
+    match error {
+        ImageError::Fetch(error) => failure::of_fetch(error).into(),
+        ImageError::Store(error) => failure::of_store(error).into(),
+        ImageError::Upload(error) => failure::of_source(error).into(),
+        ImageError::TooSmall { .. } | ImageError::Usage(_) | ImageError::NotAnImage { .. } => Exit::Usage,
+        ImageError::Busy { .. } => Exit::TryAgain,
+        ImageError::Io { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => Exit::NotPermitted,
+        ImageError::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound => Exit::NotFound,
+        ImageError::Full { .. } | ImageError::Io { .. } => Exit::Disk,
+        ImageError::FileSystem { .. } | ImageError::Archive { .. } | ImageError::Damaged { .. } => {
+            Exit::Corrupt
         }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         Some((name, rest)) if !name.starts_with('-') => (name.as_str(), rest),
         _ => ("prefetch", arguments),
     };
+    tools::libraries();
     tools::python(root)?;
     if name == "handoff" {
         peers::install_for_handoff(root)?;

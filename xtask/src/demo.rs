@@ -8,6 +8,7 @@ use crate::{command, tools};
 
 /// Builds what it takes and runs it.
 pub(crate) fn run(root: &Path) -> Result<()> {
+    tools::libraries();
     tools::python(root)?;
     println!("Building weightctl (the first time takes a few minutes) ...");
     // Of the whole workspace, so that what it shares with the tests is compiled once.

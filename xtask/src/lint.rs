@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use crate::{command, protocols};
+use crate::{command, protocols, tools};
 
 /// A check: an error says what is wrong.
 type Check = fn(&Path) -> Result<()>;
@@ -38,6 +38,7 @@ fn format(root: &Path) -> Result<()> {
 }
 
 fn clippy(root: &Path) -> Result<()> {
+    tools::libraries();
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--features", "xtask/generate"];
     command::run(command::cargo(root).args(clippy).args(["--", "-D", "warnings"]))
 }

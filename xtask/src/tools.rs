@@ -15,10 +15,11 @@ use anyhow::{Context, Result, ensure};
 use crate::command::{self, find, succeeds};
 
 /// Programs that tests start, and Debian's packages for them.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("setpriv", "util-linux"),
     ("fincore", "util-linux-extra"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
     ("ip", "iproute2"),
     ("fio", "fio"),
 ];
@@ -36,8 +37,22 @@ const CSI_SANITY: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v
 /// Debian's own Python, which alone finds Debian's PyTorch.
 const DEBIANS_PYTHON: &str = "/usr/bin/python3";
 
+/// Where Debian has the header of the library that makes ext4 file systems.
+const EXT2FS: &str = "/usr/include/ext2fs/ext2fs.h";
+
+/// What has to be there before the workspace can be built. Elsewhere than on Debian the build itself finds it, or says what is
+/// missing.
+pub(crate) fn libraries() {
+    if !Path::new(EXT2FS).exists()
+        && let Err(error) = debian(&["libext2fs-dev"])
+    {
+        eprintln!("warning: {error:#}; without it the workspace does not build");
+    }
+}
+
 /// Installs everything. What cannot be installed without harm to the rest is said, not an error.
 pub(crate) fn install(root: &Path) -> Result<()> {
+    libraries();
     programs(&PROGRAMS);
     cluster();
     if let Err(error) = torch(root) {

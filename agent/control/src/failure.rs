@@ -161,6 +161,7 @@ pub fn of_store(error: &StoreError) -> FailureKind {
         StoreError::Locked { .. }
         | StoreError::Incomplete { .. }
         | StoreError::InUse { .. }
+        | StoreError::InTier { .. }
         | StoreError::Closed => FailureKind::TryAgain,
         StoreError::Pinned { .. } | StoreError::Wanted { .. } => FailureKind::NotPermitted,
         StoreError::Damaged { .. } | StoreError::Manifest { .. } => FailureKind::Corrupt,

@@ -1,7 +1,7 @@
 //! Records of the rooms in the protocol's words.
 
-use weightd_proto::v1::{Layout, ObjectInfo, SnapshotInfo, SnapshotState};
-use weightd_store::{SnapshotEntry, SnapshotRecord};
+use weightd_proto::v1::{Layout, ObjectInfo, SnapshotInfo, SnapshotState, TierStatus};
+use weightd_store::{SnapshotEntry, SnapshotRecord, Store, TierInfo};
 
 /// A snapshot; `loading` says whether a transfer of it runs.
 pub(crate) fn snapshot(record: &SnapshotRecord, present_bytes: u64, loading: bool) -> SnapshotInfo {
@@ -32,8 +32,13 @@ pub(crate) fn snapshot(record: &SnapshotRecord, present_bytes: u64, loading: boo
 }
 
 /// An object of a snapshot, and how much of it is here.
-pub(crate) fn object(entry: &SnapshotEntry, (present_bytes, verified): (u64, bool)) -> ObjectInfo {
-    ObjectInfo { blob: entry.blob.to_string(), present_bytes, verified, ..left_out(&entry.object) }
+pub(crate) fn object(
+    store: &Store,
+    entry: &SnapshotEntry,
+    (present_bytes, verified): (u64, bool),
+) -> ObjectInfo {
+    let tier = store.tier_of(&entry.blob).map_or(String::new(), |path| path.to_string_lossy().into_owned());
+    ObjectInfo { blob: entry.blob.to_string(), present_bytes, verified, tier, ..left_out(&entry.object) }
 }
 
 /// An object that no snapshot takes.
@@ -44,6 +49,16 @@ pub(crate) fn left_out(object: &weightd_types::Object) -> ObjectInfo {
         version: object.version.to_string(),
         checksum: object.checksums.describe(),
         ..ObjectInfo::default()
+    }
+}
+
+/// A read-only tier.
+pub(crate) fn tier(tier: TierInfo) -> TierStatus {
+    TierStatus {
+        directory: tier.directory.to_string_lossy().into_owned(),
+        snapshot_count: u32::try_from(tier.snapshots).unwrap_or(u32::MAX),
+        rate_bytes: tier.bytes_per_second.unwrap_or(0),
+        writable: tier.is_writable,
     }
 }
 

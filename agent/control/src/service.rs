@@ -99,7 +99,7 @@ impl Control {
                 .objects
                 .iter()
                 .zip(presence)
-                .map(|(entry, here)| info::object(entry, here))
+                .map(|(entry, here)| info::object(self.store(), entry, here))
                 .collect()
         };
         Ok(v1::GetResponse { snapshot: Some(self.describe(&record).await?), objects })
@@ -143,8 +143,8 @@ impl Control {
             .await
             .map_err(|error| failure::store_status(&error))?;
         let present: u64 = presence.iter().map(|(bytes, _)| bytes).sum();
-        let objects =
-            manifest.objects.iter().zip(presence).map(|(entry, here)| info::object(entry, here)).collect();
+        let objects = manifest.objects.iter().zip(presence);
+        let objects = objects.map(|(entry, here)| info::object(self.store(), entry, here)).collect();
         Ok(v1::ResolveResponse {
             snapshot_id: manifest.id.to_string(),
             source: manifest.source.to_string(),
@@ -173,6 +173,7 @@ impl Control {
             store: Some(store),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             requests_in_flight: u32::try_from(self.fetcher.requests_in_flight()).unwrap_or(u32::MAX),
+            tiers: self.store().tiers().into_iter().map(info::tier).collect(),
         })
     }
 }

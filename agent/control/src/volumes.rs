@@ -116,7 +116,7 @@ impl Control {
         record: &SnapshotRecord,
         wish: &Wish,
     ) -> Result<Volume, Status> {
-        if record.complete && wish.mode != v1::VolumeMode::Fuse {
+        if record.directory.is_some() && wish.mode != v1::VolumeMode::Fuse {
             let bound = self.volumes.bind(record.key(), wish.target.clone()).await;
             return bound.map_err(|error| failure::expose_status(&error));
         }
@@ -146,7 +146,10 @@ impl Control {
         }
         let lengths = match transfer.lengths().await.map_err(fetch_failed)? {
             Some(lengths) if !waits_first => lengths,
-            _ if through_fuse => {
+            // Files of which a read-only tier has some are in no directory that could be bound.
+            _ if through_fuse
+                || self.store().snapshot(&key).is_some_and(|record| record.directory.is_none()) =>
+            {
                 self.fetcher.stored_lengths(transfer.manifest()).await.map_err(fetch_failed)?
             }
             _ => {

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use weightd_types::SnapshotKey;
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
@@ -47,6 +49,15 @@ pub(crate) fn visible(mounts: &[Mount]) -> impl Iterator<Item = &Mount> {
 /// The mount that a path lies on.
 pub(crate) fn containing<'m>(mounts: &'m [Mount], path: &Path) -> Option<&'m Mount> {
     path.ancestors().find_map(|above| at(mounts, above))
+}
+
+/// Whether a mount shows the directory of a snapshot, as those of stores are called: also of one that is gone from where it was
+/// mounted, such as a detached disk.
+pub(crate) fn is_snapshot(mount: &Mount) -> bool {
+    let name = mount.root.file_name().and_then(|name| name.to_str());
+    let above = mount.root.parent().and_then(Path::file_name);
+    name.is_some_and(|name| name.parse::<SnapshotKey>().is_ok())
+        && above.is_some_and(|name| name == "snapshots")
 }
 
 fn parse(table: &[u8]) -> Vec<Mount> {

@@ -17,7 +17,7 @@ const LISTING_ATTEMPTS: u32 = 4;
 
 /// What all that ask origins share.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub struct Line {
     pub(crate) config: Config,
     pub(crate) metrics: Metrics,
     pub(crate) throttle: Throttle,
@@ -25,26 +25,31 @@ pub(crate) struct Line {
 
 /// Where an object is.
 #[derive(Debug, Clone)]
-pub(crate) struct Route {
+pub struct Route {
     /// Who has it.
-    pub(crate) source: Arc<dyn Source>,
+    pub source: Arc<dyn Source>,
     /// The object, as listed.
-    pub(crate) object: Object,
+    pub object: Object,
     /// Its full name, for people.
-    pub(crate) url: String,
+    pub url: String,
 }
 
 impl Line {
     /// One that has asked nobody yet.
-    pub(crate) fn new(config: Config) -> Self {
+    pub fn new(config: Config) -> Self {
         Self { throttle: Throttle::new(config.bandwidth_bytes), metrics: Metrics::default(), config }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Lists a source once as the node, and pins what is there.
     ///
     /// # Errors
     /// [`FetchError::Source`], [`FetchError::Resolve`].
-    pub(crate) async fn resolve(
+    pub async fn resolve(
         &self,
         opener: &dyn Opener,
         uri: &SourceUri,
@@ -68,7 +73,7 @@ impl Line {
     }
 
     /// A range of an object, whatever it takes.
-    pub(crate) fn read<'l>(&'l self, route: &'l Route, range: ByteRange) -> RangeReader<'l> {
+    pub fn read<'l>(&'l self, route: &'l Route, range: ByteRange) -> RangeReader<'l> {
         RangeReader::new(self, route, range)
     }
 
@@ -76,7 +81,7 @@ impl Line {
     ///
     /// # Errors
     /// [`FetchError::Header`] when it cannot be one, also when it is fetched again; else why it could not be fetched.
-    pub(crate) async fn header(&self, route: &Route) -> Result<SafetensorsHeader, FetchError> {
+    pub async fn header(&self, route: &Route) -> Result<SafetensorsHeader, FetchError> {
         let mut attempt = 1;
         loop {
             match self.fetch_header(route).await? {

@@ -1,4 +1,5 @@
-//! The other layout of a blob that is here is made from it, never downloaded.
+//! What is here already is never downloaded: the other layout of a blob is made from it, and of one that is damaged in a read-only
+//! tier the sound chunks are taken.
 
 use std::sync::Arc;
 
@@ -12,6 +13,9 @@ impl Inner {
     /// left to be fetched.
     pub(crate) async fn fill_locally(&self, partial: &Arc<PartialBlob>) -> Result<(), FetchError> {
         let key = partial.key();
+        if let Some(damaged) = self.store.condemned_blob(key).await? {
+            self.take_sound_chunks(partial, &damaged).await?;
+        }
         let layout = match key.layout {
             Layout::Original => Layout::Aligned,
             Layout::Aligned => Layout::Original,
@@ -32,6 +36,40 @@ impl Inner {
         for (index, piece) in partial.placement().pieces().iter().enumerate() {
             if !partial.has_piece(index) {
                 self.copy_piece(partial, &twin, index, piece).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is right in a blob in which something is wrong.
+    async fn take_sound_chunks(
+        &self,
+        partial: &Arc<PartialBlob>,
+        damaged: &StoredBlob,
+    ) -> Result<(), FetchError> {
+        let (placement, runs) = (partial.placement(), damaged.placement().runs());
+        if placement.runs() != runs || placement.literal() != damaged.placement().literal() {
+            return Ok(());
+        }
+        for chunk in 0..placement.chunk_count() {
+            let pieces = placement.pieces_of_chunk(chunk).iter().map(|&at| at as usize);
+            let missing: Vec<usize> = pieces.filter(|&at| !partial.has_piece(at)).collect();
+            if missing.is_empty() {
+                continue;
+            }
+            // A sector that cannot be read is as bad as one that reads wrong.
+            let checked = damaged.check_chunk(chunk, self.store.pool().acquire().await).await;
+            let Ok((buffer, true)) = checked else { continue };
+            // One buffer at a time: two held at once could leave every worker waiting for the second.
+            let bytes = buffer.to_vec();
+            drop(buffer);
+            let start = placement.chunk_range(chunk).start;
+            for at in missing {
+                let piece = placement.pieces()[at];
+                let bytes = &bytes[range(ByteRange::at(piece.blob - start, piece.object.len()))];
+                let mut buffer = self.store.pool().acquire().await;
+                let crc = buffer.extend_summed(bytes, Crc32c::EMPTY);
+                partial.write(piece.blob, buffer, &[(at, crc)]).await?;
             }
         }
         Ok(())

@@ -25,6 +25,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Bytes received from origins.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes.get()
+    }
+
     /// Adds them to a registry under the prefix `weightd_fetch`.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("weightd_fetch");

@@ -7,7 +7,7 @@ use weightd_types::{Crc32c, Object};
 
 /// A sum of an object's bytes in their order, and what it has to be.
 #[derive(Clone)]
-pub(crate) struct ObjectSum(Sum);
+pub struct ObjectSum(Sum);
 
 #[derive(Clone)]
 enum Sum {
@@ -18,16 +18,16 @@ enum Sum {
 
 /// What the origin says and what arrived, when they differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mismatch {
+pub struct Mismatch {
     /// What the origin says, with the kind of the sum.
-    pub(crate) expected: String,
+    pub expected: String,
     /// What arrived.
-    pub(crate) found: String,
+    pub found: String,
 }
 
 impl Mismatch {
     /// Compares the CRC-32C of an object, if its origin publishes one.
-    pub(crate) fn of_crc32c(object: &Object, found: Crc32c) -> Option<Self> {
+    pub fn of_crc32c(object: &Object, found: Crc32c) -> Option<Self> {
         let expected = object.checksums.crc32c.filter(|expected| *expected != found)?;
         Some(Self { expected: format!("crc32c {expected}"), found: format!("crc32c {found}") })
     }
@@ -36,7 +36,7 @@ impl Mismatch {
 impl ObjectSum {
     /// SHA-256 wherever it is known, since blobs are shared by it; else whatever there is, if no CRC-32C is. `None` where the
     /// bytes need not be summed in their order.
-    pub(crate) fn of(object: &Object) -> Option<Self> {
+    pub fn of(object: &Object) -> Option<Self> {
         let checksums = &object.checksums;
         if let Some(expected) = checksums.sha256 {
             return Some(Self(Sum::Sha256(Sha256::new(), *expected.as_bytes())));
@@ -52,7 +52,7 @@ impl ObjectSum {
     }
 
     /// The next bytes of the object.
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         match &mut self.0 {
             Sum::Sha256(sum, _) => sum.update(bytes),
             Sum::Md5(sum, _) => sum.update(bytes),
@@ -61,7 +61,7 @@ impl ObjectSum {
     }
 
     /// What differs, when all bytes were summed.
-    pub(crate) fn compare(self) -> Option<Mismatch> {
+    pub fn compare(self) -> Option<Mismatch> {
         let (name, found, expected) = match self.0 {
             Sum::Sha256(sum, expected) => ("sha256", sum.finalize().to_vec(), expected.to_vec()),
             Sum::Md5(sum, expected) => ("md5", sum.finalize().to_vec(), expected.to_vec()),

@@ -10,28 +10,40 @@ use crate::{FetchError, Route, fetcher::Inner};
 
 /// What has to be known of a blob before its bytes are fetched.
 #[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) wanted: WantedBlob,
+pub struct Prepared {
+    /// The blob, and where its object's bytes go.
+    pub wanted: WantedBlob,
     /// Of safetensors, whatever the layout.
-    pub(crate) header: Option<SafetensorsHeader>,
+    pub header: Option<SafetensorsHeader>,
+}
+
+impl Prepared {
+    /// What is known of a blob once the header of its object is, if that is safetensors.
+    ///
+    /// # Errors
+    /// [`FetchError::Header`] when it has no aligned layout.
+    pub fn new(key: BlobKey, route: &Route, header: Option<SafetensorsHeader>) -> Result<Self, FetchError> {
+        let Route { object, url, .. } = route;
+        let (raw, placement) = match (&header, key.layout) {
+            (Some(header), Layout::Aligned) => {
+                let aligned =
+                    header.aligned().map_err(|source| FetchError::Header { url: url.clone(), source })?;
+                (header.raw().clone(), aligned)
+            }
+            _ => (Bytes::new(), Placement::original(object.size)),
+        };
+        let (object, url, placement) = (object.clone(), url.clone(), Arc::new(placement));
+        let wanted = WantedBlob { key, url, object, header: raw, placement };
+        Ok(Self { wanted, header })
+    }
 }
 
 impl Inner {
     /// Fetches and checks what has to be known of a blob.
     pub(crate) async fn prepare(&self, route: &Route, key: BlobKey) -> Result<Prepared, FetchError> {
-        let Route { object, url, .. } = route;
-        let header = if object.path.is_safetensors() { Some(self.header(route, key).await?) } else { None };
-        let original = || Arc::new(Placement::original(object.size));
-        let (raw, placement) = match (&header, key.layout) {
-            (Some(header), Layout::Aligned) => {
-                let aligned =
-                    header.aligned().map_err(|source| FetchError::Header { url: url.clone(), source })?;
-                (header.raw().clone(), Arc::new(aligned))
-            }
-            _ => (Bytes::new(), original()),
-        };
-        let wanted = WantedBlob { key, url: url.clone(), object: object.clone(), header: raw, placement };
-        Ok(Prepared { wanted, header })
+        let header =
+            if route.object.path.is_safetensors() { Some(self.header(route, key).await?) } else { None };
+        Prepared::new(key, route, header)
     }
 
     async fn header(&self, route: &Route, key: BlobKey) -> Result<SafetensorsHeader, FetchError> {

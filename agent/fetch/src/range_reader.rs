@@ -1,7 +1,7 @@
 //! One range of one object, whatever it takes: a request that stalls gets a second one beside it, a broken one resumes
 //! at the byte reached.
 
-use std::{future::Future, time::Duration};
+use std::{fmt, future::Future, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -15,7 +15,7 @@ use crate::{Config, FetchError, Line, Route, urgency::Urgency};
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Delivers a range in order, retrying as long as there is hope.
-pub(crate) struct RangeReader<'a> {
+pub struct RangeReader<'a> {
     line: &'a Line,
     route: &'a Route,
     /// What was not delivered yet.
@@ -24,6 +24,15 @@ pub(crate) struct RangeReader<'a> {
     urgency: Urgency,
     /// Failures since the last byte.
     failures: u32,
+}
+
+impl fmt::Debug for RangeReader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RangeReader")
+            .field("url", &self.route.url)
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> RangeReader<'a> {
@@ -42,7 +51,7 @@ impl<'a> RangeReader<'a> {
     ///
     /// # Errors
     /// [`FetchError::Source`], [`FetchError::Exhausted`].
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         if self.left.is_empty() {
             return Ok(None);
         }
@@ -67,7 +76,7 @@ impl<'a> RangeReader<'a> {
     ///
     /// # Errors
     /// As of [`RangeReader::next`].
-    pub(crate) async fn collect(mut self) -> Result<Bytes, FetchError> {
+    pub async fn collect(mut self) -> Result<Bytes, FetchError> {
         let mut whole = Vec::new();
         while let Some(bytes) = self.next().await? {
             whole.extend_from_slice(&bytes);

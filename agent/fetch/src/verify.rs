@@ -112,7 +112,8 @@ impl Fetcher {
         let record = self.store().snapshot(&snapshot).ok_or_else(not_found)?;
         let subject = Subject::of(&record.manifest, &key).ok_or_else(not_found)?;
         let blob = self.store().stored_blob(key).await?.ok_or_else(not_found)?;
-        self.inner.repair(&subject, &blob, chunk).await
+        self.inner.repair(&subject, &blob, chunk).await?;
+        self.inner.restore(&record.manifest).await
     }
 
     /// Lengths of the blobs of a snapshot that is complete, in the order of its manifest.
@@ -176,6 +177,9 @@ impl Verification {
         }
         for manifest in &published {
             self.check_files(manifest).await?;
+        }
+        for record in records.iter().filter(|record| self.repair && record.complete) {
+            self.inner.restore(&record.manifest).await?;
         }
         drop(holds);
         Ok(self.summary)
@@ -276,7 +280,7 @@ impl Verification {
     async fn check_files(&mut self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
         let strange = self.inner.store.strange_files(Arc::clone(manifest)).await?;
         if self.repair {
-            self.restore(manifest).await?;
+            self.inner.restore(manifest).await?;
         }
         let outcome = if self.repair { Ok(()) } else { Err(None) };
         for entry in strange {
@@ -286,19 +290,18 @@ impl Verification {
         }
         Ok(())
     }
-
-    /// Makes a snapshot whole again whose blobs are all here. What could not be brought back was reported.
-    pub(crate) async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
-        let store = &self.inner.store;
-        let stored = store.stored(Arc::clone(manifest)).await?;
-        if stored.len() == manifest.objects.len() && !store.is_complete(manifest.key()).await? {
-            store.publish(manifest.as_ref().clone()).await?;
-        }
-        Ok(())
-    }
 }
 
 impl Inner {
+    /// Makes a snapshot whole again whose blobs are all here. What could not be brought back was reported.
+    pub(crate) async fn restore(&self, manifest: &Arc<SnapshotManifest>) -> Result<(), FetchError> {
+        let stored = self.store.stored(Arc::clone(manifest)).await?;
+        if stored.len() == manifest.objects.len() && !self.store.is_complete(manifest.key()).await? {
+            self.store.publish(manifest.as_ref().clone()).await?;
+        }
+        Ok(())
+    }
+
     /// Brings a whole blob back.
     async fn refetch(self: &Arc<Self>, subject: &Subject) -> Result<(), FetchError> {
         let entry = &subject.entry;
@@ -313,8 +316,23 @@ impl Inner {
         Ok(Route { source, object: entry.object.clone(), url: uri.object_url(&entry.object.path) })
     }
 
-    /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded.
-    async fn repair(&self, subject: &Subject, blob: &StoredBlob, chunk: u32) -> Result<(), FetchError> {
+    /// Fetches one chunk again and writes it over the bad one, if it sums to what was recorded. In a read-only tier nothing can be
+    /// written: the blob comes to the store instead, and only what is bad of it from the origin.
+    async fn repair(
+        self: &Arc<Self>,
+        subject: &Subject,
+        blob: &StoredBlob,
+        chunk: u32,
+    ) -> Result<(), FetchError> {
+        if blob.is_in_tier() {
+            blob.condemn().await?;
+            // For another chunk of it that may have been done already.
+            return if self.store.is_stored(subject.entry.blob).await? {
+                Ok(())
+            } else {
+                self.refetch(subject).await
+            };
+        }
         let route = self.route_to_mend(subject).await?;
         let placement = blob.placement();
         let mut bytes = placement.literal_of_chunk(chunk).to_vec();

@@ -38,7 +38,7 @@ pub use error::SourceError;
 #[cfg(feature = "testing")]
 pub use faulty::{Fault, Faults, FaultyOpener, FaultySource, Rule};
 pub use file::FileSource;
-pub use gcs::GcsSource;
+pub use gcs::{GcsSource, Upload};
 pub use hub::HubSource;
 pub use memory::{MemoryOrigin, MemorySource};
 pub use origins::Origins;

@@ -16,7 +16,7 @@ use crate::{
     cloud::{self, ObjectStoreSource},
     config::Settings,
     file::FileSource,
-    gcs::{GcsClient, GcsSource},
+    gcs::{GcsClient, GcsSource, Upload},
     hub::{HubClient, HubSource},
     web,
     web_server::HttpSource,
@@ -58,6 +58,18 @@ impl Origins {
     pub fn register(&self, origin: MemoryOrigin) {
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
         memory.insert(origin.name().to_owned(), origin);
+    }
+
+    /// Begins to write an object of Cloud Storage as the node, in the place of what is there.
+    ///
+    /// # Errors
+    /// [`SourceError::Configuration`] for a URI of another scheme, and when the bucket cannot be asked.
+    pub async fn upload(&self, uri: &SourceUri) -> Result<Upload, SourceError> {
+        if uri.scheme() != Scheme::Gs || uri.prefix().is_empty() {
+            let why = "only objects of Cloud Storage can be written: gs://bucket/name".to_owned();
+            return Err(SourceError::Configuration { what: uri.to_string(), why });
+        }
+        Upload::begin(self.gcs(uri, &Credential::Node).await?, uri.clone()).await
     }
 
     async fn web(&self, uri: &SourceUri) -> Result<reqwest::Client, SourceError> {

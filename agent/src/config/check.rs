@@ -10,9 +10,11 @@ use weightd_types::CHUNK_BYTES;
 
 use weightd_daemon::{LogConfig, LogFormat};
 
+use crate::TierConfig;
+
 use super::{
     Config, Mistake, access,
-    raw::{Raw, RawAgent, RawFetch, RawHandoff, RawStore, RawVolumes, Setting},
+    raw::{Raw, RawAgent, RawFetch, RawHandoff, RawStore, RawTiers, RawVolumes, Setting},
     read::{self, Read, Reader},
     source,
 };
@@ -32,9 +34,10 @@ pub(super) fn check(
     let handoff = handoff(&mut reader, raw.handoff, &socket);
     let expose = volumes(&mut reader, raw.volumes, &store.directory, handoff);
     let access = access::check(&mut reader, raw.access);
+    let tiers = tiers(&mut reader, raw.tiers);
     match source::check(&mut reader, raw.source, environment) {
         Some(source) if reader.mistakes.is_empty() => {
-            Ok(Config { socket, metrics_address, log, store, fetch, access, expose, source })
+            Ok(Config { socket, metrics_address, log, store, fetch, access, expose, source, tiers })
         }
         _ => Err(reader.mistakes),
     }
@@ -177,6 +180,20 @@ fn volumes(reader: &mut Reader, raw: RawVolumes, store: &Path, handoff: HandoffC
         handoff,
         ..default
     }
+}
+
+fn tiers(reader: &mut Reader, raw: RawTiers) -> TierConfig {
+    let default = TierConfig::default();
+    TierConfig {
+        patterns: reader.get("tiers.directories", raw.directories, default.patterns, patterns),
+        ask_origin: reader.get("tiers.ask_origin", raw.ask_origin, default.ask_origin, read::truth),
+    }
+}
+
+fn patterns(value: &toml::Value) -> Read<Vec<String>> {
+    let list = value.as_array().ok_or("write a list: [\"/mnt/disks/weights/*\"]; [] for none")?;
+    let pattern = |value: &toml::Value| TierConfig::check(value.as_str().ok_or("write each in quotes")?);
+    list.iter().map(pattern).collect()
 }
 
 fn agent_timeout(value: &toml::Value) -> Read<Duration> {

@@ -24,6 +24,8 @@ use weightd_source::Environment;
 
 pub use error::{ConfigError, Mistake};
 
+use crate::TierConfig;
+
 /// Everything an operator decides.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -43,6 +45,8 @@ pub struct Config {
     pub expose: weightd_expose::Config,
     /// The source room's.
     pub source: weightd_source::Settings,
+    /// Read-only tiers.
+    pub tiers: TierConfig,
 }
 
 /// Flags, which go before the file; each as it was typed.

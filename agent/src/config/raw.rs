@@ -21,6 +21,7 @@ pub(super) struct Raw {
     pub(super) volumes: RawVolumes,
     pub(super) handoff: RawHandoff,
     pub(super) access: RawAccess,
+    pub(super) tiers: RawTiers,
     /// `[source]`: the source room knows what may stand here.
     pub(super) source: toml::Table,
 }
@@ -107,6 +108,14 @@ pub(super) struct RawAccess {
     pub(super) answers_keep: Setting,
 }
 
+/// `[tiers]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawTiers {
+    pub(super) directories: Setting,
+    pub(super) ask_origin: Setting,
+}
+
 /// Reads the file, and collects the keys that nobody knows.
 pub(super) fn parse(text: &str) -> Result<(Raw, Vec<Mistake>), ConfigError> {
     let syntax = |error: toml::de::Error| ConfigError::syntax(&error);
@@ -124,6 +133,7 @@ fn unknown_key(key: &str) -> Mistake {
         Some(("volumes", _)) => ("[volumes]", fields::<RawVolumes>()),
         Some(("handoff", _)) => ("[handoff]", fields::<RawHandoff>()),
         Some(("access", _)) => ("[access]", fields::<RawAccess>()),
+        Some(("tiers", _)) => ("[tiers]", fields::<RawTiers>()),
         Some(_) | None => ("the file", fields::<Raw>()),
     };
     let remedy = format!("is not known; {section} has {}", known.join(", "));

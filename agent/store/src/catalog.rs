@@ -28,8 +28,11 @@ pub struct SnapshotRecord {
     pub in_use: bool,
     /// Seconds since 1970.
     pub last_used_at: u64,
-    /// Directory with its files, when complete.
+    /// Directory with its files, when complete; `None` also when they are in no directory, because a read-only tier has some of
+    /// them.
     pub directory: Option<PathBuf>,
+    /// Whether it is complete because a read-only tier has all of it.
+    pub in_tier: bool,
 }
 
 impl SnapshotRecord {
@@ -39,10 +42,23 @@ impl SnapshotRecord {
     }
 }
 
+/// Where the files of a complete snapshot are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the store's own directory.
+    Own,
+    /// In the directory of a tier that has all of them.
+    Tier,
+    /// In no directory: some blobs are the store's own, some a tier's.
+    Parts,
+}
+
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) manifest: Arc<SnapshotManifest>,
     pub(crate) complete: bool,
+    /// Of one that is complete.
+    pub(crate) place: Place,
     pub(crate) pinned: bool,
     pub(crate) wanted: bool,
     /// Microseconds since 1970, and no two uses at the same: seconds would leave open which of two came later.
@@ -64,7 +80,8 @@ impl Catalog {
     pub(crate) fn insert(&mut self, mut entry: Entry) {
         let key = entry.manifest.key();
         self.latest = self.latest.max(entry.last_used);
-        for object in &entry.manifest.objects {
+        // What a tier has whole needs nothing of the store's own.
+        for object in entry.manifest.objects.iter().filter(|_| entry.place != Place::Tier) {
             *self.references.entry(object.blob).or_default() += 1;
         }
         if let Some(old) = self.remove(&key) {
@@ -84,7 +101,7 @@ impl Catalog {
 
     pub(crate) fn remove(&mut self, key: &SnapshotKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
-        for object in &entry.manifest.objects {
+        for object in entry.manifest.objects.iter().filter(|_| entry.place != Place::Tier) {
             if let Some(count) = self.references.get_mut(&object.blob) {
                 *count -= 1;
                 if *count == 0 {
@@ -109,6 +126,13 @@ impl Catalog {
 
     pub(crate) fn get_mut(&mut self, key: &SnapshotKey) -> Option<&mut Entry> {
         self.entries.get_mut(key)
+    }
+
+    /// Says that a snapshot is no longer complete.
+    pub(crate) fn set_incomplete(&mut self, key: &SnapshotKey) {
+        if let Some(entry) = self.remove(key) {
+            self.insert(Entry { complete: false, place: Place::Own, ..entry });
+        }
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&SnapshotKey, &mut Entry)> {
@@ -222,6 +246,17 @@ impl Store {
         if found.is_empty() { Err(StoreError::NotFound { name: name.to_owned() }) } else { Ok(found) }
     }
 
+    fn directory_of(&self, entry: &Entry) -> Option<PathBuf> {
+        let key = entry.manifest.key();
+        let in_tier = |is_own| self.tier_with(&key, is_own).map(|tier| tier.paths().snapshot(&key));
+        match entry.place {
+            _ if !entry.complete => None,
+            Place::Own => in_tier(true).or_else(|| Some(self.paths().snapshot(&key))),
+            Place::Tier => in_tier(false),
+            Place::Parts => None,
+        }
+    }
+
     fn record_of(&self, entry: &Entry) -> SnapshotRecord {
         SnapshotRecord {
             manifest: Arc::clone(&entry.manifest),
@@ -230,7 +265,8 @@ impl Store {
             wanted: entry.wanted,
             in_use: entry.uses > 0,
             last_used_at: entry.last_used / MICROS,
-            directory: entry.complete.then(|| self.paths().snapshot(&entry.manifest.key())),
+            directory: self.directory_of(entry),
+            in_tier: entry.complete && entry.place == Place::Tier,
         }
     }
 }

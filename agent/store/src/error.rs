@@ -103,6 +103,14 @@ pub enum StoreError {
         /// URI or id.
         name: String,
     },
+    /// Nobody can remove what is on a read-only tier.
+    #[error("{name}: it is on a read-only tier, {}, and takes no room of the store's; it goes when that goes", directory.display())]
+    InTier {
+        /// URI or id.
+        name: String,
+        /// Its directory there.
+        directory: PathBuf,
+    },
     /// Kept because it is wanted here.
     #[error(
         "{name}: wanted on this node; take it out of the models that are wanted here, or use --force to have it fetched again"
@@ -157,6 +165,7 @@ impl StoreError {
             Self::Ambiguous { .. } => "ambiguous",
             Self::Incomplete { .. } => "incomplete",
             Self::InUse { .. } => "in_use",
+            Self::InTier { .. } => "in_tier",
             Self::Pinned { .. } => "pinned",
             Self::Wanted { .. } => "wanted",
             Self::Damaged { .. } => "damaged",

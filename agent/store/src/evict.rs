@@ -13,7 +13,7 @@ use weightd_types::{BlobKey, SnapshotKey};
 
 use crate::{
     Reservation, SnapshotRecord, Store, StoreError,
-    catalog::Entry,
+    catalog::{Entry, Place},
     store::{lock, now},
     usage::{DiskUsage, blob_files, is_file},
 };
@@ -223,6 +223,10 @@ impl Store {
             if !force && blocked(|record| record.wanted) {
                 return Err(StoreError::Wanted { name });
             }
+            if let Some(record) = found.iter().find(|record| record.in_tier) {
+                let directory = record.directory.clone().unwrap_or_default();
+                return Err(StoreError::InTier { name, directory });
+            }
             let mut removed = Removed::default();
             for record in &found {
                 removed.freed_bytes += store.remove_now(&record.key())?;
@@ -240,7 +244,8 @@ impl Store {
         let Some(entry) = self.catalog().remove_unused(key)? else { return Ok(0) };
         let removed = self.remove_files(key, &entry);
         if removed.is_err() {
-            let complete = entry.complete && is_file(&self.paths().snapshot_manifest(key));
+            let has_manifest = || is_file(&self.paths().snapshot_manifest(key));
+            let complete = entry.complete && (entry.place != Place::Own || has_manifest());
             self.catalog().insert(Entry { complete, ..entry });
         }
         removed
@@ -295,7 +300,7 @@ struct Shortage {
 }
 
 fn may_evict(entry: &Entry) -> bool {
-    !entry.pinned && !entry.wanted && entry.uses == 0
+    !entry.pinned && !entry.wanted && entry.uses == 0 && !(entry.complete && entry.place == Place::Tier)
 }
 
 /// An entry's blobs that nothing needs once it is gone; counts it as gone.

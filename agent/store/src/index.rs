@@ -1,6 +1,6 @@
 //! The index: what changes while the store is in use.
 //!
-//! Partial chunk maps, pins, recency, jobs, wishes and lengths of blobs that still arrive live in an embedded database. Everything that is complete is described
+//! Partial chunk maps, pins, recency, jobs, wishes, damage in tiers and lengths of blobs that still arrive live in an embedded database. Everything that is complete is described
 //! by manifests instead, so losing this file loses no complete blob.
 
 use std::{
@@ -19,7 +19,7 @@ use weightd_types::{BlobKey, Crc32c, Object, Selection, SnapshotKey, SourceUri};
 use crate::{
     StoreError, Wish,
     io::{IndexBackend, IoEngine},
-    store::MICROS,
+    store::{MICROS, now},
 };
 
 /// Blob to the object being fetched (JSON) and the object's own header.
@@ -38,6 +38,9 @@ const LENGTHS: TableDefinition<&str, &[u8]> = TableDefinition::new("lengths");
 
 /// Source and layout to what is wanted of it on this node, and the snapshots that are kept for that (JSON).
 const WISHES: TableDefinition<&str, &[u8]> = TableDefinition::new("wishes");
+
+/// A tier's copy of a blob, by directory and blob, to when something in it was found to be wrong.
+const CONDEMNED: TableDefinition<&str, u64> = TableDefinition::new("condemned");
 
 /// Less is a time in seconds, more is one in microseconds.
 const SECONDS_END: u64 = 1 << 40;
@@ -283,6 +286,18 @@ impl Index {
         Ok(times)
     }
 
+    /// Writes down that something is wrong in a tier's copy of a blob. Durable when it returns.
+    pub(crate) fn condemn(&self, name: &str) -> Result<(), StoreError> {
+        self.write(Durability::Immediate, |tables| {
+            tables.condemned.insert(name, now()).map(drop).map_err(Into::into)
+        })
+    }
+
+    /// Copies of blobs in tiers in which something is wrong.
+    pub(crate) fn condemned(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.times(CONDEMNED)
+    }
+
     fn times(&self, table: TableDefinition<&'static str, u64>) -> Result<BTreeMap<String, u64>, StoreError> {
         self.read(|transaction| {
             let mut found = BTreeMap::new();
@@ -350,7 +365,7 @@ fn try_open(engine: &dyn IoEngine, path: &Path) -> Result<Database, StoreError> 
 
 fn read_all(database: &Database) -> Result<(), redb::Error> {
     let transaction = database.begin_read()?;
-    for times in [PINS, RECENCY] {
+    for times in [PINS, RECENCY, CONDEMNED] {
         transaction.open_table(times)?.iter()?.try_for_each(|entry| entry.map(drop))?;
     }
     transaction.open_table(PARTIALS)?.iter()?.try_for_each(|entry| entry.map(drop))?;
@@ -377,6 +392,7 @@ fn write_to(
             jobs: transaction.open_table(JOBS)?,
             lengths: transaction.open_table(LENGTHS)?,
             wishes: transaction.open_table(WISHES)?,
+            condemned: transaction.open_table(CONDEMNED)?,
         };
         change(&mut tables)?;
     }
@@ -408,6 +424,7 @@ struct Tables<'t> {
     jobs: redb::Table<'t, &'static str, &'static [u8]>,
     lengths: redb::Table<'t, &'static str, &'static [u8]>,
     wishes: redb::Table<'t, &'static str, &'static [u8]>,
+    condemned: redb::Table<'t, &'static str, u64>,
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

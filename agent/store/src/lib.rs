@@ -5,7 +5,7 @@
 //! is still arriving is a [`PartialBlob`]: its chunks are written, then recorded, and in the end the whole is
 //! committed. Reading order of the modules: `paths` and `manifest` (the format), `index`, `open` (recovery),
 //! `partial` and `commit` (a blob's way in), `snapshots` and `links`, `usage`, `evict` and `garbage` (room), `caching` (page cache), `landing` (shared memory), `verify` (rot), `wishes` (what is
-//! wanted here).
+//! wanted here), `tiers` (read-only homes).
 
 mod caching;
 mod catalog;
@@ -26,6 +26,7 @@ mod partial;
 mod paths;
 mod snapshots;
 mod store;
+mod tiers;
 mod usage;
 mod verify;
 mod wishes;
@@ -43,8 +44,9 @@ pub use manifest::{
 };
 pub use metrics::Metrics;
 pub use partial::{PartialBlob, WantedBlob};
-pub use paths::FORMAT_VERSION;
+pub use paths::{FORMAT_VERSION, Paths, format_line};
 pub use store::Store;
+pub use tiers::{TierChange, TierInfo};
 pub use usage::{DiskUsage, Reservation};
-pub use verify::StoredBlob;
+pub use verify::{ObjectPart, StoredBlob};
 pub use wishes::Wish;

@@ -160,6 +160,11 @@ pub fn parse_snapshot_manifest(bytes: &[u8]) -> Result<SnapshotManifest, Manifes
 }
 
 impl BlobManifest {
+    /// Its file.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
     /// Where the object's bytes lie, given the header file's content (empty in the original layout).
     ///
     /// # Errors
@@ -187,6 +192,11 @@ impl BlobManifest {
 }
 
 impl SnapshotManifest {
+    /// Its file.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
     /// The manifest of a snapshot in a layout.
     pub fn new(snapshot: &Snapshot, layout: Layout, resolved_at: u64) -> Self {
         let source = snapshot.source().clone();

@@ -11,18 +11,17 @@ use weightd_types::SnapshotKey;
 
 use crate::{
     Config, Metrics, Store, StoreError,
-    catalog::{Catalog, Entry},
+    catalog::{Catalog, Entry, Place},
     commit::{Committer, QUEUE},
     gate::Gate,
     index::Index,
     io::{BufferPool, IoEngine, TEMPORARY_SUFFIX, is_leftover, open_engine},
     manifest::parse_snapshot_manifest,
-    paths::{FORMAT_VERSION, Paths},
+    paths::{FORMAT_VERSION, FORMAT_WORD, Paths, format_line},
     store::{Inner, MICROS, lock},
+    tiers::Tiers,
     usage::{Usage, entries, is_file, warn_of_stranger},
 };
-
-const FORMAT_WORD: &str = "weightd-store";
 
 /// Blobs that may wait for a slow listener.
 const TOLD: usize = 1024;
@@ -88,6 +87,7 @@ impl Store {
             committer: Mutex::new(None),
             orders,
             lock: Mutex::new(Some(lock_file)),
+            tiers: Tiers::default(),
         });
         let store = Self { inner };
         *store.catalog() = store.recover()?;
@@ -187,6 +187,7 @@ impl Store {
                 return Ok(Some(Entry {
                     manifest,
                     complete,
+                    place: Place::Own,
                     pinned: false,
                     wanted: false,
                     last_used,
@@ -228,20 +229,29 @@ fn make_root(paths: &Paths) -> Result<(), StoreError> {
 
 /// Whether the directory has yet to become a store. One with other things in it must not.
 fn is_new(paths: &Paths) -> Result<bool, StoreError> {
-    let directory = paths.root().to_owned();
     // Before the format is read: whoever makes a store here right now writes that first.
     let strangers = has_strangers(paths)?;
+    match read_format(paths)? {
+        Some(()) => Ok(false),
+        None if !strangers => Ok(true),
+        None => {
+            let directory = paths.root().to_owned();
+            Err(StoreError::NotAStore { directory, why: "not a weightd store and not empty" })
+        }
+    }
+}
+
+/// Checks the format of a directory; `None` when it says none.
+pub(crate) fn read_format(paths: &Paths) -> Result<Option<()>, StoreError> {
+    let directory = paths.root().to_owned();
     let text = match std::fs::read_to_string(paths.format()) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !strangers => return Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(StoreError::NotAStore { directory, why: "not a weightd store and not empty" });
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("read", paths.format())(error)),
     };
     match text.trim().strip_prefix(FORMAT_WORD).and_then(|version| version.trim().parse::<u32>().ok()) {
         Some(found) if found > FORMAT_VERSION => Err(StoreError::NewerFormat { directory, found }),
-        Some(_) => Ok(false),
+        Some(_) => Ok(Some(())),
         None => Err(StoreError::NotAStore { directory, why: "its file `format` is not a weightd store's" }),
     }
 }
@@ -272,7 +282,7 @@ fn initialise(engine: &dyn IoEngine, paths: &Paths) -> Result<(), StoreError> {
     for directory in [paths.blobs(), paths.snapshots(), paths.temporary()] {
         engine.create_directories(&directory).map_err(StoreError::io("create", directory))?;
     }
-    let line = format!("{FORMAT_WORD} {FORMAT_VERSION}\n");
+    let line = format_line();
     engine
         .write_whole(&paths.format(), line.as_bytes(), true)
         .map_err(StoreError::io("write", paths.format()))?;

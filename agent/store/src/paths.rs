@@ -7,14 +7,23 @@ use weightd_types::{BlobKey, SnapshotKey};
 /// Version of the store format that this code writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// First word of the file `format`.
+pub(crate) const FORMAT_WORD: &str = "weightd-store";
+
+/// What the file `format` of a store says, a line.
+pub fn format_line() -> String {
+    format!("{FORMAT_WORD} {FORMAT_VERSION}\n")
+}
+
 /// A store's directory, and where everything in it lies.
 #[derive(Debug, Clone)]
-pub(crate) struct Paths {
+pub struct Paths {
     root: PathBuf,
 }
 
 impl Paths {
-    pub(crate) fn new(root: PathBuf) -> Self {
+    /// Of the store in a directory.
+    pub fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
@@ -23,7 +32,7 @@ impl Paths {
     }
 
     /// One line, `weightd-store <version>`: what makes a directory a store.
-    pub(crate) fn format(&self) -> PathBuf {
+    pub fn format(&self) -> PathBuf {
         self.root.join("format")
     }
 
@@ -36,11 +45,13 @@ impl Paths {
         self.root.join("index.redb")
     }
 
-    pub(crate) fn blobs(&self) -> PathBuf {
+    /// Directories with blobs in them.
+    pub fn blobs(&self) -> PathBuf {
         self.root.join("blobs")
     }
 
-    pub(crate) fn snapshots(&self) -> PathBuf {
+    /// Directories of snapshots, and their manifests.
+    pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
     }
 
@@ -50,31 +61,33 @@ impl Paths {
     }
 
     /// The 256 directories of `blobs/` keep each one short enough for any file system.
-    pub(crate) fn blob_directory(&self, key: &BlobKey) -> PathBuf {
+    pub fn blob_directory(&self, key: &BlobKey) -> PathBuf {
         let name = key.id.to_string();
         self.blobs().join(&name[..2])
     }
 
-    pub(crate) fn blob(&self, key: &BlobKey) -> PathBuf {
+    /// A blob's bytes.
+    pub fn blob(&self, key: &BlobKey) -> PathBuf {
         self.blob_directory(key).join(key.to_string())
     }
 
     /// Its presence says that the blob is complete.
-    pub(crate) fn blob_manifest(&self, key: &BlobKey) -> PathBuf {
+    pub fn blob_manifest(&self, key: &BlobKey) -> PathBuf {
         self.blob_directory(key).join(format!("{key}.json"))
     }
 
     /// The object's own safetensors header, which the aligned layout replaces.
-    pub(crate) fn blob_header(&self, key: &BlobKey) -> PathBuf {
+    pub fn blob_header(&self, key: &BlobKey) -> PathBuf {
         self.blob_directory(key).join(format!("{key}.header"))
     }
 
-    pub(crate) fn snapshot(&self, key: &SnapshotKey) -> PathBuf {
+    /// A complete snapshot's files.
+    pub fn snapshot(&self, key: &SnapshotKey) -> PathBuf {
         self.snapshots().join(key.to_string())
     }
 
     /// Its presence says that the snapshot is complete.
-    pub(crate) fn snapshot_manifest(&self, key: &SnapshotKey) -> PathBuf {
+    pub fn snapshot_manifest(&self, key: &SnapshotKey) -> PathBuf {
         self.snapshots().join(format!("{key}.json"))
     }
 

@@ -6,7 +6,7 @@ use weightd_types::{BlobKey, Layout, SnapshotKey};
 
 use crate::{
     Job, Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord, SnapshotUse, Store, StoreError,
-    catalog::Entry,
+    catalog::{Entry, Place},
     manifest::encode,
     partial::recorded_placement,
     store::{lock, now},
@@ -33,9 +33,15 @@ impl Store {
                 let manifest = Arc::new(manifest);
                 let mut catalog = store.catalog();
                 let last_used = catalog.next_use();
-                let entry =
-                    Entry { manifest, complete: false, pinned: false, wanted: false, last_used, uses: 0 };
-                catalog.insert(entry);
+                catalog.insert(Entry {
+                    manifest,
+                    complete: false,
+                    place: Place::Own,
+                    pinned: false,
+                    wanted: false,
+                    last_used,
+                    uses: 0,
+                });
             }
             store.hold(key)
         })
@@ -52,7 +58,8 @@ impl Store {
             .blocking(move |store| {
                 let room = |layout| if layout == Layout::Aligned { HEADER_ROOM } else { 0 };
                 // Partial blobs are allocated in full, so a file that is there needs nothing more.
-                let missing = entries.iter().filter(|(key, _)| !is_file(&store.paths().blob(key)));
+                let is_missing = |key| !is_file(&store.paths().blob(key)) && store.home_of(key).is_none();
+                let missing = entries.iter().filter(|(key, _)| is_missing(key));
                 Ok(missing.map(|(key, size)| size + room(key.layout)).sum())
             })
             .await?;
@@ -66,9 +73,8 @@ impl Store {
     /// [`StoreError::Io`].
     pub async fn is_complete(&self, key: SnapshotKey) -> Result<bool, StoreError> {
         self.blocking(move |store| {
-            let Some(record) = store.snapshot(&key) else { return Ok(false) };
-            let Some(directory) = &record.directory else { return Ok(false) };
-            let intact = record.manifest.objects.iter().all(|entry| {
+            let Some(record) = store.snapshot(&key).filter(|record| record.complete) else { return Ok(false) };
+            let has_files = |directory: &Path| record.manifest.objects.iter().all(|entry| {
                 let found = std::fs::symlink_metadata(directory.join(&entry.object.path));
                 let whole = |len: u64| match entry.blob.layout {
                     Layout::Aligned => store.manifest_of(&entry.blob).is_ok_and(|manifest| manifest.blob_bytes == len),
@@ -76,6 +82,10 @@ impl Store {
                 };
                 found.is_ok_and(|found| found.is_file() && whole(found.len()))
             });
+            let intact = match &record.directory {
+                Some(directory) => has_files(directory) && store.is_intact_in_tier(&record),
+                None => record.manifest.objects.iter().all(|entry| store.has_blob(&entry.blob)),
+            };
             if !intact {
                 tracing::warn!(snapshot = %key, "files of a complete snapshot are missing or have another length");
                 let _changing = lock(&store.inner.changing);
@@ -99,19 +109,25 @@ impl Store {
             let _changing = lock(&store.inner.changing);
             if store.snapshot(&key).is_none_or(|record| !record.complete) {
                 store.has_all(&manifest)?;
-                if !store.is_linked(&manifest)? {
-                    store.link_snapshot(&manifest)?;
+                let place = store.place_for(&manifest);
+                if place == Place::Own {
+                    if !store.is_linked(&manifest)? {
+                        store.link_snapshot(&manifest)?;
+                    }
+                    store.write_whole(&paths.snapshot_manifest(&key), &encode(&manifest), true)?;
+                    let engine = &store.inner.engine;
+                    engine
+                        .sync_directory(&paths.snapshots())
+                        .map_err(StoreError::io("sync", paths.snapshots()))?;
                 }
-                store.write_whole(&paths.snapshot_manifest(&key), &encode(&manifest), true)?;
-                let engine = &store.inner.engine;
-                engine
-                    .sync_directory(&paths.snapshots())
-                    .map_err(StoreError::io("sync", paths.snapshots()))?;
-                let loading = paths.loading_manifest(&key);
-                engine.remove(&loading).map_err(StoreError::io("remove", loading))?;
+                // One in parts is made whole again after a restart, when the tiers are here: until then it is as if it loaded.
+                if place != Place::Parts {
+                    let loading = paths.loading_manifest(&key);
+                    store.inner.engine.remove(&loading).map_err(StoreError::io("remove", loading))?;
+                }
                 let manifest = Arc::new(manifest);
-                let entry =
-                    Entry { manifest, complete: true, pinned: false, wanted: false, last_used: 0, uses: 0 };
+                let (pinned, wanted, last_used, uses) = (false, false, 0, 0);
+                let entry = Entry { manifest, complete: true, place, pinned, wanted, last_used, uses };
                 store.catalog().insert(entry);
                 store.inner.metrics.published_snapshots.inc();
             }
@@ -121,9 +137,27 @@ impl Store {
         .await
     }
 
+    /// Where a snapshot's files are, all of whose blobs are complete somewhere.
+    fn place_for(&self, manifest: &SnapshotManifest) -> Place {
+        let is_own = |entry: &SnapshotEntry| {
+            self.paths().blob_manifest(&entry.blob).exists() && is_file(&self.paths().blob(&entry.blob))
+        };
+        match manifest.objects.iter().all(is_own) {
+            true => Place::Own,
+            false if self.tier_with(&manifest.key(), false).is_some() => Place::Tier,
+            false => Place::Parts,
+        }
+    }
+
+    /// Whether the files of a snapshot that a tier shows are its blobs; true of all others.
+    fn is_intact_in_tier(&self, record: &SnapshotRecord) -> bool {
+        let key = record.key();
+        let tier = self.tier_with(&key, !record.in_tier);
+        tier.is_none_or(|tier| tier.is_intact(&record.manifest))
+    }
+
     fn has_all(&self, manifest: &SnapshotManifest) -> Result<(), StoreError> {
-        let paths = self.paths();
-        let is_missing = |key: &BlobKey| !paths.blob_manifest(key).exists() || !is_file(&paths.blob(key));
+        let is_missing = |key: &BlobKey| self.home_of(key).is_none();
         match manifest.objects.iter().find(|entry| is_missing(&entry.blob)) {
             Some(entry) => {
                 Err(StoreError::Incomplete { name: manifest.source.object_url(&entry.object.path) })
@@ -140,9 +174,7 @@ impl Store {
         let complete = paths.snapshot_manifest(key);
         engine.remove(&complete).map_err(StoreError::io("remove", &complete))?;
         engine.sync_directory(&paths.snapshots()).map_err(StoreError::io("sync", paths.snapshots()))?;
-        if let Some(entry) = self.catalog().get_mut(key) {
-            entry.complete = false;
-        }
+        self.catalog().set_incomplete(key);
         Ok(())
     }
 
@@ -236,7 +268,7 @@ impl Store {
         self.blocking(move |store| {
             let active = lock(&store.inner.active).clone();
             let one = |entry: &SnapshotEntry| {
-                if store.paths().blob_manifest(&entry.blob).exists() {
+                if store.paths().blob_manifest(&entry.blob).exists() || store.home_of(&entry.blob).is_some() {
                     return Ok((entry.object.size, true));
                 }
                 if let Some(partial) = active.get(&entry.blob) {

@@ -18,6 +18,7 @@ use crate::{
     index::Index,
     io::{BufferPool, IoEngine},
     paths::Paths,
+    tiers::Tiers,
     usage::Usage,
 };
 
@@ -65,6 +66,8 @@ pub(crate) struct Inner {
     pub(crate) orders: mpsc::SyncSender<Order>,
     /// What keeps other agents away; `None` once closed.
     pub(crate) lock: Mutex<Option<File>>,
+    /// Read-only homes of blobs. Changed while `changing` is held.
+    pub(crate) tiers: Tiers,
 }
 
 impl Store {
@@ -95,11 +98,34 @@ impl Store {
     /// # Errors
     /// When the last records could not be made durable.
     pub async fn close(&self) -> Result<(), StoreError> {
+        self.close_and(|_| Ok(())).await
+    }
+
+    /// Closes a store that nobody is to change any more: what is left is what a read-only tier has. Opened again, it begins a new
+    /// index.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], also of what could not be made durable.
+    pub async fn close_for_good(&self) -> Result<(), StoreError> {
+        self.close_and(|store| {
+            let (engine, paths) = (&store.inner.engine, store.paths());
+            engine.remove(&paths.index()).map_err(StoreError::io("remove", paths.index()))?;
+            engine.remove_tree(&paths.temporary()).map_err(StoreError::io("remove", paths.temporary()))?;
+            engine.sync_all(paths.root()).map_err(StoreError::io("sync", paths.root()))
+        })
+        .await
+    }
+
+    /// `last` is done when all is written down and the directory is still locked.
+    async fn close_and(
+        &self,
+        last: impl FnOnce(&Self) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StoreError> {
         let Some(everyone) = self.inner.gate.clear().await else { return Ok(()) };
         let store = self.clone();
         // Goes on to the end when the caller goes away.
         let closing = move || {
-            let outcome = store.end();
+            let outcome = store.end(last);
             store.inner.gate.shut();
             drop(everyone);
             outcome
@@ -107,13 +133,13 @@ impl Store {
         run_blocking(closing).await
     }
 
-    fn end(&self) -> Result<(), StoreError> {
+    fn end(&self, last: impl FnOnce(&Self) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let inner = &self.inner;
         if let Some(committer) = lock(&inner.committer).take() {
             committer.stop(&inner.orders);
         }
         lock(&inner.active).clear();
-        let outcome = inner.index.close();
+        let outcome = inner.index.close().and_then(|()| last(self));
         if let Some(file) = lock(&inner.lock).take() {
             // Said aloud, because a child that is being started has the file open too, for a moment.
             let _ = file.unlock();

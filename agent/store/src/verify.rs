@@ -4,7 +4,7 @@ use std::{io::IoSliceMut, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
-use weightd_types::{BlobKey, ByteRange, Crc32c, Placement, SnapshotKey};
+use weightd_types::{BlobKey, ByteRange, Crc32c, Piece, Placement, SnapshotKey};
 
 use crate::{
     BlobManifest, SnapshotEntry, SnapshotManifest, Store, StoreError,
@@ -13,8 +13,10 @@ use crate::{
     io::{Access, Buffer, IoFile, is_cached},
     manifest::parse_blob_manifest,
     partial::read_span,
+    paths::Paths,
     snapshots::set_mode,
     store::{lock, now},
+    tiers::{Home, Tier},
     usage::is_file,
 };
 
@@ -29,9 +31,58 @@ pub struct StoredBlob {
     placement: Placement,
     header: Bytes,
     file: Arc<IoFile>,
+    /// The tier it is in, if it is not the store's own.
+    tier: Option<Arc<Tier>>,
+}
+
+/// A part of an object that lies in one chunk of its blob, or in its header file.
+#[derive(Debug, Clone, Copy)]
+pub enum ObjectPart {
+    /// Bytes of the header file.
+    Header(ByteRange),
+    /// Bytes of the blob, all of one chunk.
+    Chunk(u32, ByteRange),
 }
 
 impl StoredBlob {
+    /// Whether it is in a read-only tier, where nothing can be repaired.
+    pub fn is_in_tier(&self) -> bool {
+        self.tier.is_some()
+    }
+
+    /// Where a range of the object lies, in its order.
+    pub fn parts_of(&self, object: ByteRange) -> Vec<ObjectPart> {
+        let replaced = ByteRange::new(0, self.placement.replaced()).intersect(&object);
+        let header = (!replaced.is_empty()).then_some(ObjectPart::Header(replaced));
+        let pieces = self.placement.pieces();
+        let first = pieces.partition_point(|piece| piece.object.end <= object.start);
+        let within = pieces[first..].iter().take_while(|piece| piece.object.start < object.end);
+        let part = |piece: &Piece| {
+            let both = piece.object.intersect(&object);
+            let blob = ByteRange::at(piece.blob + (both.start - piece.object.start), both.len());
+            ObjectPart::Chunk(piece.chunk, blob)
+        };
+        header.into_iter().chain(within.map(part)).collect()
+    }
+
+    /// Reads a part of the object, checked.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Io`].
+    pub async fn read_part(&self, part: ObjectPart) -> Result<Bytes, StoreError> {
+        match part {
+            ObjectPart::Header(range) => Ok(self.header.slice(index(range.start)..index(range.end))),
+            ObjectPart::Chunk(chunk, range) => {
+                let (buffer, good) = self.check_chunk(chunk, self.store.pool().acquire().await).await?;
+                if !good {
+                    return Err(StoreError::Damaged { path: self.path().to_owned(), chunk });
+                }
+                let start = self.placement.chunk_range(chunk).start;
+                Ok(Bytes::copy_from_slice(&buffer[index(range.start - start)..index(range.end - start)]))
+            }
+        }
+    }
+
     /// What is known of it.
     pub fn manifest(&self) -> &BlobManifest {
         &self.manifest
@@ -136,12 +187,25 @@ impl StoredBlob {
         Ok(())
     }
 
+    /// Says that something in a tier's copy is wrong: it is not read from there any more, as soon as what is being read has been.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Io`].
+    pub async fn condemn(&self) -> Result<(), StoreError> {
+        let Some(tier) = self.tier.clone() else { return Ok(()) };
+        let key = self.manifest.key;
+        self.store.blocking(move |store| store.condemn(&tier, key)).await
+    }
+
     /// Turns the blob back into a partial one that lacks the chunks given, because they cannot be repaired now. Its
     /// snapshots are no longer complete; the next prefetch fetches just those chunks.
     ///
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Index`].
     pub async fn demote(&self, lacking: &[u32]) -> Result<(), StoreError> {
+        if self.tier.is_some() {
+            return self.condemn().await;
+        }
         let mut chunks = Vec::new();
         for chunk in (0..self.placement.chunk_count()).filter(|chunk| !lacking.contains(chunk)) {
             let (buffer, good) = self.check_chunk(chunk, self.store.pool().acquire().await).await?;
@@ -161,6 +225,18 @@ impl StoredBlob {
     }
 }
 
+fn manifest_at(paths: &Paths, key: &BlobKey) -> Result<BlobManifest, StoreError> {
+    let path = paths.blob_manifest(key);
+    let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
+    let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
+    let manifest = parse_blob_manifest(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if manifest.key == *key {
+        Ok(manifest)
+    } else {
+        Err(damaged("the manifest speaks of another blob".to_owned()))
+    }
+}
+
 fn index(offset: u64) -> usize {
     crate::partial::to_usize(offset)
 }
@@ -172,29 +248,58 @@ impl Store {
     /// [`StoreError::Manifest`] when its manifest or header file is damaged.
     pub async fn stored_blob(&self, key: BlobKey) -> Result<Option<StoredBlob>, StoreError> {
         self.blocking(move |store| {
-            let path = store.paths().blob_manifest(&key);
-            let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
-            if !path.exists() {
-                return Ok(None);
+            let Some(Home::Tier(tier)) = store.home_of(&key) else { return store.open_blob(key, None) };
+            match store.open_blob(key, Some(Arc::clone(&tier))) {
+                Ok(blob) => Ok(blob),
+                // It is as if the tier did not have it.
+                Err(error) => {
+                    tracing::warn!(blob = %key, tier = %tier.directory().display(), %error, "unusable in a read-only tier");
+                    store.condemn(&tier, key)?;
+                    store.open_blob(key, None)
+                }
             }
-            let manifest = store.manifest_of(&key)?;
-            let header = match manifest.header_bytes {
-                0 => Bytes::new(),
-                _ => std::fs::read(store.paths().blob_header(&key)).unwrap_or_default().into(),
-            };
-            let placement = manifest.placement(&header).map_err(|error| damaged(error.to_string()))?;
-            let blob = store.paths().blob(&key);
-            if !is_file(&blob) {
-                return Err(damaged("the blob's file is missing".to_owned()));
-            }
-            let opened = store.inner.engine.open(&blob, Access::Read);
-            let file = opened.map_err(StoreError::io("open", &blob))?;
-            if file.len() > manifest.blob_bytes {
-                return Err(damaged("the blob's file is longer than it should be".to_owned()));
-            }
-            Ok(Some(StoredBlob { store: store.clone(), manifest, placement, header, file }))
         })
         .await
+    }
+
+    /// A tier's copy of a blob in which something is wrong: what is right in it need not be fetched.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn condemned_blob(&self, key: BlobKey) -> Result<Option<StoredBlob>, StoreError> {
+        self.blocking(move |store| {
+            let tiers = store.inner.tiers.all();
+            let tier = tiers.iter().find(|tier| tier.has_condemned(&key)).cloned();
+            // One that cannot be opened at all is of no use.
+            Ok(tier.and_then(|tier| store.open_blob(key, Some(tier)).ok().flatten()))
+        })
+        .await
+    }
+
+    /// Opens a blob's file in a tier, or in the store's own directory.
+    fn open_blob(&self, key: BlobKey, tier: Option<Arc<Tier>>) -> Result<Option<StoredBlob>, StoreError> {
+        let paths = tier.as_ref().map_or(self.paths(), |tier| tier.paths());
+        let path = paths.blob_manifest(&key);
+        let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
+        if !path.exists() {
+            return Ok(None);
+        }
+        let manifest = manifest_at(paths, &key)?;
+        let header = match manifest.header_bytes {
+            0 => Bytes::new(),
+            _ => std::fs::read(paths.blob_header(&key)).unwrap_or_default().into(),
+        };
+        let placement = manifest.placement(&header).map_err(|error| damaged(error.to_string()))?;
+        let blob = paths.blob(&key);
+        if !is_file(&blob) {
+            return Err(damaged("the blob's file is missing".to_owned()));
+        }
+        let opened = self.inner.engine.open(&blob, Access::Read);
+        let file = opened.map_err(StoreError::io("open", &blob))?;
+        if file.len() > manifest.blob_bytes {
+            return Err(damaged("the blob's file is longer than it should be".to_owned()));
+        }
+        Ok(Some(StoredBlob { store: self.clone(), manifest, placement, header, file, tier }))
     }
 
     /// Whether a blob is complete.
@@ -207,20 +312,24 @@ impl Store {
 
     /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says. Blocks.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
-        let found = std::fs::symlink_metadata(self.paths().blob(key));
+        let paths = self.paths_of(key);
+        let found = std::fs::symlink_metadata(paths.blob(key));
         found.is_ok_and(|found| {
-            found.is_file() && self.manifest_of(key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
+            found.is_file()
+                && manifest_at(&paths, key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
         })
     }
 
-    /// Where the directories of complete snapshots are, each named by its key.
-    pub fn snapshots_directory(&self) -> std::path::PathBuf {
-        self.paths().snapshots()
+    /// Where the directories of complete snapshots are, each named by its key: the store's own, and those of tiers.
+    pub fn snapshots_directories(&self) -> Vec<std::path::PathBuf> {
+        let tiers = self.inner.tiers.all();
+        let of_tiers = tiers.iter().map(|tier| tier.paths().snapshots());
+        std::iter::once(self.paths().snapshots()).chain(of_tiers).collect()
     }
 
     /// Where a blob's file is, or will be.
     pub fn blob_path(&self, key: &BlobKey) -> std::path::PathBuf {
-        self.paths().blob(key)
+        self.paths_of(key).blob(key)
     }
 
     /// Length of a blob's file, if it is complete.
@@ -238,15 +347,7 @@ impl Store {
     }
 
     pub(crate) fn manifest_of(&self, key: &BlobKey) -> Result<BlobManifest, StoreError> {
-        let path = self.paths().blob_manifest(key);
-        let bytes = std::fs::read(&path).map_err(StoreError::io("read", &path))?;
-        let damaged = |why: String| StoreError::Manifest { path: path.clone(), why };
-        let manifest = parse_blob_manifest(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if manifest.key == *key {
-            Ok(manifest)
-        } else {
-            Err(damaged("the manifest speaks of another blob".to_owned()))
-        }
+        manifest_at(&self.paths_of(key), key)
     }
 
     /// Reads a complete blob whole, checked; for small ones such as indices.

@@ -166,6 +166,9 @@ pub struct ObjectInfo {
     /// Whether the whole object is in the store and was checked against its checksum, if it has one.
     #[prost(bool, tag = "7")]
     pub verified: bool,
+    /// Directory of the read-only tier it would be read from; empty for the store's own.
+    #[prost(string, tag = "8")]
+    pub tier: ::prost::alloc::string::String,
 }
 /// One snapshot in one layout. Where a store has it in both, `<id>.<layout>` names one of them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -236,6 +239,23 @@ pub struct StatusResponse {
     /// Data requests in flight to origins, for all transfers together.
     #[prost(uint32, tag = "4")]
     pub requests_in_flight: u32,
+    /// Read-only homes of blobs beside the store, the fastest first.
+    #[prost(message, repeated, tag = "5")]
+    pub tiers: ::prost::alloc::vec::Vec<TierStatus>,
+}
+/// A directory in the store format that is used in place, such as a boot disk with weights in it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TierStatus {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub snapshot_count: u32,
+    /// Bytes a second, measured; 0 while that is not known.
+    #[prost(uint64, tag = "3")]
+    pub rate_bytes: u64,
+    /// Whether it is mounted for writing, which nobody should need.
+    #[prost(bool, tag = "4")]
+    pub writable: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Transfer {

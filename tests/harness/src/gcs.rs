@@ -186,6 +186,16 @@ impl FakeGcs {
         Ok(())
     }
 
+    /// An object's bytes.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub async fn download(&self, bucket: &str, name: &str) -> Result<Bytes> {
+        let url = format!("/storage/v1/b/{bucket}/o/{}?alt=media", segment(name));
+        let answer = sent(self.request(Method::GET, &url)).await;
+        Ok(answer.with_context(|| format!("reading gs://{bucket}/{name}"))?.bytes().await?)
+    }
+
     /// What the emulator says of an object now.
     ///
     /// # Errors

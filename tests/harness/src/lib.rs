@@ -14,6 +14,7 @@ pub mod cluster;
 mod gcs;
 mod guard;
 mod hub;
+mod loop_mount;
 mod model;
 pub mod mounts;
 mod name;
@@ -36,6 +37,7 @@ pub use binary::binary;
 pub use gcs::{FakeGcs, GcsOptions, Upload, Uploaded};
 pub use guard::{Guard, service_account_token, subject_token};
 pub use hub::{HubServer, Repository};
+pub use loop_mount::LoopMount;
 pub use model::{
     Dtype, Model, ModelShape, Pattern, Tensor, TensorDigest, assert_same_tensors, tensor_digests,
     write_safetensors,

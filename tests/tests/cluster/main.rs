@@ -16,6 +16,7 @@ mod models;
 mod origin;
 mod pods;
 mod provisioning;
+mod tiers;
 mod wanted;
 mod world;
 mod yaml;

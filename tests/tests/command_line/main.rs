@@ -13,6 +13,7 @@ mod csi;
 mod daemon;
 mod faults;
 mod handoff;
+mod images;
 mod logs;
 mod output;
 mod place;

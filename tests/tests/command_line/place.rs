@@ -95,6 +95,13 @@ impl Place {
         command
     }
 
+    /// `weightctl` as it is, with no configuration.
+    pub(crate) fn unconfigured(&self, line: &str) -> Command {
+        let mut command = self.command("weightctl");
+        command.args(words(line));
+        command
+    }
+
     /// `weightctl` that talks to the agent.
     pub(crate) fn client(&self, line: &str) -> Command {
         let mut command = self.command("weightctl");
@@ -116,6 +123,12 @@ impl Place {
     #[track_caller]
     pub(crate) fn path(&self, source: &str) -> PathBuf {
         PathBuf::from(self.run(&format!("path {source}")).done().trim_end())
+    }
+
+    /// The directory of a complete snapshot, as the agent says.
+    #[track_caller]
+    pub(crate) fn path_by_agent(&self, source: &str) -> PathBuf {
+        PathBuf::from(self.ask(&format!("path {source}")).done().trim_end())
     }
 
     /// What a prefetch would fetch.

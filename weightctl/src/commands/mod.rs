@@ -1,5 +1,7 @@
 //! What each command does: ask the agent, show the answer.
 
+mod export;
+mod image;
 mod prefetch;
 mod snapshots;
 mod status;
@@ -9,7 +11,7 @@ mod volumes;
 use weightd_proto::v1::RemoveRequest;
 
 use crate::{
-    cli::{Arguments, Command, Target},
+    cli::{Arguments, Command, Embedded, Target},
     connection::Connection,
     error::CommandError,
     output::Output,
@@ -23,7 +25,27 @@ pub(crate) async fn run(arguments: Arguments, output: &Output) -> Result<(), Com
     match command {
         Command::Completions { shell } => shell::completions(shell, output),
         Command::Man { directory } => shell::man(directory.as_deref(), output),
+        Command::Image(command) => {
+            let meaning = "interrupted; what was written of a file is kept, the same command goes on with it";
+            interruptible(meaning, image::run(&target, command, output)).await
+        }
+        Command::Export(options) => {
+            let meaning = "interrupted; what has arrived is kept, the same command goes on with it";
+            interruptible(meaning, export::run(&target, &options, output)).await
+        }
         command => with_agent(&target, command, output).await,
+    }
+}
+
+/// Runs work that a signal may end at any moment.
+async fn interruptible(
+    meaning: &str,
+    work: impl Future<Output = Result<(), CommandError>>,
+) -> Result<(), CommandError> {
+    let mut signals = Signals::listen();
+    tokio::select! {
+        outcome = Box::pin(work) => outcome,
+        exit = signals.next() => Err(CommandError::Interrupted { message: meaning.to_owned(), exit }),
     }
 }
 
@@ -71,6 +93,10 @@ async fn dispatch(connection: &Connection, command: Command, output: &Output) ->
         Command::Mount(options) => volumes::mount(client, &options, connection.is_embedded(), output).await,
         Command::Umount { target } => volumes::unmount(client, &target, output).await,
         Command::Mounts => volumes::list(client, output).await,
+        Command::Image(command) => image::run(&Target::Embedded(Embedded::default()), command, output).await,
+        Command::Export(options) => {
+            export::run(&Target::Embedded(Embedded::default()), &options, output).await
+        }
         Command::Completions { shell } => shell::completions(shell, output),
         Command::Man { directory } => shell::man(directory.as_deref(), output),
     }

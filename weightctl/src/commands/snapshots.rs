@@ -65,6 +65,12 @@ pub(crate) async fn path(client: &Client, snapshot: String, output: &Output) -> 
     let found = SnapshotView::from(answer.snapshot.ok_or(CommandError::NoResult)?);
     match (found.state, found.directory) {
         (State::Complete, Some(directory)) => output.data(&directory),
+        (State::Complete, None) => Err(CommandError::TryAgain {
+            message: format!(
+                "{snapshot} is complete, and in no one directory: a read-only tier has some of its files"
+            ),
+            remedy: format!("weightctl mount {} TARGET", found.source),
+        }),
         (State::Loading, _) => Err(CommandError::TryAgain {
             message: format!("{snapshot} is not complete yet"),
             remedy: "`weightctl prefetch` waits for a transfer that runs; `weightctl status` shows it"

@@ -40,11 +40,11 @@ impl Lines {
         lines
     }
 
-    /// The lines that progress of a check is worth.
-    pub(crate) fn checked(&mut self, done_bytes: u64, total_bytes: u64) -> Vec<String> {
+    /// The lines that progress is worth of which no more is known than how many bytes are `what`.
+    pub(crate) fn told(&mut self, done_bytes: u64, total_bytes: u64, what: &str) -> Vec<String> {
         let line = || {
             let (done, total) = (display_bytes(done_bytes), display_bytes(total_bytes));
-            format!("{}: {done} of {total} checked", percent(done_bytes, total_bytes))
+            format!("{}: {done} of {total} {what}", percent(done_bytes, total_bytes))
         };
         if self.is_due() { vec![line()] } else { Vec::new() }
     }

@@ -3,14 +3,18 @@
 mod bars;
 mod lines;
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
+use tokio::sync::watch;
 use weightd_proto::v1;
 use weightd_types::display_bytes;
 
 pub(crate) use self::bars::AboveBars;
 use self::{bars::Bars, lines::Lines};
 use crate::output::Output;
+
+/// How often work that says how it goes is looked at.
+const TICK: Duration = Duration::from_millis(200);
 
 /// Shows how a transfer goes.
 pub(crate) struct Progress {
@@ -53,10 +57,15 @@ impl Progress {
 
     /// Bytes were checked.
     pub(crate) fn checked(&mut self, done_bytes: u64, total_bytes: u64, output: &Output) {
+        self.told(done_bytes, total_bytes, "checked", output);
+    }
+
+    /// So many bytes are `what` by now.
+    pub(crate) fn told(&mut self, done_bytes: u64, total_bytes: u64, what: &str, output: &Output) {
         match &mut self.style {
             Style::Bars(bars) => bars.total(done_bytes, total_bytes, ""),
             Style::Lines(lines) => {
-                lines.checked(done_bytes, total_bytes).iter().for_each(|line| output.words(line));
+                lines.told(done_bytes, total_bytes, what).iter().for_each(|line| output.words(line));
             }
         }
     }
@@ -73,6 +82,32 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+/// Shows how work goes that says so, until it is done. `what` is what becomes of bytes.
+pub(crate) async fn watching<T, E>(
+    mut seen: watch::Receiver<weightd_image::Progress>,
+    what: &str,
+    output: &Output,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let mut progress = Progress::new();
+    let mut work = std::pin::pin!(work);
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            outcome = &mut work => {
+                progress.clear();
+                return outcome;
+            }
+            _ = ticks.tick() => {
+                let weightd_image::Progress { done_bytes, total_bytes } = *seen.borrow_and_update();
+                if total_bytes > 0 {
+                    progress.told(done_bytes.min(total_bytes), total_bytes, what, output);
+                }
+            }
+        }
     }
 }
 

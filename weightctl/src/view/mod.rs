@@ -4,6 +4,7 @@
 //! protocol by themselves.
 
 mod garbage;
+mod image;
 mod object;
 mod snapshot;
 mod status;
@@ -12,6 +13,7 @@ mod verify;
 mod volume;
 
 pub(crate) use garbage::{GarbageView, RemovedView};
+pub(crate) use image::{BuiltView, ExportedView, ImageView, VerifiedImageView};
 pub(crate) use object::{ObjectsView, ResolveView};
 pub(crate) use snapshot::{DetachedView, PrefetchView, SnapshotView, SnapshotsView, State};
 pub(crate) use status::StatusView;

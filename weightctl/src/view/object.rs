@@ -23,6 +23,8 @@ pub(crate) struct ObjectView {
     blob: String,
     present_bytes: u64,
     verified: bool,
+    /// Directory of the read-only tier it would be read from.
+    tier: Option<String>,
 }
 
 /// A snapshot with its files.
@@ -45,8 +47,10 @@ pub(crate) struct ResolveView {
 
 impl From<v1::ObjectInfo> for ObjectView {
     fn from(info: v1::ObjectInfo) -> Self {
-        let v1::ObjectInfo { path, size_bytes, version, checksum, blob, present_bytes, verified } = info;
-        Self { path, size_bytes, version, checksum, blob, present_bytes, verified }
+        let v1::ObjectInfo { path, size_bytes, version, checksum, blob, present_bytes, verified, tier } =
+            info;
+        let tier = Some(tier).filter(|tier| !tier.is_empty());
+        Self { path, size_bytes, version, checksum, blob, present_bytes, verified, tier }
     }
 }
 
@@ -59,10 +63,16 @@ impl ObjectView {
             (false, 0) if self.size_bytes > 0 => "-".to_owned(),
             (false, present) => percent(present, self.size_bytes),
         };
+        let from = match &self.tier {
+            Some(tier) => tier.clone(),
+            None if self.present_bytes > 0 || self.verified => "store".to_owned(),
+            None => "origin".to_owned(),
+        };
         vec![
             self.path.clone(),
             display_bytes(self.size_bytes),
             here,
+            from,
             self.version.clone(),
             self.checksum.clone(),
         ]
@@ -70,8 +80,14 @@ impl ObjectView {
 }
 
 fn files(objects: &[ObjectView]) -> String {
-    let headings =
-        [("FILE", false), ("SIZE", true), ("HERE", false), ("VERSION", false), ("CHECKSUM", false)];
+    let headings = [
+        ("FILE", false),
+        ("SIZE", true),
+        ("HERE", false),
+        ("READ FROM", false),
+        ("VERSION", false),
+        ("CHECKSUM", false),
+    ];
     columns(&headings, objects.iter().map(ObjectView::row))
 }
 

@@ -38,7 +38,17 @@ pub(crate) struct StatusView {
     agent_version: String,
     store: StoreView,
     requests_in_flight: u32,
+    tiers: Vec<TierView>,
     transfers: Vec<TransferView>,
+}
+
+/// A read-only tier.
+#[derive(Debug, Serialize)]
+struct TierView {
+    directory: String,
+    snapshot_count: u32,
+    rate_bytes: Option<u64>,
+    writable: bool,
 }
 
 impl From<v1::Transfer> for TransferView {
@@ -76,8 +86,25 @@ impl From<v1::StatusResponse> for StatusView {
             agent_version: response.agent_version,
             store: response.store.unwrap_or_default().into(),
             requests_in_flight: response.requests_in_flight,
+            tiers: response.tiers.into_iter().map(TierView::from).collect(),
             transfers: response.transfers.into_iter().map(TransferView::from).collect(),
         }
+    }
+}
+
+impl From<v1::TierStatus> for TierView {
+    fn from(tier: v1::TierStatus) -> Self {
+        let rate_bytes = Some(tier.rate_bytes).filter(|rate| *rate > 0);
+        let v1::TierStatus { directory, snapshot_count, writable, .. } = tier;
+        Self { directory, snapshot_count, rate_bytes, writable }
+    }
+}
+
+impl TierView {
+    fn describe(&self) -> String {
+        let rate = self.rate_bytes.map_or_else(String::new, |rate| format!(", {}/s", display_bytes(rate)));
+        let writable = if self.writable { ", mounted for writing" } else { "" };
+        format!("{} ({} snapshots{rate}{writable})", self.directory, self.snapshot_count)
     }
 }
 
@@ -124,6 +151,8 @@ impl View for StatusView {
             ("transfers", transfers),
             ("requests", self.requests_in_flight.to_string()),
         ]);
+        let tiers = self.tiers.iter().map(|tier| ("tier", tier.describe())).collect::<Vec<_>>();
+        let head = if tiers.is_empty() { head } else { format!("{head}\n{}", pairs(&tiers)) };
         if self.transfers.is_empty() {
             return head;
         }

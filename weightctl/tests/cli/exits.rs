@@ -40,7 +40,7 @@ fn each_kind_of_failure_has_its_code() {
 
 #[test]
 fn usage_errors_have_the_same_code_from_every_source() {
-    for line in ["", "frobnicate", "prefetch", "ls --output xml", "prefetch gs://b --layout odd", "rm"] {
+    for line in ["", "frobnicate", "prefetch", "ls --format xml", "prefetch gs://b --layout odd", "rm"] {
         let ended = run(weightctl().args(line.split(' ').filter(|word| !word.is_empty())));
         assert_eq!(ended.code, Some(64), "{line:?}: {}", ended.words);
         assert!(ended.words.contains("Usage") || ended.words.contains("--help"), "{line:?}: {}", ended.words);

@@ -32,7 +32,7 @@ fn an_empty_list_is_no_data_for_people_and_an_empty_array_for_programs() {
     let ended = ask(&agent.socket, "ls");
     assert!(ended.words.contains("weightctl prefetch"), "{}", ended.words);
     assert_eq!(ended.done(), "");
-    assert_eq!(ask(&agent.socket, "ls --output json").done(), "[]\n");
+    assert_eq!(ask(&agent.socket, "ls --format json").done(), "[]\n");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::Path,
@@ -35,6 +35,16 @@ struct Registration {
     id: u32,
     /// Of the blob's file, which is another one after the blob was thrown away and fetched again.
     inode: u64,
+    /// The file system it is on: the store's, or a read-only tier's. 0 in what an older agent left, whose files were all the
+    /// store's.
+    #[serde(default)]
+    device: u64,
+}
+
+impl Registration {
+    fn is_of(&self, file: &Metadata) -> bool {
+        self.inode == file.ino() && (self.device == file.dev() || self.device == 0)
+    }
 }
 
 /// What the kernel reads itself.
@@ -58,9 +68,9 @@ impl Passthrough {
     pub(crate) fn register(&self, node: Node, blob: &Path, save: impl Fn(&Registered)) -> io::Result<u32> {
         let mut registered = self.lock();
         let (number, file) = (node.number().0, File::open(blob)?);
-        let inode = file.metadata()?.ino();
+        let found = file.metadata()?;
         if let Some(known) = registered.by_node.get(&number).copied() {
-            if known.inode == inode {
+            if known.is_of(&found) {
                 return Ok(known.id);
             }
             registered.by_node.remove(&number);
@@ -68,7 +78,8 @@ impl Passthrough {
             self.close(known.id);
         }
         let id = BackingId::create_raw(&self.device, &file)?;
-        registered.by_node.insert(number, Registration { id, inode });
+        let (inode, device) = (found.ino(), found.dev());
+        registered.by_node.insert(number, Registration { id, inode, device });
         registered.last = registered.last.max(id);
         save(&registered);
         Ok(id)

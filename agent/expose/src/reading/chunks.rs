@@ -177,23 +177,33 @@ impl Chunks {
         memory: &impl Room,
     ) -> Result<Loaded, String> {
         let crc = blob.manifest().chunk_crc32c[target.chunk as usize];
-        let check =
-            async |buffer: Buffer| blob.check_chunk(target.chunk, buffer).await.map_err(|error| text(&error));
         let mut buffer = memory.buffer().await;
         if blob.take_cached_chunk(target.chunk, &mut buffer) {
             self.metrics.served_chunks.inc();
             return Ok(Loaded { buffer, crc });
         }
-        if let (buffer, true) = check(buffer).await? {
-            self.metrics.served_chunks.inc();
-            return Ok(Loaded { buffer, crc });
+        match blob.check_chunk(target.chunk, buffer).await {
+            Ok((buffer, true)) => {
+                self.metrics.served_chunks.inc();
+                return Ok(Loaded { buffer, crc });
+            }
+            Ok((_, false)) => {}
+            // What a tier's disk cannot read may be had elsewhere.
+            Err(error) if blob.is_in_tier() => {
+                tracing::warn!(path = %blob.path().display(), %error, "cannot be read")
+            }
+            Err(error) => return Err(text(&error)),
         }
         tracing::warn!(path = %blob.path().display(), chunk = target.chunk, "a stored chunk rotted; fetching it again");
         let repaired = self.demands.repair(target.snapshot, target.blob, target.chunk).await;
         // What is open may not be the blob any more: the next read opens it anew, or demands what is missing.
         self.close(&target.blob);
         repaired?;
-        match check(memory.buffer().await).await? {
+        // Of a tier's blob there is another file now.
+        let again = self.stored(target.blob).await?;
+        let blob = again.as_deref().unwrap_or(blob);
+        let checked = blob.check_chunk(target.chunk, memory.buffer().await).await;
+        match checked.map_err(|error| text(&error))? {
             (buffer, true) => Ok(Loaded { buffer, crc }),
             _ => Err("a chunk is damaged on disk; the next read looks again".to_owned()),
         }

@@ -126,7 +126,7 @@ impl Inner {
         let mounts = self.mounts()?;
         let Some(mount) = mount_table::at(&mounts, target) else { return Ok(false) };
         let is_volume = self.volumes_in(&mounts).iter().any(|volume| volume.target == target);
-        if !is_volume {
+        if !is_volume && !mount_table::is_snapshot(mount) {
             return Err(occupied(target, format!("a mount of {}, which is no volume", mount.source)));
         }
         let socket = target.join(RESERVED_NAME);

@@ -275,6 +275,11 @@ impl Volumes {
         }
     }
 
+    /// Says that files of a snapshot are gone from where they were: an event of every volume that shows it.
+    pub fn lost(&self, key: &SnapshotKey, what: &str) {
+        self.inner.events.add(*key, None, what);
+    }
+
     /// Ends serving. With a keeper volumes stay for the next agent; without one those that still loaded go.
     pub async fn end(&self) {
         let _changing = self.inner.changing.lock().await;

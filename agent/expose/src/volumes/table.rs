@@ -21,18 +21,22 @@ impl Inner {
 
     /// What the mount table says is shown where.
     pub(super) fn volumes_in(&self, mounts: &[Mount]) -> Vec<Volume> {
-        let snapshots = self.store.snapshots_directory();
-        let under = mount_table::containing(mounts, &snapshots).and_then(|mount| {
-            let within = snapshots.strip_prefix(&mount.target).ok()?;
-            Some((&mount.device, mount.root.join(within)))
-        });
+        // The store's own, and those of read-only tiers, each on a file system of its own.
+        let directories = self.store.snapshots_directories();
+        let within = |snapshots: &PathBuf| {
+            let mount = mount_table::containing(mounts, snapshots)?;
+            Some((&mount.device, mount.root.join(snapshots.strip_prefix(&mount.target).ok()?)))
+        };
+        let homes: Vec<_> = directories.iter().filter_map(within).collect();
         let source = self.config.source();
         let volume = |mount: &Mount| {
             let is_fuse = mount.kind == "fuse" && mount.source == source;
-            let root = match &under {
-                _ if is_fuse => mount.root.strip_prefix("/").ok()?,
-                Some((device, within)) if mount.device == **device => mount.root.strip_prefix(within).ok()?,
-                _ => return None,
+            let below = |(device, within): &(&String, PathBuf)| {
+                (mount.device == **device).then(|| mount.root.strip_prefix(within).ok()).flatten()
+            };
+            let root = match is_fuse {
+                true => mount.root.strip_prefix("/").ok()?,
+                false => homes.iter().find_map(below)?,
             };
             let snapshot: SnapshotKey = root.components().next()?.as_os_str().to_str()?.parse().ok()?;
             let serving = match is_fuse {

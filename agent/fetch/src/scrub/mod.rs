@@ -170,9 +170,7 @@ impl Scrub {
         }
         // Of what had to be brought back whole, snapshots that were complete are so again.
         for record in store.snapshots().iter().filter(|record| needs(record, &key)) {
-            if store.was_published(record.key()).await? {
-                verification.restore(&record.manifest).await?;
-            }
+            self.inner.restore(&record.manifest).await?;
         }
         Ok(())
     }

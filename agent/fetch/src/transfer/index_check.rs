@@ -1,21 +1,15 @@
 //! An index is held to its shards before they are fetched. It may be long, so what needs no request happens on a
 //! blocking thread.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::task::spawn_blocking;
-use weightd_store::{SnapshotEntry, SnapshotManifest};
-use weightd_types::{ObjectPath, WeightIndex, WeightIndexError};
+use weightd_store::SnapshotEntry;
+use weightd_types::{WeightIndex, WeightIndexError};
 
 use super::{HEADERS_AT_ONCE, Run};
-use crate::{FetchError, Route, flight::Flight};
-
-/// An index all of whose shards are there, and where those of the snapshot are in its manifest.
-struct Index {
-    index: WeightIndex,
-    shards: Vec<(String, usize)>,
-}
+use crate::{FetchError, Route, ShardIndex, flight::Flight};
 
 impl Run {
     /// Refuses an index too long to be read, before anything is fetched.
@@ -43,10 +37,10 @@ impl Run {
     ) -> Result<(), FetchError> {
         let json = self.inner.store.read_blob(self.manifest.objects[at].blob).await?;
         let (manifest, left_out) = (Arc::clone(&self.manifest), self.left_out.clone());
-        let read = move || Index::read(&json, at, &manifest, left_out.as_deref());
+        let read = move || ShardIndex::read(&json, at, &manifest, left_out.as_deref());
         let index = Arc::new(blocking(read).await?.map_err(|source| self.refused_index(at, source))?);
-        let checks = (0..index.shards.len()).map(|shard| {
-            let position = index.shards[shard].1;
+        let checks = (0..index.shards().len()).map(|shard| {
+            let position = index.shards()[shard].1;
             let entry = &self.manifest.objects[position];
             self.check_shard(Arc::clone(&index), shard, entry, start(position), route(entry))
         });
@@ -57,7 +51,7 @@ impl Run {
 
     async fn check_shard(
         &self,
-        index: Arc<Index>,
+        index: Arc<ShardIndex>,
         shard: usize,
         entry: &SnapshotEntry,
         flight: &Flight,
@@ -72,35 +66,9 @@ impl Run {
         blocking(move || {
             let header = prepared.get().and_then(|prepared| prepared.header.as_ref());
             let has_tensor = |tensor: &str| header.is_some_and(|header| header.has_tensor(tensor));
-            index.index.check_tensors(&index.shards[shard].0, has_tensor)
+            index.check_tensors(&index.shards()[shard].0, has_tensor)
         })
         .await
-    }
-}
-
-impl Index {
-    fn read(
-        json: &[u8],
-        at: usize,
-        manifest: &SnapshotManifest,
-        left_out: Option<&[ObjectPath]>,
-    ) -> Result<Self, WeightIndexError> {
-        let index = WeightIndex::parse(json)?;
-        let directory = manifest.objects[at].object.path.directory();
-        let path_of = |shard: &str| {
-            if directory.is_empty() { shard.to_owned() } else { format!("{directory}/{shard}") }
-        };
-        let position = |shard: &str| {
-            let path = path_of(shard);
-            manifest.objects.binary_search_by(|entry| entry.object.path.as_str().cmp(&path)).ok()
-        };
-        let left_out = left_out.map(|paths| paths.iter().map(ObjectPath::as_str).collect::<HashSet<_>>());
-        let is_left_out =
-            |shard: &str| left_out.as_ref().is_none_or(|paths| paths.contains(path_of(shard).as_str()));
-        index.check_shards(|shard| position(shard).is_some() || is_left_out(shard))?;
-        let found = |shard: &str| Some((shard.to_owned(), position(shard)?));
-        let shards = index.shards().into_iter().filter_map(found).collect();
-        Ok(Self { index, shards })
     }
 }
 

@@ -109,6 +109,38 @@ pub(super) fn of_read(error: &StorageError, uri: &SourceUri, what: &str, object:
     }
 }
 
+/// An object could not be written.
+pub(super) fn of_write(error: &StorageError, uri: &SourceUri, settings: &GcsSettings) -> SourceError {
+    let what = uri.to_string();
+    if let Some(error) = find::<CredentialsError>(error) {
+        return of_credentials(error, &what);
+    }
+    match answered(error) {
+        Some(answer) => of_writing(&answer, uri, settings),
+        None => no_answer(&what, error),
+    }
+}
+
+/// What an origin answers to someone who writes.
+pub(super) fn of_writing(answer: &Answer, uri: &SourceUri, settings: &GcsSettings) -> SourceError {
+    let what = uri.to_string();
+    match answer.status {
+        StatusCode::NOT_FOUND => {
+            let what = format!("gs://{}", uri.authority());
+            let remedy = "there is no such bucket: check its name, or make it".to_owned();
+            SourceError::NotFound { what, remedy }
+        }
+        StatusCode::PRECONDITION_FAILED => SourceError::Refused {
+            what,
+            why: "was written by someone else meanwhile".to_owned(),
+            remedy: "build it again, or write another object".to_owned(),
+        },
+        _ => forbidden(answer, &what, "grant roles/storage.objectUser on the bucket", settings.anonymous)
+            .or_else(|| answer.transient(&what))
+            .unwrap_or_else(|| answer.unexpected(&what)),
+    }
+}
+
 /// The HTTP answer within an error of the library.
 fn answered(error: &StorageError) -> Option<Answer> {
     let status = StatusCode::from_u16(error.http_status_code()?).ok()?;

@@ -137,6 +137,23 @@ async fn nothing(client: &GcsClient, uri: &SourceUri) -> SourceError {
     SourceError::nothing_below(uri, is_object)
 }
 
+/// The generation of the object that a URI names; 0 when there is none.
+pub(super) async fn generation(client: &GcsClient, uri: &SourceUri) -> Result<i64, SourceError> {
+    #[derive(Deserialize)]
+    struct Found {
+        generation: String,
+    }
+    let url = api_url(client, &["b", uri.authority(), "o", uri.prefix()]);
+    let (what, fields) = (uri.to_string(), [("fields", "generation")]);
+    match get::<Found>(client, url, &fields, &what, &mut Pages::default()).await? {
+        Ok(Found { generation }) => generation
+            .parse()
+            .map_err(|_| SourceError::Protocol { what, detail: format!("generation {generation:?}") }),
+        Err(answer) if answer.status == StatusCode::NOT_FOUND => Ok(0),
+        Err(answer) => Err(error::of_writing(&answer, uri, &client.settings)),
+    }
+}
+
 /// `/storage/v1/` and parts, each escaped.
 fn api_url(client: &GcsClient, parts: &[&str]) -> Url {
     let mut url = client.endpoint.clone();

@@ -7,6 +7,7 @@
 mod error;
 mod listing;
 mod token;
+mod upload;
 
 use std::sync::{
     Arc,
@@ -29,6 +30,8 @@ use crate::{
     answer::{broke_off, chain},
     config::{GcsSettings, Settings},
 };
+
+pub use upload::Upload;
 
 const ENDPOINT: &str = "https://storage.googleapis.com/";
 

@@ -18,10 +18,11 @@ use crate::binary;
 /// The tag of what is built here.
 const TAG: &str = "test";
 /// Its images, and the programs in each.
-const IMAGES: [(&str, &[&str]); 3] = [
+const IMAGES: [(&str, &[&str]); 4] = [
     ("weightd", &["weightd", "weightctl"]),
     ("weightd-csi", &["weightd-csi"]),
     ("weightd-keeper", &["weightd-keeper"]),
+    ("weightctl", &["weightctl"]),
 ];
 /// Public authorities, for whoever asks a real origin.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -48,6 +49,8 @@ pub fn install(cluster: &Cluster, settings: &Settings) -> Result<()> {
     let configuration = fs::read_to_string(manifests().join("base/weightd.toml"))?;
     // The machine's disk is not the nodes' alone; that some of it must stay free is shown elsewhere.
     let mut configuration = configuration.replace("[store]\n", "[store]\nfloor = 0.0\n");
+    // What a node's disks have, its pods may read; no other pod is asked for.
+    configuration += "\n[tiers]\nask_origin = false\n";
     if let Some(token_url) = &settings.token_url {
         configuration += &format!(
             "\n[access]\nsts_endpoint = {token_url:?}\naudience = {AUDIENCE:?}\nprovider = \"//iam.test/providers/cluster\"\n"

@@ -33,12 +33,13 @@ pub(super) struct Wishes {
 /// Starts a node, and gives the processes that end it when they end. It has nothing in it yet.
 pub(super) fn hold(place: &Place, number: u8) -> Result<Child> {
     let directory = place.node(number);
-    for own in ["lib/kubelet", "lib/weightd", "log/pods", "log/containers", "cni"] {
+    for own in ["lib/kubelet", "lib/weightd", "log/pods", "log/containers", "cni", "mnt"] {
         fs::create_dir_all(directory.join(own))?;
     }
     // What stands here is pid 1 of the node: who ends below it is nobody's child, and must not stay as a zombie.
     let script =
         "set -e; cd \"$0\"; mount --make-rshared /; mount --bind lib /var/lib; mount --bind log /var/log
+        mount --bind mnt /mnt
         mount -t tmpfs -o mode=755 run /run; echo 1 >/proc/sys/net/ipv4/ip_forward
         : >held; exec env --ignore-signal=CHLD sleep infinity";
     let words = "--net --mount --propagation private --pid --mount-proc --fork --kill-child sh -c";

@@ -1,0 +1,98 @@
+//! Read-only tiers: found where the operator says they may be, at the start and whenever they come or go.
+
+mod config;
+mod origins;
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use weightd_expose::Volumes;
+use weightd_store::{Store, StoreError, TierChange};
+
+pub use config::TierConfig;
+pub(crate) use origins::TieredOrigins;
+
+/// How often directories are looked at. Where nothing has changed, that is a look at two files of each.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Looks once, and takes in what is there.
+///
+/// # Errors
+/// [`StoreError`] of the store's own directory.
+pub(crate) async fn look(store: &Store, config: &TierConfig) -> Result<Vec<TierChange>, StoreError> {
+    let (store, config) = (store.clone(), config.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        let changes = store.set_tiers(&config.directories())?;
+        changes.iter().for_each(|change| tell(&store, change));
+        Ok(changes)
+    });
+    looked.await.unwrap_or(Err(StoreError::Closed))
+}
+
+/// Looks again and again, measures what is new, and lets volumes know what was lost.
+pub(crate) async fn watch(store: Store, config: TierConfig, volumes: Volumes, stopping: CancellationToken) {
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_measured = false;
+    loop {
+        if !is_measured {
+            let measuring = store.clone();
+            let measured = tokio::task::spawn_blocking(move || measuring.measure_tiers()).await;
+            if let Ok(Err(error)) = measured {
+                tracing::warn!(%error, "the speed of read-only tiers is not known");
+            }
+        }
+        is_measured = true;
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match look(&store, &config).await {
+            Ok(changes) => {
+                is_measured = changes.is_empty();
+                changes.into_iter().for_each(|change| tell_volumes(&volumes, change));
+            }
+            Err(error) => tracing::warn!(%error, "could not look for read-only tiers"),
+        }
+    }
+}
+
+fn tell(store: &Store, change: &TierChange) {
+    match change {
+        TierChange::Here(directory) => {
+            let tiers = store.tiers();
+            let Some(tier) = tiers.iter().find(|tier| tier.directory == *directory) else { return };
+            let directory = directory.display();
+            tracing::info!(tier = %directory, snapshots = tier.snapshots, "using a read-only tier in place");
+            if tier.is_writable {
+                tracing::warn!(
+                    tier = %directory,
+                    "this tier is mounted for writing: mount it read-only, so that nobody changes what pods read"
+                );
+            }
+        }
+        TierChange::Gone(directory, lost) => {
+            tracing::warn!(tier = %directory.display(), in_use = lost.len(), "a read-only tier is gone; the next one is used");
+        }
+        TierChange::Refused(directory, error) => {
+            tracing::warn!(tier = %directory.display(), %error, "not used as a read-only tier");
+        }
+    }
+}
+
+fn tell_volumes(volumes: &Volumes, change: TierChange) {
+    if let TierChange::Gone(directory, lost) = change {
+        let what =
+            format!("its files were on {}, which is gone; they are fetched again", directory.display());
+        lost.iter().for_each(|key| volumes.lost(key, &what));
+    }
+}
+
+/// Directories that match patterns, in the order of their names.
+fn expand(patterns: &[String]) -> Vec<PathBuf> {
+    let matches = patterns.iter().filter_map(|pattern| glob::glob(pattern).ok());
+    let mut found: Vec<PathBuf> = matches.flatten().flatten().filter(|path| path.is_dir()).collect();
+    found.dedup();
+    found
+}

@@ -1,0 +1,153 @@
+//! Tiers come and go.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use weightd_types::{BlobKey, SnapshotKey};
+
+use super::{Tier, tier::Identity};
+use crate::{
+    SnapshotManifest, Store, StoreError,
+    catalog::{Entry, Place},
+    store::{MICROS, lock},
+};
+
+/// What became of a directory that may be a tier.
+#[derive(Debug)]
+pub enum TierChange {
+    /// It is one from now on, or has other snapshots than before.
+    Here(PathBuf),
+    /// It was one. Snapshots that were in use there, and are incomplete now.
+    Gone(PathBuf, Vec<SnapshotKey>),
+    /// It cannot be used as one.
+    Refused(PathBuf, StoreError),
+}
+
+impl Store {
+    /// Makes these directories the tiers, as far as they are in the store format: takes in what is new, and forgets what is no
+    /// longer there. Directories that are as they were cost a look at two files. Blocks; reads manifests of snapshots only.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Io`] of the store's own directory.
+    pub fn set_tiers(&self, directories: &[PathBuf]) -> Result<Vec<TierChange>, StoreError> {
+        let _changing = lock(&self.inner.changing);
+        let before = self.inner.tiers.all();
+        let (mut after, mut changes) = (Vec::new(), Vec::new());
+        for directory in directories {
+            let known = before.iter().find(|tier| tier.directory() == directory);
+            match (known, Identity::of(directory)) {
+                (Some(tier), Some(now)) if tier.identity() == now => after.push(Arc::clone(tier)),
+                (_, Some(_)) => match Tier::open(directory, self.condemned_in(directory)?) {
+                    Ok(tier) => {
+                        tier.set_speed(known.map_or(0, |tier| tier.speed()));
+                        after.push(Arc::new(tier));
+                        changes.push(TierChange::Here(directory.clone()));
+                    }
+                    Err(error) => changes.push(TierChange::Refused(directory.clone(), error)),
+                },
+                (_, None) => {}
+            }
+        }
+        let is_here = |tier: &Arc<Tier>| after.iter().any(|other| other.directory() == tier.directory());
+        let gone: Vec<_> = before.iter().filter(|tier| !is_here(tier)).cloned().collect();
+        self.inner.tiers.set(after);
+        for tier in gone {
+            let lost = self.lose(|_| true)?;
+            changes.push(TierChange::Gone(tier.directory().to_owned(), lost));
+        }
+        if changes.iter().any(|change| matches!(change, TierChange::Here(_))) {
+            self.lose(|_| true)?;
+            self.take_in()?;
+        }
+        Ok(changes)
+    }
+
+    /// Says that something in a tier's copy of a blob is wrong. Its snapshots are incomplete until it has been fetched; it is
+    /// never read again from there.
+    ///
+    /// # Errors
+    /// [`StoreError::Index`], [`StoreError::Io`].
+    pub(crate) fn condemn(&self, tier: &Tier, blob: BlobKey) -> Result<(), StoreError> {
+        let _changing = lock(&self.inner.changing);
+        self.inner.index.condemn(&name(tier.directory(), &blob))?;
+        tier.condemn(blob);
+        self.lose(|manifest| manifest.objects.iter().any(|entry| entry.blob == blob))?;
+        self.tell_replaced(blob);
+        Ok(())
+    }
+
+    fn condemned_in(&self, directory: &Path) -> Result<HashSet<BlobKey>, StoreError> {
+        let prefix = format!("{}\n", directory.display());
+        let all = self.inner.index.condemned()?;
+        Ok(all.keys().filter_map(|name| name.strip_prefix(&prefix)?.parse().ok()).collect())
+    }
+
+    /// Looks again at snapshots that are complete by what tiers have: those of which something is no longer anywhere are not. Gives
+    /// those that are in use. The caller holds `changing`.
+    fn lose(&self, is_about: impl Fn(&SnapshotManifest) -> bool) -> Result<Vec<SnapshotKey>, StoreError> {
+        let shown: Vec<_> = {
+            let catalog = self.catalog();
+            let by_tiers = catalog.iter().filter(|(_, entry)| entry.complete && entry.place != Place::Own);
+            let about = by_tiers.filter(|(_, entry)| is_about(&entry.manifest));
+            about.map(|(key, entry)| (*key, Arc::clone(&entry.manifest), entry.place.clone())).collect()
+        };
+        let mut lost = Vec::new();
+        for (key, manifest, place) in shown {
+            let is_here = match place {
+                Place::Tier => self.tier_with(&key, false).is_some(),
+                Place::Parts | Place::Own => {
+                    manifest.objects.iter().all(|entry| self.home_of(&entry.blob).is_some())
+                }
+            };
+            if is_here {
+                continue;
+            }
+            for entry in &manifest.objects {
+                self.tell_replaced(entry.blob);
+            }
+            let is_kept = self.catalog().get(&key).is_some_and(|entry| {
+                entry.uses > 0 || entry.pinned || entry.wanted || entry.place == Place::Parts
+            });
+            if is_kept {
+                self.mark_incomplete(&key)?;
+                lost.push(key);
+            } else {
+                self.catalog().remove(&key);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Makes all snapshots known that tiers have whole. Those that are on their way are left alone: they find what is here.
+    fn take_in(&self) -> Result<(), StoreError> {
+        let (pins, recency) = (self.inner.index.pins()?, self.inner.index.recency()?);
+        let wanted = self.wanted_snapshots()?;
+        for tier in self.inner.tiers.all().iter() {
+            for (key, manifest) in tier.snapshots() {
+                if !tier.has_snapshot(key) || self.catalog().get(key).is_some() {
+                    continue;
+                }
+                let name = key.to_string();
+                let used = recency.get(&name).copied();
+                self.catalog().insert(Entry {
+                    manifest: Arc::clone(manifest),
+                    complete: true,
+                    place: Place::Tier,
+                    pinned: pins.contains_key(&name),
+                    wanted: wanted.contains(key),
+                    last_used: used.unwrap_or(manifest.resolved_at.saturating_mul(MICROS)),
+                    uses: 0,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the index calls a tier's copy of a blob.
+fn name(directory: &Path, blob: &BlobKey) -> String {
+    format!("{}\n{blob}", directory.display())
+}
