@@ -25,7 +25,7 @@ use crate::{
 
 /// Memory for what arrives, in chunks: requests in flight, and writes.
 const BUFFERS: usize = 24;
-/// Requests in flight, or waiting for their turn.
+/// Most requests in flight, or waiting for their turn: a build that is killed loses what they had brought.
 const IN_FLIGHT: usize = 16;
 /// What is sold as room for a name by those who made ext4.
 const MAX_LABEL_BYTES: usize = 16;
@@ -99,6 +99,7 @@ pub async fn build(
         Some(path) => Some(Partial::lock(path)?),
         None => None,
     };
+    let in_flight = config.max_requests.min(IN_FLIGHT);
     let line = Arc::new(Line::new(config));
     let contents = Contents::gather(&line, origins.as_ref(), &wish.models, wish.time).await?;
     let contents = Arc::new(contents);
@@ -127,7 +128,7 @@ pub async fn build(
         progress,
     };
     let writer = Writer::new(means, record.as_ref())?;
-    let output_bytes = write(writer, steps[first..].to_vec(), &contents, &line, pool).await?;
+    let output_bytes = write(writer, steps[first..].to_vec(), &contents, &line, pool, in_flight).await?;
     if let Some(partial) = partial {
         partial.finish()?;
     }
@@ -171,8 +172,10 @@ async fn write(
     contents: &Arc<Contents>,
     line: &Arc<Line>,
     pool: BufferPool,
+    in_flight: usize,
 ) -> Result<u64, ImageError> {
-    let (ahead, mut coming) = mpsc::channel(IN_FLIGHT);
+    // One is waited for, and one waits to be sent.
+    let (ahead, mut coming) = mpsc::channel(in_flight.saturating_sub(2).max(1));
     let asking: BoxFuture<'static, ()> =
         Box::pin(ask_ahead(steps, Arc::clone(contents), Arc::clone(line), pool, ahead));
     let _asking = AbortOnDropHandle::new(tokio::spawn(asking));

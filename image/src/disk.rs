@@ -124,7 +124,7 @@ pub(crate) fn decide(contents: &Contents, wish: &Wish<'_>) -> Result<Disk, Image
             Err(Ext4Error::Format(_)) if size < smallest(&tree) => {
                 return Err(ImageError::TooSmall { size, needed: smallest(&tree) });
             }
-            Err(error) => return Err(ext4_failed(error)),
+            Err(error) => return Err(ext4_failed(&error)),
         };
         let places = places(&tree, builder.data_start());
         let end = ends(&tree, &places).max().unwrap_or(builder.data_start());
@@ -215,13 +215,13 @@ fn finish(
             Kind::File { bytes, .. } => builder.file(parent, own, name.mode, *bytes, places[number]),
             Kind::Link(to) => builder.link(parent, own, inodes[*to]).map(|()| inodes[*to]),
         };
-        let inode = inode.map_err(ext4_failed)?;
+        let inode = inode.map_err(|error| ext4_failed(&error))?;
         if matches!(name.kind, Kind::Directory) {
             directories.insert(&name.path, inode);
         }
         inodes.push(inode);
     }
-    let metadata = builder.finish().map_err(ext4_failed)?;
+    let metadata = builder.finish().map_err(|error| ext4_failed(&error))?;
     let note = BootNote { data_start: metadata.data_start }.encode();
     metadata.file.write_all_at(&note, 0).map_err(ImageError::io("write metadata of", "the image"))?;
     let ranges = metadata.ranges.iter().map(|range| ByteRange::new(range.start, range.end)).collect();
@@ -235,6 +235,6 @@ fn finish(
     Ok(Disk { bytes, metadata: Metadata { file: metadata.file, ranges }, files, time })
 }
 
-fn ext4_failed(cause: Ext4Error) -> ImageError {
+fn ext4_failed(cause: &Ext4Error) -> ImageError {
     ImageError::FileSystem { why: cause.to_string() }
 }

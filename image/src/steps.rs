@@ -122,7 +122,9 @@ mod tests {
         let placement = Placement::original(5 * (8 << 20) + 1);
         let asks = asks(&placement);
         assert_eq!(asks, [0..2, 2..4, 4..6]);
-        assert_eq!(super::asks(&Placement::original(0)), [0..0]);
-        assert_eq!(super::asks(&Placement::original(1)), [0..1]);
+        let none = super::asks(&Placement::original(0));
+        assert_eq!((none.len(), none[0].clone()), (1, 0..0));
+        let one = super::asks(&Placement::original(1));
+        assert_eq!((one.len(), one[0].clone()), (1, 0..1));
     }
 }

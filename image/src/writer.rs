@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How much time's worth of work a crash may cost.
-const CHECKPOINT: Duration = Duration::from_secs(5);
+const CHECKPOINT: Duration = Duration::from_secs(2);
 /// Memory for late pieces that wait for their turn; more are fetched again when it comes.
 const LATE_BYTES: u64 = 64 << 20;
 /// Buffers for what is not fetched in chunks.

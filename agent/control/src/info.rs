@@ -53,7 +53,7 @@ pub(crate) fn left_out(object: &weightd_types::Object) -> ObjectInfo {
 }
 
 /// A read-only tier.
-pub(crate) fn tier(tier: TierInfo) -> TierStatus {
+pub(crate) fn tier(tier: &TierInfo) -> TierStatus {
     TierStatus {
         directory: tier.directory.to_string_lossy().into_owned(),
         snapshot_count: u32::try_from(tier.snapshots).unwrap_or(u32::MAX),

@@ -173,7 +173,7 @@ impl Control {
             store: Some(store),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             requests_in_flight: u32::try_from(self.fetcher.requests_in_flight()).unwrap_or(u32::MAX),
-            tiers: self.store().tiers().into_iter().map(info::tier).collect(),
+            tiers: self.store().tiers().iter().map(info::tier).collect(),
         })
     }
 }

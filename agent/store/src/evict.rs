@@ -300,7 +300,8 @@ struct Shortage {
 }
 
 fn may_evict(entry: &Entry) -> bool {
-    !entry.pinned && !entry.wanted && entry.uses == 0 && !(entry.complete && entry.place == Place::Tier)
+    let is_in_tier = entry.complete && entry.place == Place::Tier;
+    !entry.pinned && !entry.wanted && entry.uses == 0 && !is_in_tier
 }
 
 /// An entry's blobs that nothing needs once it is gone; counts it as gone.

@@ -51,6 +51,10 @@ fn read_disk(
         let len = usize::try_from(wanted.len()).unwrap_or(READ_BYTES).min(READ_BYTES);
         match file.read_exact_at(&mut buffer[..len], wanted.start) {
             Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && wanted.start == 0 => {
+                let why = "it is shorter than any".to_owned();
+                return Err(ImageError::NotAnImage { path: path.to_owned(), why });
+            }
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
                 let why = format!("it ends before byte {}", wanted.start + len as u64);
                 return Err(ImageError::Damaged { path: path.to_owned(), why });

@@ -10,6 +10,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+use weightd_harness::Unready;
 
 /// A listening wire; gone when dropped.
 #[derive(Debug)]
@@ -22,8 +23,22 @@ pub(crate) struct Wire {
 impl Wire {
     /// Starts one to `http://host:port`.
     pub(crate) async fn start(server: &str) -> Self {
+        Self::at(TcpListener::bind("127.0.0.1:0").await.unwrap(), server)
+    }
+
+    /// The same at a port that nobody has to name: the client library leaves it out of what it calls the host, and the emulator
+    /// says by that where an upload goes on.
+    pub(crate) async fn start_for_uploads(server: &str) -> Result<Self, Unready> {
+        let listener = TcpListener::bind("127.80.0.1:80").await;
+        let refused = |error: std::io::Error| Unready::NotAllowed {
+            what: "port 80 of a loopback address".to_owned(),
+            why: error.to_string(),
+        };
+        Ok(Self::at(listener.map_err(refused)?, server))
+    }
+
+    fn at(listener: TcpListener, server: &str) -> Self {
         let server = server.strip_prefix("http://").unwrap().to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let received = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&received);

@@ -43,7 +43,8 @@ async fn build_one(target: &Target, options: &BuildImage, output: &Output) -> Re
         time: time()?,
     };
     let (progress, seen) = watch::channel(Done::default());
-    let built = watching(seen, "written", output, build(&wish, origins, fetch, &progress)).await?;
+    let building = Box::pin(build(&wish, origins, fetch, &progress));
+    let built = watching(seen, "written", output, building).await?;
     let seconds = built.elapsed.as_secs_f64();
     output.words(&format!(
         "built {}: a disk of {}, {} in {seconds:.1} s ({})",

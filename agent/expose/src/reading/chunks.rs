@@ -190,7 +190,7 @@ impl Chunks {
             Ok((_, false)) => {}
             // What a tier's disk cannot read may be had elsewhere.
             Err(error) if blob.is_in_tier() => {
-                tracing::warn!(path = %blob.path().display(), %error, "cannot be read")
+                tracing::warn!(path = %blob.path().display(), %error, "cannot be read");
             }
             Err(error) => return Err(text(&error)),
         }

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use weightd_types::SnapshotKey;
+use weightd_types::{RESERVED_NAME, SnapshotKey};
 
 use super::{Inner, Serving, Volume, lock};
 use crate::{
@@ -28,6 +28,14 @@ impl Inner {
             Some((&mount.device, mount.root.join(snapshots.strip_prefix(&mount.target).ok()?)))
         };
         let homes: Vec<_> = directories.iter().filter_map(within).collect();
+        let sockets = self.config.handoff.directory.canonicalize();
+        let sockets = sockets.ok().and_then(|directory| within(&directory));
+        // Several agents may have one tier: a volume of it is whose socket is in it, and nobody else's.
+        let is_anothers = |mount: &Mount| {
+            let socket = mount_table::at(mounts, &mount.target.join(RESERVED_NAME));
+            let (Some(socket), Some((device, within))) = (socket, &sockets) else { return false };
+            socket.device != **device || !socket.root.starts_with(within)
+        };
         let source = self.config.source();
         let volume = |mount: &Mount| {
             let is_fuse = mount.kind == "fuse" && mount.source == source;
@@ -36,7 +44,13 @@ impl Inner {
             };
             let root = match is_fuse {
                 true => mount.root.strip_prefix("/").ok()?,
-                false => homes.iter().find_map(below)?,
+                false => {
+                    let found = homes.iter().position(|home| below(home).is_some())?;
+                    if found > 0 && is_anothers(mount) {
+                        return None;
+                    }
+                    below(&homes[found])?
+                }
             };
             let snapshot: SnapshotKey = root.components().next()?.as_os_str().to_str()?.parse().ok()?;
             let serving = match is_fuse {

@@ -45,7 +45,7 @@ impl Upload {
         }
         let sending = tokio::spawn(async move {
             // The library sums what it sends, and the service compares.
-            let written = request.send_buffered().await;
+            let written = Box::pin(request.send_buffered()).await;
             written.map(drop).map_err(|error| error::of_write(&error, &uri, &client.settings))
         });
         Ok(Self { parts, sending: AbortOnDropHandle::new(sending) })

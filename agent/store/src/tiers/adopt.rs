@@ -92,7 +92,7 @@ impl Store {
             let catalog = self.catalog();
             let by_tiers = catalog.iter().filter(|(_, entry)| entry.complete && entry.place != Place::Own);
             let about = by_tiers.filter(|(_, entry)| is_about(&entry.manifest));
-            about.map(|(key, entry)| (*key, Arc::clone(&entry.manifest), entry.place.clone())).collect()
+            about.map(|(key, entry)| (*key, Arc::clone(&entry.manifest), entry.place)).collect()
         };
         let mut lost = Vec::new();
         for (key, manifest, place) in shown {

@@ -102,7 +102,8 @@ async fn gnu_tar_unpacks_the_disk_from_an_archive_sparse_for_sparse() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_takes_the_archive_without_a_copy_here() {
     let gcs = require!(FakeGcs::start().await);
-    let workshop = Workshop::new(&gcs, &gcs.endpoint(), &ModelShape::small(), "").await;
+    let wire = require!(Wire::start_for_uploads(&gcs.endpoint()).await);
+    let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     gcs.create_bucket("images").await.unwrap();
     workshop.build("disk.tar.gz").done();
     let place = &workshop.place;
@@ -132,7 +133,7 @@ async fn nobody_in_particular_can_build_an_image() {
     let theirs = workshop.place.at("theirs");
     fs::create_dir(&theirs).unwrap();
     std::os::unix::fs::chown(&theirs, Some(65_532), Some(65_532)).unwrap();
-    let opened = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    let opened = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(workshop.place.at(""), opened).unwrap();
     let image = theirs.join("disk.raw");
     let mut build =

@@ -78,7 +78,7 @@ async fn a_source_that_changes_ends_a_build_and_the_next_one_has_what_is_there()
     let bytes = fs::read(workshop.demo.directory.join(shard)).unwrap();
     gcs.upload("models", &format!("demo/{shard}"), bytes).await.unwrap();
     let ended = crate::program::Ended::from(build.wait_with_output().unwrap());
-    ended.failed(75, &[shard, "changed"]);
+    ended.failed(75, &[shard, "overwritten"]);
     assert!(!output.exists());
     place.run(&line).done();
     let whole = place.at("whole.raw");

@@ -72,7 +72,7 @@ fn write_odd(directory: &Path) {
     write_safetensors(&directory.join("model.safetensors"), &tensors, 7).unwrap();
     fs::write(directory.join("config.json"), "{}").unwrap();
     fs::write(directory.join("sub/deep/empty.txt"), "").unwrap();
-    fs::write(directory.join("sub/three.bin"), vec![3; (3 << 20) + 5]).unwrap();
+    fs::write(directory.join("sub/three.dat"), vec![3; (3 << 20) + 5]).unwrap();
 }
 
 /// The directories of snapshots in a store or image, by the number of their files: the odd model has four.

@@ -94,10 +94,10 @@ async fn by_default_the_origin_says_what_its_source_is_and_sends_no_weights() {
     assert!(place.ask("mounts -o json").json()["volumes"].as_array().unwrap().is_empty());
 
     // What the origin has by now is something else: it is fetched, as far as the tier does not have it.
-    gcs.upload("models", "demo/extra.bin", vec![1; 3 << 20]).await.unwrap();
+    gcs.upload("models", "demo/extra.dat", vec![1; 3 << 20]).await.unwrap();
     let before = wire.received();
     place.ask(&format!("mount {SOURCE} {} --wait", target.display())).done();
-    assert_eq!(fs::read(target.join("extra.bin")).unwrap(), vec![1; 3 << 20]);
+    assert_eq!(fs::read(target.join("extra.dat")).unwrap(), vec![1; 3 << 20]);
     assert_same_model(&workshop.demo.directory, &target);
     assert!(wire.received() - before < (3 << 20) + WORDS_BYTES, "{} bytes", wire.received() - before);
     assert!(used(place) <= 4 << 20);
