@@ -63,7 +63,7 @@ impl Agent {
     pub async fn start_on(config: Config, opener: Arc<dyn Opener>) -> Result<Self, StartError> {
         let store = open(config.store.clone()).await?;
         // Before anything asks what is here, or what is mounted.
-        tiers::look(&store, &config.tiers).await?;
+        tiers::look(&store, &config.tiers, &mut Vec::new()).await?;
         let opener: Arc<dyn Opener> = match config.tiers.ask_origin {
             true => opener,
             false => Arc::new(TieredOrigins::new(opener, store.clone())),

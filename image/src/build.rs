@@ -128,7 +128,7 @@ pub async fn build(
         progress,
     };
     let writer = Writer::new(means, record.as_ref())?;
-    let output_bytes = write(writer, steps[first..].to_vec(), &contents, &line, pool, in_flight).await?;
+    let output_bytes = write(writer, steps, first, &contents, &line, pool, in_flight).await?;
     if let Some(partial) = partial {
         partial.finish()?;
     }
@@ -169,11 +169,14 @@ enum Coming {
 async fn write(
     mut writer: Writer<'_>,
     steps: Vec<Step>,
+    first: usize,
     contents: &Arc<Contents>,
     line: &Arc<Line>,
     pool: BufferPool,
     in_flight: usize,
 ) -> Result<u64, ImageError> {
+    let count = steps.len();
+    let steps = steps.into_iter().skip(first).collect();
     // One is waited for, and one waits to be sent.
     let (ahead, mut coming) = mpsc::channel(in_flight.saturating_sub(2).max(1));
     let asking: BoxFuture<'static, ()> =
@@ -190,7 +193,7 @@ async fn write(
             }
         }
     }
-    writer.finish().await
+    writer.finish(count).await
 }
 
 /// Sends requests as far ahead as there is memory for what they bring.

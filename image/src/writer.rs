@@ -149,8 +149,11 @@ impl<'w> Writer<'w> {
         self.done().await
     }
 
-    /// Ends the disk. Gives the length of what was made.
-    pub(crate) async fn finish(mut self) -> Result<u64, ImageError> {
+    /// Ends the disk, all of whose steps were taken. Gives the length of what was made.
+    pub(crate) async fn finish(mut self, steps: usize) -> Result<u64, ImageError> {
+        if self.step != steps {
+            return Err(FetchError::Closed.into());
+        }
         self.flush().await?;
         self.sink.finish().await
     }
@@ -252,7 +255,8 @@ impl<'w> Writer<'w> {
             (Some(partial), Some((step, sink))) => {
                 self.pieces[ask.blob].clear();
                 self.sink.sync().await?;
-                let record = Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink };
+                let record =
+                    Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink, inode: 0 };
                 partial.write_record(&record)?;
             }
             (Some(partial), None) => partial.start_afresh()?,
@@ -324,7 +328,13 @@ impl<'w> Writer<'w> {
             }
         };
         self.sink.sync().await?;
-        partial.write_record(&Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink })?;
+        partial.write_record(&Record {
+            plan: self.plan.clone(),
+            step,
+            pieces: self.pieces.clone(),
+            sink,
+            inode: 0,
+        })?;
         self.checkpointed = Instant::now();
         Ok(())
     }

@@ -325,7 +325,7 @@ impl Inner {
         chunk: u32,
     ) -> Result<(), FetchError> {
         if blob.is_in_tier() {
-            blob.condemn().await?;
+            blob.condemn(chunk).await?;
             // For another chunk of it that may have been done already.
             return if self.store.is_stored(subject.entry.blob).await? {
                 Ok(())

@@ -60,16 +60,16 @@ impl Origins {
         memory.insert(origin.name().to_owned(), origin);
     }
 
-    /// Begins to write an object of Cloud Storage as the node, in the place of what is there.
+    /// Begins to write an object of Cloud Storage of so many bytes as the node, in the place of what is there.
     ///
     /// # Errors
     /// [`SourceError::Configuration`] for a URI of another scheme, and when the bucket cannot be asked.
-    pub async fn upload(&self, uri: &SourceUri) -> Result<Upload, SourceError> {
+    pub async fn upload(&self, uri: &SourceUri, bytes: u64) -> Result<Upload, SourceError> {
         if uri.scheme() != Scheme::Gs || uri.prefix().is_empty() {
             let why = "only objects of Cloud Storage can be written: gs://bucket/name".to_owned();
             return Err(SourceError::Configuration { what: uri.to_string(), why });
         }
-        Upload::begin(self.gcs(uri, &Credential::Node).await?, uri.clone()).await
+        Upload::begin(self.gcs(uri, &Credential::Node).await?, uri.clone(), bytes).await
     }
 
     async fn web(&self, uri: &SourceUri) -> Result<reqwest::Client, SourceError> {

@@ -106,6 +106,9 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         sts_endpoint = "sts"
         pods_may_pin = "yes"
         alow = 1
+        [tiers]
+        directories = ["mnt/*"]
+        ask_origin = "no"
         [source]
         connect_timeout_seconds = 0
         gs = "x"
@@ -116,7 +119,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "#,
     );
     for expected in [
-        "colour: is not known; the file has agent, store, fetch, volumes, handoff, access, source",
+        "colour: is not known; the file has agent, store, fetch, volumes, handoff, access, tiers, source",
         "agent.socket = 3: write an absolute path",
         "agent.log = \"!!\": write error,",
         "agent.metrics_address = \"localhost\": write an address and a port",
@@ -149,6 +152,8 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
         "access.sts_endpoint = \"sts\": write http",
         "access.pods_may_pin = \"yes\": write true or false",
         "access.alow: is not known; [access] has identity,",
+        "tiers.directories = [\"mnt/*\"]: write absolute paths",
+        "tiers.ask_origin = \"no\": write true or false",
         "source.gs: is not known; [source] has connect_timeout_seconds, gcs, s3, azure, hub",
         "source.gcs.anonymus: is not known; [source.gcs] has endpoint, anonymous, user_project",
         "source.gcs.anonymous = \"yes\": ",
@@ -157,7 +162,7 @@ fn every_mistake_is_reported_at_once_with_key_value_and_remedy() {
     ] {
         assert!(said.iter().any(|line| line.starts_with(expected)), "no line {expected:?} in {said:#?}");
     }
-    assert_eq!(said.len(), 38, "{said:#?}");
+    assert_eq!(said.len(), 40, "{said:#?}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl TierConfig {
     /// Whether a pattern can be looked for.
     pub(crate) fn check(pattern: &str) -> Result<String, String> {
         if !pattern.starts_with('/') {
-            return Err(format!("{pattern:?} is not an absolute path"));
+            return Err(format!("write absolute paths: {pattern:?} is none"));
         }
         glob::Pattern::new(pattern).map(|_| pattern.to_owned()).map_err(|error| error.to_string())
     }

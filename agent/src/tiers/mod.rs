@@ -20,21 +20,37 @@ const LOOK: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// [`StoreError`] of the store's own directory.
-pub(crate) async fn look(store: &Store, config: &TierConfig) -> Result<Vec<TierChange>, StoreError> {
-    let (store, config) = (store.clone(), config.clone());
+pub(crate) async fn look(
+    store: &Store,
+    config: &TierConfig,
+    refused: &mut Vec<PathBuf>,
+) -> Result<Vec<TierChange>, StoreError> {
+    let (own, mut directories) = (store.config().directory.clone(), config.directories());
+    directories.retain(|directory| *directory != own);
+    refused.retain(|known| directories.contains(known));
+    let (store, known) = (store.clone(), refused.clone());
     let looked = tokio::task::spawn_blocking(move || {
-        let changes = store.set_tiers(&config.directories())?;
+        let mut changes = store.set_tiers(&directories)?;
+        // What was refused once is said once.
+        changes.retain(
+            |change| !matches!(change, TierChange::Refused(directory, _) if known.contains(directory)),
+        );
         changes.iter().for_each(|change| tell(&store, change));
         Ok(changes)
     });
-    looked.await.unwrap_or(Err(StoreError::Closed))
+    let changes = looked.await.unwrap_or(Err(StoreError::Closed))?;
+    refused.extend(changes.iter().filter_map(|change| match change {
+        TierChange::Refused(directory, _) => Some(directory.clone()),
+        TierChange::Here(_) | TierChange::Gone(..) => None,
+    }));
+    Ok(changes)
 }
 
 /// Looks again and again, measures what is new, and lets volumes know what was lost.
 pub(crate) async fn watch(store: Store, config: TierConfig, volumes: Volumes, stopping: CancellationToken) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut is_measured = false;
+    let (mut is_measured, mut refused) = (false, Vec::new());
     loop {
         if !is_measured {
             let measuring = store.clone();
@@ -48,9 +64,9 @@ pub(crate) async fn watch(store: Store, config: TierConfig, volumes: Volumes, st
             () = stopping.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match look(&store, &config).await {
+        match look(&store, &config, &mut refused).await {
             Ok(changes) => {
-                is_measured = changes.is_empty();
+                is_measured = !changes.iter().any(|change| matches!(change, TierChange::Here(_)));
                 changes.into_iter().for_each(|change| tell_volumes(&volumes, change));
             }
             Err(error) => tracing::warn!(%error, "could not look for read-only tiers"),

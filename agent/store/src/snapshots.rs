@@ -138,13 +138,15 @@ impl Store {
     }
 
     /// Where a snapshot's files are, all of whose blobs are complete somewhere.
-    fn place_for(&self, manifest: &SnapshotManifest) -> Place {
+    pub(crate) fn place_for(&self, manifest: &SnapshotManifest) -> Place {
         let is_own = |entry: &SnapshotEntry| {
             self.paths().blob_manifest(&entry.blob).exists() && is_file(&self.paths().blob(&entry.blob))
         };
         match manifest.objects.iter().all(is_own) {
             true => Place::Own,
-            false if self.tier_with(&manifest.key(), false).is_some() => Place::Tier,
+            false if self.tier_with(&manifest.key(), false).is_some_and(|tier| tier.is_intact(manifest)) => {
+                Place::Tier
+            }
             false => Place::Parts,
         }
     }

@@ -107,6 +107,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], also of what could not be made durable.
     pub async fn close_for_good(&self) -> Result<(), StoreError> {
+        // What another run left half done can be gone on with.
+        let partials = self.blocking(|store| store.inner.index.partials()).await?;
+        if !partials.is_empty() {
+            return self.close().await;
+        }
         self.close_and(|store| {
             let (engine, paths) = (&store.inner.engine, store.paths());
             engine.remove(&paths.index()).map_err(StoreError::io("remove", paths.index()))?;

@@ -187,14 +187,21 @@ impl StoredBlob {
         Ok(())
     }
 
-    /// Says that something in a tier's copy is wrong: it is not read from there any more, as soon as what is being read has been.
+    /// Says that a chunk of a tier's copy is wrong or cannot be read: the blob is not read from there any more, and if the chunk is
+    /// wrong, never.
     ///
     /// # Errors
     /// [`StoreError::Index`], [`StoreError::Io`].
-    pub async fn condemn(&self) -> Result<(), StoreError> {
+    pub async fn condemn(&self, chunk: u32) -> Result<(), StoreError> {
         let Some(tier) = self.tier.clone() else { return Ok(()) };
         let key = self.manifest.key;
-        self.store.blocking(move |store| store.condemn(&tier, key)).await
+        let is_for_good = self.check_chunk(chunk, self.store.pool().acquire().await).await.is_ok();
+        let condemning = move |store: &Store| match is_for_good {
+            true => store.condemn(&tier, key),
+            // A disk that cannot be read now may be another time.
+            false => store.disown(&tier, key),
+        };
+        self.store.blocking(condemning).await
     }
 
     /// Turns the blob back into a partial one that lacks the chunks given, because they cannot be repaired now. Its
@@ -204,7 +211,7 @@ impl StoredBlob {
     /// [`StoreError::Io`], [`StoreError::Index`].
     pub async fn demote(&self, lacking: &[u32]) -> Result<(), StoreError> {
         if self.tier.is_some() {
-            return self.condemn().await;
+            return self.condemn(lacking.first().copied().unwrap_or(0)).await;
         }
         let mut chunks = Vec::new();
         for chunk in (0..self.placement.chunk_count()).filter(|chunk| !lacking.contains(chunk)) {
@@ -223,6 +230,13 @@ impl StoredBlob {
         let update = ChunkUpdate { key, record, header: self.header.clone(), chunks };
         self.store.blocking(move |store| store.forget_manifest(&update)).await
     }
+}
+
+/// Whether a blob's manifest can be believed, and its file is as long as that says.
+fn is_whole(paths: &Paths, key: &BlobKey) -> bool {
+    std::fs::symlink_metadata(paths.blob(key)).is_ok_and(|found| {
+        found.is_file() && manifest_at(paths, key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
+    })
 }
 
 fn manifest_at(paths: &Paths, key: &BlobKey) -> Result<BlobManifest, StoreError> {
@@ -249,15 +263,15 @@ impl Store {
     pub async fn stored_blob(&self, key: BlobKey) -> Result<Option<StoredBlob>, StoreError> {
         self.blocking(move |store| {
             let Some(Home::Tier(tier)) = store.home_of(&key) else { return store.open_blob(key, None) };
-            match store.open_blob(key, Some(Arc::clone(&tier))) {
-                Ok(blob) => Ok(blob),
-                // It is as if the tier did not have it.
-                Err(error) => {
-                    tracing::warn!(blob = %key, tier = %tier.directory().display(), %error, "unusable in a read-only tier");
-                    store.condemn(&tier, key)?;
-                    store.open_blob(key, None)
-                }
-            }
+            let why = match store.open_blob(key, Some(Arc::clone(&tier))) {
+                Ok(Some(blob)) => return Ok(Some(blob)),
+                Ok(None) => "its manifest is missing".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            // It is as if the tier did not have it, until that comes anew: what cannot be read now may be another time.
+            tracing::warn!(blob = %key, tier = %tier.directory().display(), why, "unusable in a read-only tier");
+            store.disown(&tier, key)?;
+            store.open_blob(key, None)
         })
         .await
     }
@@ -312,12 +326,8 @@ impl Store {
 
     /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says. Blocks.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
-        let paths = self.paths_of(key);
-        let found = std::fs::symlink_metadata(paths.blob(key));
-        found.is_ok_and(|found| {
-            found.is_file()
-                && manifest_at(&paths, key).is_ok_and(|manifest| manifest.blob_bytes == found.len())
-        })
+        // Where a tier's copy is not what it should be, the store's own may be.
+        is_whole(&self.paths_of(key), key) || is_whole(self.paths(), key)
     }
 
     /// Where the directories of complete snapshots are, each named by its key: the store's own, and those of tiers.

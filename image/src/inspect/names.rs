@@ -13,12 +13,15 @@ use weightd_types::{BlobKey, ByteRange, RESERVED_NAME, SnapshotKey};
 
 use super::{Fault, ListedSnapshot, Listing, Verified, scan::ChunkSums};
 use crate::{
+    arrival::to_usize,
     ext4::{Ext4Error, FileSystem, Inode, Kind},
     provenance,
 };
 
-/// Longest manifest or header that is taken into memory.
-const MAX_SMALL_BYTES: u64 = 128 << 20;
+/// Most that is taken into memory of manifests and headers together: those of a thousand models have a tenth of it.
+const MAX_SMALL_BYTES: u64 = 512 << 20;
+/// Faults that are told of: one is enough to build an image again.
+const MAX_FAULTS: usize = 1000;
 
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub(super) struct Names {
     snapshots: BTreeMap<SnapshotKey, SnapshotManifest>,
     faults: Vec<Fault>,
     checked_bytes: u64,
+    /// What manifests and headers take.
+    small_bytes: u64,
 }
 
 impl Names {
@@ -71,6 +76,7 @@ impl Names {
             snapshots: BTreeMap::new(),
             faults: Vec::new(),
             checked_bytes: 0,
+            small_bytes: 0,
         };
         for entry in file_system.entries()? {
             match entry.kind {
@@ -108,10 +114,11 @@ impl Names {
             Role::Blob(_) => found.sums.take(logical, bytes),
             _ if found.content.len() as u64 != logical => false,
             _ => {
-                if logical + bytes.len() as u64 <= MAX_SMALL_BYTES {
-                    found.content.extend_from_slice(bytes);
-                }
-                true
+                // What is cut short is told as damaged.
+                let room = to_usize(MAX_SMALL_BYTES - self.small_bytes).min(bytes.len());
+                found.content.extend_from_slice(&bytes[..room]);
+                self.small_bytes += room as u64;
+                room == bytes.len()
             }
         };
         if !follows {
@@ -122,13 +129,15 @@ impl Names {
     pub(super) fn fault(&mut self, file: usize, range: Option<ByteRange>, why: impl Into<String>) {
         let path = self.files[file].path.clone();
         let fault = Fault { path, range, why: why.into() };
-        if !self.faults.contains(&fault) {
+        if self.faults.len() < MAX_FAULTS && self.faults.last() != Some(&fault) {
             self.faults.push(fault);
         }
     }
 
     fn tell(&mut self, path: &Path, why: &str) {
-        self.faults.push(Fault { path: path.to_owned(), range: None, why: why.to_owned() });
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(Fault { path: path.to_owned(), range: None, why: why.to_owned() });
+        }
     }
 
     /// Compares everything that was taken.

@@ -22,6 +22,9 @@ const FRONT_BYTES: u64 = 4096;
 /// Most that metadata may take: those of a disk of 64 TiB have a quarter of it.
 const MAX_METADATA_BYTES: u64 = 1 << 30;
 
+/// What a hole reads as.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
@@ -196,10 +199,12 @@ impl Scan {
         while let Some(piece) = pieces.get(*next).filter(|piece| piece.disk.start + *within < given.end) {
             let wanted = ByteRange::new(piece.disk.start + *within, piece.disk.end);
             let both = wanted.intersect(&given);
-            // What lies before what is given is a hole, where there should be data.
+            // What lies before what is given is a hole: zeros, which may be right.
             if wanted.start < given.start {
-                names.fault(piece.file, None, "part of it is missing from the disk");
-                *within = (given.start - piece.disk.start).min(piece.disk.len());
+                let zeros = (wanted.len().min(given.start - wanted.start)).min(ZEROS.len() as u64);
+                names.take(piece.file, piece.logical + *within, &ZEROS[..to_usize(zeros)]);
+                *done += zeros;
+                *within += zeros;
             } else {
                 let part = &bytes[to_usize(both.start - at)..to_usize(both.end - at)];
                 names.take(piece.file, piece.logical + *within, part);

@@ -78,7 +78,9 @@ impl ArchiveFile {
     }
 
     pub(super) async fn finish(mut self) -> Result<u64, ImageError> {
-        let Some(Writer { encoder, file, mut out }) = self.writer.take() else { return Ok(0) };
+        let Some(Writer { encoder, file, mut out }) = self.writer.take() else {
+            return Err(self.failed(io::Error::other("an earlier write failed")));
+        };
         encoder.finish(&mut out).map_err(refused(&self.path))?;
         let written = spawn_blocking(move || (&*file).write_all(&out).and_then(|()| file.sync_all())).await;
         let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));

@@ -34,6 +34,9 @@ pub(crate) struct Record {
     pub(crate) pieces: Vec<Vec<Crc32c>>,
     /// What the sink needs.
     pub(crate) sink: SinkState,
+    /// Of the file that this is about; 0 in one that was not written down.
+    #[serde(default)]
+    pub(crate) inode: u64,
 }
 
 impl Partial {
@@ -76,14 +79,17 @@ impl Partial {
     pub(crate) fn record(&self, plan: &str) -> Option<Record> {
         let text = std::fs::read(self.record_path()).ok()?;
         let record: Record = serde_json::from_slice(&text).ok()?;
-        (record.plan == plan).then_some(record)
+        // One that was left behind speaks of another file.
+        let inode = self.file.metadata().ok()?.ino();
+        (record.plan == plan && record.inode == inode).then_some(record)
     }
 
     /// Writes down how far the file is. What it says must be durable already.
     pub(crate) fn write_record(&self, record: &Record) -> Result<(), ImageError> {
         let (path, writing) = (self.record_path(), beside(&self.output, ".partial.json.writing"));
         let write = || {
-            let text = serde_json::to_vec(record).map_err(io::Error::other)?;
+            let record = Record { inode: self.file.metadata()?.ino(), ..record.clone() };
+            let text = serde_json::to_vec(&record).map_err(io::Error::other)?;
             let mut file = File::create(&writing)?;
             file.write_all(&text)?;
             file.sync_all()?;
@@ -101,8 +107,8 @@ impl Partial {
     /// Gives the file its own name, in the place of whatever has it. Durable when it returns.
     pub(crate) fn finish(self) -> Result<(), ImageError> {
         self.file.sync_all().map_err(ImageError::io("sync", &self.path))?;
-        std::fs::rename(&self.path, &self.output).map_err(ImageError::io("rename", &self.path))?;
         self.forget_record()?;
+        std::fs::rename(&self.path, &self.output).map_err(ImageError::io("rename", &self.path))?;
         let directory = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
         File::open(directory)

@@ -1,6 +1,7 @@
 //! An archive in a bucket, without a copy of it here.
 
 use tokio::task::spawn_blocking;
+use weightd_fetch::FetchError;
 use weightd_source::Origins;
 use weightd_store::io::Buffer;
 use weightd_types::SourceUri;
@@ -23,12 +24,12 @@ pub(crate) struct Upload {
 impl Upload {
     pub(super) async fn begin(origins: &Origins, uri: &SourceUri, plan: Plan) -> Result<Self, ImageError> {
         let archive_bytes = plan.archive_bytes();
-        let upload = origins.upload(uri).await?;
+        let upload = origins.upload(uri, archive_bytes).await?;
         Ok(Self { encoder: Some(Encoder::new(plan)), upload, archive_bytes, name: uri.to_string() })
     }
 
     pub(super) async fn put(&mut self, buffer: Buffer) -> Result<(), ImageError> {
-        let Some(mut encoder) = self.encoder.take() else { return Ok(()) };
+        let Some(mut encoder) = self.encoder.take() else { return Err(FetchError::Closed.into()) };
         let encoded = spawn_blocking(move || {
             let mut out = Vec::with_capacity(buffer.len() + (buffer.len() >> 10) + 4096);
             let outcome = encoder.write(&buffer, &mut out);
@@ -37,7 +38,7 @@ impl Upload {
         let (encoder, out) = match encoded.await {
             Ok(encoded) => encoded,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => return Ok(()),
+            Err(_) => return Err(FetchError::Closed.into()),
         };
         self.encoder = Some(encoder);
         let out = out.map_err(ImageError::encode(self.name.clone()))?;
@@ -46,6 +47,9 @@ impl Upload {
 
     pub(super) async fn finish(mut self) -> Result<u64, ImageError> {
         let mut out = Vec::new();
+        if self.encoder.is_none() {
+            return Err(FetchError::Closed.into());
+        }
         if let Some(encoder) = self.encoder.take() {
             encoder.finish(&mut out).map_err(ImageError::encode(self.name.clone()))?;
         }

@@ -12,7 +12,7 @@ use crate::{
 
 const SNAPSHOT: &str = "directory id in_use last_used_at layout object_count pinned present_bytes resolved_at \
                         size_bytes source state wanted";
-const OBJECT: &str = "blob checksum path present_bytes size_bytes verified version";
+const OBJECT: &str = "blob checksum path present_bytes size_bytes tier verified version";
 const COMMANDS: [&str; 12] = [
     "prefetch",
     "ls",
@@ -61,7 +61,7 @@ fn scripts_find_the_keys_that_they_rely_on() {
     assert_keys(&got["snapshot"], SNAPSHOT);
     assert_keys(&got["objects"][0], OBJECT);
     let status = json("status");
-    assert_keys(&status, "agent_version requests_in_flight store transfers");
+    assert_keys(&status, "agent_version requests_in_flight store tiers transfers");
     let store =
         "direct_io directory disk_free_bytes disk_total_bytes engine floor_bytes quota_bytes used_bytes";
     assert_keys(&status["store"], store);

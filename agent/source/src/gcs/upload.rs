@@ -4,10 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use google_cloud_gax::retry_policy::RetryPolicyExt;
-use google_cloud_storage::{retry_policy::RetryableErrors, streaming_source::StreamingSource};
+use google_cloud_storage::{
+    model::Object,
+    retry_policy::RetryableErrors,
+    streaming_source::{SizeHint, StreamingSource},
+};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use weightd_types::SourceUri;
+use weightd_types::{Crc32c, SourceUri};
 
 use super::{GcsClient, error, listing};
 use crate::SourceError;
@@ -23,18 +27,34 @@ const PATIENCE: Duration = Duration::from_mins(5);
 #[derive(Debug)]
 pub struct Upload {
     parts: mpsc::Sender<Part>,
-    sending: AbortOnDropHandle<Result<(), SourceError>>,
+    sending: AbortOnDropHandle<Result<Stored, SourceError>>,
+    /// Of what was sent.
+    crc32c: Crc32c,
+    bytes: u64,
+    what: String,
 }
+
+/// What the service says of the object: its length, and its checksum where it publishes one.
+type Stored = (i64, Option<Crc32c>);
 
 impl Upload {
     /// Begins to write an object, in the place of the one that is there now, if there is one: whoever else writes it in the
     /// meantime is not overwritten.
-    pub(crate) async fn begin(client: Arc<GcsClient>, uri: SourceUri) -> Result<Self, SourceError> {
+    pub(crate) async fn begin(
+        client: Arc<GcsClient>,
+        uri: SourceUri,
+        bytes: u64,
+    ) -> Result<Self, SourceError> {
         let replaced = listing::generation(&client, &uri).await?;
+        let what = uri.to_string();
         let storage = client.storage(&uri.to_string()).await?.clone();
         let (parts, received) = mpsc::channel(WAITING);
         let mut request = storage
-            .write_object(format!("projects/_/buckets/{}", uri.authority()), uri.prefix(), Parts(received))
+            .write_object(
+                format!("projects/_/buckets/{}", uri.authority()),
+                uri.prefix(),
+                Parts { received, bytes },
+            )
             .set_if_generation_match(replaced)
             .with_idempotency(true)
             .with_retry_policy(RetryableErrors.with_time_limit(PATIENCE))
@@ -46,9 +66,12 @@ impl Upload {
         let sending = tokio::spawn(async move {
             // The library sums what it sends, and the service compares.
             let written = Box::pin(request.send_buffered()).await;
-            written.map(drop).map_err(|error| error::of_write(&error, &uri, &client.settings))
+            let stored =
+                |object: Object| (object.size, object.checksums.and_then(|sums| sums.crc32c).map(Crc32c));
+            written.map(stored).map_err(|error| error::of_write(&error, &uri, &client.settings))
         });
-        Ok(Self { parts, sending: AbortOnDropHandle::new(sending) })
+        let sending = AbortOnDropHandle::new(sending);
+        Ok(Self { parts, sending, crc32c: Crc32c::EMPTY, bytes: 0, what })
     }
 
     /// Takes the next bytes, and waits while enough of them are on their way.
@@ -56,10 +79,12 @@ impl Upload {
     /// # Errors
     /// [`SourceError`], when the upload has failed.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), SourceError> {
+        self.crc32c = self.crc32c.append(&bytes);
+        self.bytes += bytes.len() as u64;
         match self.parts.send(Part::Bytes(bytes)).await {
             Ok(()) => Ok(()),
             // It takes no more only when it has failed.
-            Err(_) => self.ended().await,
+            Err(_) => self.ended().await.map(drop),
         }
     }
 
@@ -70,14 +95,26 @@ impl Upload {
     pub async fn finish(mut self) -> Result<(), SourceError> {
         // Where nobody takes it, the outcome is there already.
         let _ = self.parts.send(Part::End).await;
-        self.ended().await
+        let (size, crc32c) = self.ended().await?;
+        // Whatever became of it on the way: what is there is what was sent, or it is no success.
+        let is_same = u64::try_from(size) == Ok(self.bytes) && crc32c.is_none_or(|sum| sum == self.crc32c);
+        match is_same {
+            true => Ok(()),
+            false => Err(SourceError::Protocol {
+                what: self.what,
+                detail: format!(
+                    "{} bytes with crc32c {} were sent, and {size} bytes are there; delete the object and build it again",
+                    self.bytes, self.crc32c
+                ),
+            }),
+        }
     }
 
-    async fn ended(&mut self) -> Result<(), SourceError> {
+    async fn ended(&mut self) -> Result<Stored, SourceError> {
         match (&mut self.sending).await {
             Ok(outcome) => outcome,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Ok(()),
+            Err(error) => Err(SourceError::Interrupted { what: self.what.clone(), cause: Box::new(error) }),
         }
     }
 }
@@ -89,7 +126,11 @@ enum Part {
 }
 
 /// What is to be sent, as it comes. Ends well only when that is said: what was given up half way must not look whole.
-struct Parts(mpsc::Receiver<Part>);
+struct Parts {
+    received: mpsc::Receiver<Part>,
+    /// Length of the whole: the service takes nothing shorter for it.
+    bytes: u64,
+}
 
 /// Whoever wrote the object has gone before its end.
 #[derive(Debug, thiserror::Error)]
@@ -100,10 +141,14 @@ impl StreamingSource for Parts {
     type Error = GivenUp;
 
     async fn next(&mut self) -> Option<Result<Bytes, GivenUp>> {
-        match self.0.recv().await {
+        match self.received.recv().await {
             Some(Part::Bytes(bytes)) => Some(Ok(bytes)),
             Some(Part::End) => None,
             None => Some(Err(GivenUp)),
         }
+    }
+
+    async fn size_hint(&self) -> Result<SizeHint, GivenUp> {
+        Ok(SizeHint::with_exact(self.bytes))
     }
 }

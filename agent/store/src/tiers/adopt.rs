@@ -54,14 +54,17 @@ impl Store {
         let is_here = |tier: &Arc<Tier>| after.iter().any(|other| other.directory() == tier.directory());
         let gone: Vec<_> = before.iter().filter(|tier| !is_here(tier)).cloned().collect();
         self.inner.tiers.set(after);
+        // What is open of tiers that went, or came anew, is opened anew.
+        let now = self.inner.tiers.all();
+        for tier in before.iter().filter(|tier| !now.iter().any(|other| Arc::ptr_eq(tier, other))) {
+            tier.blobs().for_each(|blob| self.tell_replaced(*blob));
+        }
+        let lost = self.lose(|_| true)?;
         for tier in gone {
-            let lost = self.lose(|_| true)?;
-            changes.push(TierChange::Gone(tier.directory().to_owned(), lost));
+            let of_tier = lost.iter().filter(|key| tier.snapshots().contains_key(*key)).copied();
+            changes.push(TierChange::Gone(tier.directory().to_owned(), of_tier.collect()));
         }
-        if changes.iter().any(|change| matches!(change, TierChange::Here(_))) {
-            self.lose(|_| true)?;
-            self.take_in()?;
-        }
+        self.take_in()?;
         Ok(changes)
     }
 
@@ -71,9 +74,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`], [`StoreError::Io`].
     pub(crate) fn condemn(&self, tier: &Tier, blob: BlobKey) -> Result<(), StoreError> {
+        self.disown(tier, blob)?;
+        self.inner.index.condemn(&name(tier.directory(), &blob))
+    }
+
+    /// The same until the tier comes anew, of what cannot be read now.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub(crate) fn disown(&self, tier: &Tier, blob: BlobKey) -> Result<(), StoreError> {
         let _changing = lock(&self.inner.changing);
-        self.inner.index.condemn(&name(tier.directory(), &blob))?;
         tier.condemn(blob);
+        // The tier may have been looked at anew since the blob was opened.
+        let tiers = self.inner.tiers.all();
+        let same = tiers.iter().filter(|other| other.directory() == tier.directory());
+        same.for_each(|other| other.condemn(blob));
         self.lose(|manifest| manifest.objects.iter().any(|entry| entry.blob == blob))?;
         self.tell_replaced(blob);
         Ok(())
@@ -121,8 +136,15 @@ impl Store {
         Ok(lost)
     }
 
-    /// Makes all snapshots known that tiers have whole. Those that are on their way are left alone: they find what is here.
+    /// Makes all snapshots known that tiers have whole, and those complete again that lacked only what tiers have. What is on its way
+    /// is left alone: it finds what is here.
     fn take_in(&self) -> Result<(), StoreError> {
+        let tiers = self.inner.tiers.all();
+        let is_unknown = |key: &SnapshotKey| self.catalog().get(key).is_none();
+        self.complete_by_tiers(&tiers);
+        if !tiers.iter().flat_map(|tier| tier.snapshots().keys()).any(is_unknown) {
+            return Ok(());
+        }
         let (pins, recency) = (self.inner.index.pins()?, self.inner.index.recency()?);
         let wanted = self.wanted_snapshots()?;
         for tier in self.inner.tiers.all().iter() {
@@ -144,6 +166,39 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Incomplete snapshots of which all is somewhere by now, some of it in tiers.
+    fn complete_by_tiers(&self, tiers: &[Arc<Tier>]) {
+        let has_some = |manifest: &SnapshotManifest| {
+            let of_tiers = |blob: &BlobKey| tiers.iter().any(|tier| tier.has(blob));
+            manifest.objects.iter().any(|entry| of_tiers(&entry.blob))
+        };
+        let incomplete: Vec<_> = {
+            let catalog = self.catalog();
+            let incomplete = catalog.iter().map(|(_, entry)| entry).filter(|entry| !entry.complete);
+            incomplete
+                .map(|entry| Arc::clone(&entry.manifest))
+                .filter(|manifest| has_some(manifest))
+                .collect()
+        };
+        let is_arriving = |blob: &BlobKey| lock(&self.inner.active).contains_key(blob);
+        for manifest in incomplete {
+            let mut blobs = manifest.objects.iter().map(|entry| &entry.blob);
+            if !blobs.all(|blob| !is_arriving(blob) && self.home_of(blob).is_some()) {
+                continue;
+            }
+            // What is all the store's own is published by whoever wants it.
+            let place = self.place_for(&manifest);
+            let mut catalog = self.catalog();
+            if place != Place::Own
+                && let Some(entry) = catalog.remove(&manifest.key())
+            {
+                catalog.insert(Entry { complete: true, place, ..entry });
+            }
+        }
     }
 }
 

@@ -60,7 +60,9 @@ impl Store {
 
     fn longest_own(&self) -> Result<Option<PathBuf>, StoreError> {
         let files = blob_files(&self.paths().blobs())?;
-        let complete = files.into_iter().filter_map(|(path, found)| Some((found.ok()?.len(), path)));
+        let is_complete = |path: &Path| path.with_added_extension("json").exists();
+        let complete = files.into_iter().filter(|(path, _)| is_complete(path));
+        let complete = complete.filter_map(|(path, found)| Some((found.ok()?.len(), path)));
         let longest = complete.max_by_key(|(len, _)| *len);
         Ok(longest.map(|(_, path)| path).filter(|path| is_file(path)))
     }

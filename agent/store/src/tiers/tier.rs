@@ -37,6 +37,8 @@ pub(crate) struct Tier {
     speed: AtomicU64,
     /// Blobs in which something was found to be wrong.
     condemned: Mutex<HashSet<BlobKey>>,
+    /// Snapshots whose directories hold something else by now.
+    strange: Mutex<HashSet<SnapshotKey>>,
 }
 
 /// What tells a tier from another that came to its place, or from itself with more in it.
@@ -99,6 +101,7 @@ impl Tier {
             is_writable,
             speed: AtomicU64::new(0),
             condemned: Mutex::new(condemned),
+            strange: Mutex::default(),
         })
     }
 
@@ -123,6 +126,11 @@ impl Tier {
         &self.snapshots
     }
 
+    /// Blobs of its complete snapshots.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = &BlobKey> {
+        self.blobs.iter()
+    }
+
     /// Whether it has a blob in which nothing was found to be wrong.
     pub(crate) fn has(&self, blob: &BlobKey) -> bool {
         self.blobs.contains(blob) && !lock(&self.condemned).contains(blob)
@@ -135,8 +143,10 @@ impl Tier {
 
     /// Whether it has all of a snapshot, under its name.
     pub(crate) fn has_snapshot(&self, key: &SnapshotKey) -> bool {
+        let is_strange = lock(&self.strange).contains(key);
         self.snapshots
             .get(key)
+            .filter(|_| !is_strange)
             .is_some_and(|manifest| manifest.objects.iter().all(|entry| self.has(&entry.blob)))
     }
 
@@ -162,8 +172,13 @@ impl Tier {
     }
 
     /// Whether the files of a snapshot are its blobs. Anyone may have put something else there where it is mounted for writing.
+    /// A snapshot that holds something else is not shown from here any more, however good its blobs are.
     pub(crate) fn is_intact(&self, manifest: &SnapshotManifest) -> bool {
-        is_intact(&self.paths, manifest).is_ok()
+        let Err(why) = is_intact(&self.paths, manifest) else { return true };
+        let (tier, snapshot) = (self.directory().display(), manifest.key());
+        tracing::warn!(%tier, %snapshot, why, "not shown from this tier any more");
+        lock(&self.strange).insert(snapshot);
+        false
     }
 }
 
@@ -203,7 +218,8 @@ fn is_intact(paths: &Paths, manifest: &SnapshotManifest) -> Result<(), String> {
     }
     for entry in &manifest.objects {
         let (blob, file) = (paths.blob(&entry.blob), directory.join(&entry.object.path));
-        let (Some(blob), Some(file)) = (plain(&blob), plain(&file)) else {
+        let has_manifest = is_file(&paths.blob_manifest(&entry.blob));
+        let (Some(blob), Some(file), true) = (plain(&blob), plain(&file), has_manifest) else {
             return Err(format!("{} is missing", entry.object.path));
         };
         let is_same = (blob.dev(), blob.ino()) == (file.dev(), file.ino());
