@@ -255,9 +255,7 @@ impl<'w> Writer<'w> {
             (Some(partial), Some((step, sink))) => {
                 self.pieces[ask.blob].clear();
                 self.sink.sync().await?;
-                let record =
-                    Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink, inode: 0 };
-                partial.write_record(&record)?;
+                partial.write_record(self.record(step, sink))?;
             }
             (Some(partial), None) => partial.start_afresh()?,
             (None, _) => {}
@@ -316,6 +314,10 @@ impl<'w> Writer<'w> {
         self.checkpoint().await
     }
 
+    fn record(&self, step: usize, sink: SinkState) -> Record {
+        Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink, inode: 0 }
+    }
+
     /// Makes what was done durable, and writes down how far that is. A blob that is summed in its order counts when it is whole.
     async fn checkpoint(&mut self) -> Result<(), ImageError> {
         let Some(partial) = self.partial else { return Ok(()) };
@@ -328,13 +330,7 @@ impl<'w> Writer<'w> {
             }
         };
         self.sink.sync().await?;
-        partial.write_record(&Record {
-            plan: self.plan.clone(),
-            step,
-            pieces: self.pieces.clone(),
-            sink,
-            inode: 0,
-        })?;
+        partial.write_record(self.record(step, sink))?;
         self.checkpointed = Instant::now();
         Ok(())
     }

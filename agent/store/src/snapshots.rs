@@ -139,10 +139,7 @@ impl Store {
 
     /// Where a snapshot's files are, all of whose blobs are complete somewhere.
     pub(crate) fn place_for(&self, manifest: &SnapshotManifest) -> Place {
-        let is_own = |entry: &SnapshotEntry| {
-            self.paths().blob_manifest(&entry.blob).exists() && is_file(&self.paths().blob(&entry.blob))
-        };
-        match manifest.objects.iter().all(is_own) {
+        match manifest.objects.iter().all(|entry| self.has_own(&entry.blob)) {
             true => Place::Own,
             false if self.tier_with(&manifest.key(), false).is_some_and(|tier| tier.is_intact(manifest)) => {
                 Place::Tier

@@ -85,10 +85,10 @@ impl Partial {
     }
 
     /// Writes down how far the file is. What it says must be durable already.
-    pub(crate) fn write_record(&self, record: &Record) -> Result<(), ImageError> {
+    pub(crate) fn write_record(&self, mut record: Record) -> Result<(), ImageError> {
         let (path, writing) = (self.record_path(), beside(&self.output, ".partial.json.writing"));
-        let write = || {
-            let record = Record { inode: self.file.metadata()?.ino(), ..record.clone() };
+        let mut write = || {
+            record.inode = self.file.metadata()?.ino();
             let text = serde_json::to_vec(&record).map_err(io::Error::other)?;
             let mut file = File::create(&writing)?;
             file.write_all(&text)?;

@@ -46,13 +46,9 @@ impl Upload {
     }
 
     pub(super) async fn finish(mut self) -> Result<u64, ImageError> {
+        let Some(encoder) = self.encoder.take() else { return Err(FetchError::Closed.into()) };
         let mut out = Vec::new();
-        if self.encoder.is_none() {
-            return Err(FetchError::Closed.into());
-        }
-        if let Some(encoder) = self.encoder.take() {
-            encoder.finish(&mut out).map_err(ImageError::encode(self.name.clone()))?;
-        }
+        encoder.finish(&mut out).map_err(ImageError::encode(self.name.clone()))?;
         self.upload.write(out.into()).await?;
         self.upload.finish().await?;
         Ok(self.archive_bytes)

@@ -24,7 +24,7 @@ impl LoopMount {
         Self::mount(image, target, "loop,ro,noload")
     }
 
-    /// As a careless operator would.
+    /// The same for writing.
     ///
     /// # Errors
     /// As [`LoopMount::read_only`].
@@ -50,6 +50,7 @@ impl LoopMount {
 }
 
 impl Drop for LoopMount {
+    /// Lazily, because a test that fails still holds files there, and must not leave a mount behind.
     fn drop(&mut self) {
         if let Err(error) = run(Command::new("umount").arg("--lazy").arg(&self.mounted_at)) {
             let words = format!("{} stays mounted: {error}\n", self.mounted_at.display());
@@ -59,7 +60,8 @@ impl Drop for LoopMount {
     }
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// Runs a program of the system; what it said is the error.
+pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     match output.status.success() {
         true => Ok(()),

@@ -43,12 +43,23 @@ impl Drop for Disk<'_> {
     }
 }
 
+/// A pod on a node reads every byte right, and the origin is not asked for one.
+#[track_caller]
+fn assert_read_without_origin(scene: &Scene<'_>, node: &Node, stored: &Stored) {
+    let (sums, before) = (stored.sums(), scene.world.proxy.bytes());
+    let volume = inline(&stored.source, &[("layout", "original")]);
+    let reader =
+        Pod { name: "reader", node: Some(node), script: ONCE, sums: &sums, volume, ..Pod::default() };
+    scene.apply(&reader.yaml());
+    scene.until_phase("reader", "Succeeded");
+    assert_eq!(scene.world.proxy.bytes(), before, "the origin was asked");
+}
+
 #[test]
 fn a_pod_starts_from_its_nodes_boot_disk_and_nobody_asks_the_origin() {
     let world = require!(world());
     let scene = Scene::new(&world, "bootdisk");
     let stored = Stored::new(&world, "bootdisk", &ModelShape::small());
-    let sums = stored.sums();
     let place = tempfile::tempdir_in(world.cluster.directory()).unwrap();
     let image = place.path().join("disk.raw");
     let mut build = weightctl(&world);
@@ -57,13 +68,7 @@ fn a_pod_starts_from_its_nodes_boot_disk_and_nobody_asks_the_origin() {
     let node = &world.nodes[0];
     let disk = Disk::mount(&world, node, "gke-weights-disk", "-t ext4 -o loop,ro", &image);
     disk.until_found();
-    let before = world.proxy.bytes();
-    let volume = inline(&stored.source, &[("layout", "original")]);
-    scene.apply(
-        &Pod { name: "reader", node: Some(node), script: ONCE, sums: &sums, volume, ..Pod::default() }.yaml(),
-    );
-    scene.until_phase("reader", "Succeeded");
-    assert_eq!(world.proxy.bytes(), before, "the origin was asked");
+    assert_read_without_origin(&scene, node, &stored);
     scene.kubectl("delete pod reader");
     scene.until_nothing_is_mounted();
     drop(disk);
@@ -74,7 +79,6 @@ fn a_job_fills_a_shared_directory_and_another_node_uses_it() {
     let world = require!(world());
     let scene = Scene::new(&world, "hydration");
     let stored = Stored::new(&world, "hydration", &ModelShape::small());
-    let sums = stored.sums();
     let shared = tempfile::tempdir_in(world.cluster.directory()).unwrap();
     let job = format!(
         "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: hydrate}}\nspec:\n  template:\n    spec:\n      \
@@ -95,13 +99,7 @@ fn a_job_fills_a_shared_directory_and_another_node_uses_it() {
     let node = &world.nodes[1];
     let disk = Disk::mount(&world, node, "shared", "--bind -o ro", shared.path());
     disk.until_found();
-    let before = world.proxy.bytes();
-    let volume = inline(&stored.source, &[("layout", "original")]);
-    scene.apply(
-        &Pod { name: "reader", node: Some(node), script: ONCE, sums: &sums, volume, ..Pod::default() }.yaml(),
-    );
-    scene.until_phase("reader", "Succeeded");
-    assert_eq!(world.proxy.bytes(), before, "the origin was asked");
+    assert_read_without_origin(&scene, node, &stored);
     scene.kubectl("delete pod,job --all");
     scene.until_nothing_is_mounted();
     drop(disk);

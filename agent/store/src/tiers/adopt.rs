@@ -56,10 +56,12 @@ impl Store {
         self.inner.tiers.set(after);
         // What is open of tiers that went, or came anew, is opened anew.
         let now = self.inner.tiers.all();
-        for tier in before.iter().filter(|tier| !now.iter().any(|other| Arc::ptr_eq(tier, other))) {
+        let is_over = |tier: &&Arc<Tier>| !now.iter().any(|other| Arc::ptr_eq(tier, other));
+        let over: Vec<_> = before.iter().filter(is_over).collect();
+        for tier in &over {
             tier.blobs().for_each(|blob| self.tell_replaced(*blob));
         }
-        let lost = self.lose(|_| true)?;
+        let lost = if over.is_empty() { Vec::new() } else { self.lose(|_| true)? };
         for tier in gone {
             let of_tier = lost.iter().filter(|key| tier.snapshots().contains_key(*key)).copied();
             changes.push(TierChange::Gone(tier.directory().to_owned(), of_tier.collect()));
@@ -147,7 +149,7 @@ impl Store {
         }
         let (pins, recency) = (self.inner.index.pins()?, self.inner.index.recency()?);
         let wanted = self.wanted_snapshots()?;
-        for tier in self.inner.tiers.all().iter() {
+        for tier in tiers.iter() {
             for (key, manifest) in tier.snapshots() {
                 if !tier.has_snapshot(key) || self.catalog().get(key).is_some() {
                     continue;
@@ -167,9 +169,7 @@ impl Store {
         }
         Ok(())
     }
-}
 
-impl Store {
     /// Incomplete snapshots of which all is somewhere by now, some of it in tiers.
     fn complete_by_tiers(&self, tiers: &[Arc<Tier>]) {
         let has_some = |manifest: &SnapshotManifest| {

@@ -108,12 +108,17 @@ impl Store {
     /// Where a blob is that is complete somewhere. Whether its manifest can be believed is not looked at.
     pub(crate) fn home_of(&self, blob: &BlobKey) -> Option<Home> {
         let tiers = &self.inner.tiers;
-        let is_own = self.paths().blob_manifest(blob).exists() && is_file(&self.paths().blob(blob));
+        let is_own = self.has_own(blob);
         let tier = tiers.all().iter().find(|tier| tier.has(blob)).cloned();
         match tier {
             Some(tier) if !is_own || tiers.outruns_own(&tier) => Some(Home::Tier(tier)),
             _ => is_own.then_some(Home::Own),
         }
+    }
+
+    /// Whether the store's own directory has a blob, complete. Whether its manifest can be believed is not looked at.
+    pub(crate) fn has_own(&self, blob: &BlobKey) -> bool {
+        self.paths().blob_manifest(blob).exists() && is_file(&self.paths().blob(blob))
     }
 
     /// The names of a blob's files, where it is; in the store's own directory when it is nowhere.
