@@ -1,6 +1,6 @@
 //! Building an image: decide where everything lies, then let the bytes stream from their sources to their places.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use futures::future::BoxFuture;
 use tokio::{
@@ -82,6 +82,40 @@ pub struct BuiltSnapshot {
     pub files: usize,
 }
 
+/// An image that is whole, and has not been given its name yet if it is a file.
+#[derive(Debug)]
+#[must_use = "a file has its name only when it is published"]
+pub struct Draft {
+    built: Built,
+    partial: Option<Partial>,
+}
+
+impl Draft {
+    /// Where it can be read; nowhere if it went to a bucket.
+    pub fn file(&self) -> Option<&Path> {
+        self.partial.as_ref().map(Partial::path)
+    }
+
+    /// Gives it its name, in the place of whatever has it. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub fn publish(self) -> Result<Built, ImageError> {
+        if let Some(partial) = self.partial {
+            partial.finish()?;
+        }
+        Ok(self.built)
+    }
+
+    /// Forgets it: the next build begins anew.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`].
+    pub fn discard(self) -> Result<(), ImageError> {
+        self.partial.as_ref().map_or(Ok(()), Partial::start_afresh)
+    }
+}
+
 /// Builds an image. A build that ended early goes on where it was, when it is asked for again.
 ///
 /// # Errors
@@ -91,7 +125,7 @@ pub async fn build(
     origins: Arc<Origins>,
     config: weightd_fetch::Config,
     progress: &watch::Sender<Progress>,
-) -> Result<Built, ImageError> {
+) -> Result<Draft, ImageError> {
     let started = Instant::now();
     check(wish)?;
     // First: whoever comes second should not list sources for nothing.
@@ -99,46 +133,46 @@ pub async fn build(
         Some(path) => Some(Partial::lock(path)?),
         None => None,
     };
-    let in_flight = config.max_requests.min(IN_FLIGHT);
+    let (in_flight, refetches) = (config.max_requests.min(IN_FLIGHT), config.refetches);
     let line = Arc::new(Line::new(config));
     let contents = Contents::gather(&line, origins.as_ref(), &wish.models, wish.time).await?;
     let contents = Arc::new(contents);
     let about = Wish { size: wish.size, label: &wish.label, time: wish.time };
     let disk = disk::decide(&contents, &about)?;
-    let total_bytes = disk.data().iter().map(|range| range.len()).sum();
     let plan = fingerprint(wish, &disk, &contents);
-    let record = partial.as_ref().and_then(|partial| partial.record(&plan));
-    if let (Some(partial), None) = (&partial, &record) {
+    if let Some(partial) = partial.as_ref().filter(|partial| partial.record(&plan).is_none()) {
         partial.start_afresh()?;
     }
-    let pool = BufferPool::new(BUFFERS).map_err(ImageError::io("get memory for", wish.output.name()))?;
-    let state = record.as_ref().map(|record| record.sink.clone());
-    let sink = Sink::open(&wish.output, partial.as_ref(), &disk, &pool, state, &origins).await?;
-    let steps = steps(&disk, &contents);
-    let first = record.as_ref().map_or(0, |record| record.step.min(steps.len()));
-    progress
-        .send_replace(Progress { done_bytes: written_by(&steps[..first], &disk, &contents), total_bytes });
-    let means = Means {
+    let run = Run {
+        wish,
+        origins: &origins,
+        line: &line,
+        contents: &contents,
         disk: &disk,
-        contents: Arc::clone(&contents),
-        line: Arc::clone(&line),
-        sink,
-        partial: partial.as_ref(),
         plan,
+        in_flight,
         progress,
     };
-    let writer = Writer::new(means, record.as_ref())?;
-    let output_bytes = write(writer, steps, first, &contents, &line, pool, in_flight).await?;
-    if let Some(partial) = partial {
-        partial.finish()?;
-    }
-    Ok(Built {
+    let mut attempt = 1;
+    let output_bytes = loop {
+        match run.write(partial.as_ref(), attempt).await {
+            // What came is not what the origin has. A file is taken up where that object begins.
+            Err(ImageError::Fetch(FetchError::Corrupt { .. }))
+                if partial.is_some() && attempt <= refetches =>
+            {
+                attempt += 1;
+            }
+            written => break written?,
+        }
+    };
+    let built = Built {
         disk_bytes: disk.bytes,
         output_bytes,
         fetched_bytes: line.metrics().fetched_bytes(),
         snapshots: contents.snapshots.iter().map(BuiltSnapshot::of).collect(),
         elapsed: started.elapsed(),
-    })
+    };
+    Ok(Draft { built, partial })
 }
 
 fn check(wish: &Build) -> Result<(), ImageError> {
@@ -154,6 +188,48 @@ fn check(wish: &Build) -> Result<(), ImageError> {
             refuse(format!("--size {size}: a cloud disk has whole GiB; write for instance 100GiB"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Everything that was decided about a build.
+struct Run<'r> {
+    wish: &'r Build,
+    origins: &'r Origins,
+    line: &'r Arc<Line>,
+    contents: &'r Arc<Contents>,
+    disk: &'r Disk,
+    /// Its fingerprint.
+    plan: String,
+    in_flight: usize,
+    progress: &'r watch::Sender<Progress>,
+}
+
+impl Run<'_> {
+    /// Writes the image, from where its record says. Gives the length of what was made.
+    async fn write(&self, partial: Option<&Partial>, attempt: u32) -> Result<u64, ImageError> {
+        let Self { wish, disk, contents, .. } = self;
+        let record = partial.and_then(|partial| partial.record(&self.plan));
+        let pool = BufferPool::new(BUFFERS).map_err(ImageError::io("get memory for", wish.output.name()))?;
+        let state = record.as_ref().map(|record| record.sink.clone());
+        let sink = Sink::open(&wish.output, partial, disk, &pool, state, self.origins).await?;
+        let steps = steps(disk, contents);
+        let first = record.as_ref().map_or(0, |record| record.step.min(steps.len()));
+        self.progress.send_replace(Progress {
+            done_bytes: written_by(&steps[..first], disk, contents),
+            total_bytes: disk.data().iter().map(|range| range.len()).sum(),
+        });
+        let means = Means {
+            disk,
+            contents: Arc::clone(contents),
+            line: Arc::clone(self.line),
+            sink,
+            partial,
+            plan: self.plan.clone(),
+            attempt,
+            progress: self.progress,
+        };
+        let writer = Writer::new(means, record.as_ref())?;
+        write(writer, steps, first, contents, self.line, pool, self.in_flight).await
     }
 }
 

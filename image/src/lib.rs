@@ -24,7 +24,7 @@ mod steps;
 mod tree;
 mod writer;
 
-pub use build::{Build, Built, BuiltSnapshot, Progress, build};
+pub use build::{Build, Built, BuiltSnapshot, Draft, Progress, build};
 pub use contents::Model;
 pub use error::ImageError;
 pub use export::{Exported, export};

@@ -18,7 +18,7 @@ use crate::{
     contents::{Blob, Contents},
     disk::{BLOCK_BYTES, Content, Disk},
     finished,
-    output::{Partial, Record, Sink, SinkState},
+    output::{Begin, Partial, Record, Sink, SinkState},
     steps::Ask,
 };
 
@@ -37,6 +37,7 @@ pub(crate) struct Writer<'w> {
     sink: Sink,
     partial: Option<&'w Partial>,
     plan: String,
+    attempt: u32,
     /// By blob, the checksums of its pieces so far.
     pieces: Vec<Vec<Crc32c>>,
     /// Memory of its own: requests that wait for their turn may hold all other.
@@ -44,6 +45,8 @@ pub(crate) struct Writer<'w> {
     /// Data that lie side by side, up to a chunk, not given to the sink yet.
     gathered: Option<(u64, Buffer)>,
     blob: Option<UnderWay>,
+    /// Where the blob begins in whose middle a run goes on.
+    begin: Option<Begin>,
     /// Steps that are done.
     step: usize,
     checkpointed: Instant,
@@ -56,8 +59,8 @@ struct UnderWay {
     /// Late pieces whose turn has not come, by where they lie in the blob, and their bytes if there is room for them.
     late: BTreeMap<u64, (usize, Option<Bytes>)>,
     late_bytes: u64,
-    /// What a later run goes on from if the blob turns out to be wrong.
-    begin: Option<(usize, SinkState)>,
+    /// What a later run goes on from if the blob turns out to be wrong; `None` where nobody can go on.
+    begin: Option<Begin>,
 }
 
 /// What a writer works with.
@@ -68,17 +71,20 @@ pub(crate) struct Means<'w> {
     pub(crate) sink: Sink,
     pub(crate) partial: Option<&'w Partial>,
     pub(crate) plan: String,
+    /// The how many-th this is, of those that a build makes by itself.
+    pub(crate) attempt: u32,
     pub(crate) progress: &'w watch::Sender<Progress>,
 }
 
 impl<'w> Writer<'w> {
     /// Begins, or goes on where a record says.
     pub(crate) fn new(means: Means<'w>, record: Option<&Record>) -> Result<Self, ImageError> {
-        let Means { disk, contents, line, sink, partial, plan, progress } = means;
+        let Means { disk, contents, line, sink, partial, plan, attempt, progress } = means;
         let pool = BufferPool::new(OWN_BUFFERS).map_err(ImageError::io("get memory for", "the image"))?;
         let pieces =
             record.map_or_else(|| vec![Vec::new(); contents.blobs.len()], |record| record.pieces.clone());
         let (step, checkpointed) = (record.map_or(0, |record| record.step), Instant::now());
+        let begin = record.and_then(|record| record.begin.clone());
         Ok(Self {
             disk,
             contents,
@@ -86,10 +92,12 @@ impl<'w> Writer<'w> {
             sink,
             partial,
             plan,
+            attempt,
             pieces,
             pool,
             gathered: None,
             blob: None,
+            begin,
             step,
             checkpointed,
             progress,
@@ -160,7 +168,7 @@ impl<'w> Writer<'w> {
 
     async fn begin(&mut self, ask: &Ask, blob: &Blob, start: u64) -> Result<(), ImageError> {
         self.flush().await?;
-        let begin = self.sink.state().map(|state| (self.step, state));
+        let begin = self.sink.state().map(|sink| Begin { step: self.step, sink });
         self.pieces[ask.blob].clear();
         self.blob = Some(UnderWay {
             sum: ObjectSum::of(&blob.wanted.object),
@@ -176,14 +184,14 @@ impl<'w> Writer<'w> {
 
     /// A blob in the middle of which a run goes on: what was late then is fetched again. Sums in the order of the object go on
     /// from a blob's beginning only, so this one has none.
-    fn resumed(&self, ask: &Ask, blob: &Blob) -> UnderWay {
+    fn resumed(&mut self, ask: &Ask, blob: &Blob) -> UnderWay {
         let late = crate::steps::late_pieces(&blob.wanted.placement);
         let pieces = blob.wanted.placement.pieces();
         let frontier = pieces[..ask.pieces.start].iter().zip(&late).filter(|(_, late)| !**late);
         let frontier = frontier.map(|(piece, _)| piece.blob).max().unwrap_or(0);
         let owed = (0..ask.pieces.start).filter(|&at| late[at] && pieces[at].blob > frontier);
         let late = owed.map(|at| (pieces[at].blob, (at, None))).collect();
-        UnderWay { sum: None, late, late_bytes: 0, begin: None }
+        UnderWay { sum: None, late, late_bytes: 0, begin: self.begin.take() }
     }
 
     fn keep_late(&mut self, under_way: &mut UnderWay, blob: &Blob, arrived: &Arrived) {
@@ -226,7 +234,7 @@ impl<'w> Writer<'w> {
         let expected = number.map(|number| self.pieces[number][at]);
         let found = Crc32c::of(&bytes);
         match expected {
-            Some(expected) if expected != found => Err(corrupt(
+            Some(expected) if expected != found => Err(self.corrupt(
                 blob,
                 Mismatch { expected: format!("crc32c {expected}"), found: format!("crc32c {found}") },
             )),
@@ -252,15 +260,15 @@ impl<'w> Writer<'w> {
         let Some(mismatch) = mismatch else { return Ok(()) };
         // What a later run goes on from must not have it.
         match (self.partial, under_way.begin) {
-            (Some(partial), Some((step, sink))) => {
+            (Some(partial), Some(Begin { step, sink })) => {
                 self.pieces[ask.blob].clear();
                 self.sink.sync().await?;
-                partial.write_record(self.record(step, sink))?;
+                partial.write_record(self.record(step, sink, None))?;
             }
             (Some(partial), None) => partial.start_afresh()?,
             (None, _) => {}
         }
-        Err(corrupt(blob, mismatch))
+        Err(self.corrupt(blob, mismatch))
     }
 
     /// Takes bytes that are not in a buffer of their own.
@@ -314,8 +322,8 @@ impl<'w> Writer<'w> {
         self.checkpoint().await
     }
 
-    fn record(&self, step: usize, sink: SinkState) -> Record {
-        Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink, inode: 0 }
+    fn record(&self, step: usize, sink: SinkState, begin: Option<Begin>) -> Record {
+        Record { plan: self.plan.clone(), step, pieces: self.pieces.clone(), sink, begin, inode: 0 }
     }
 
     /// Makes what was done durable, and writes down how far that is. A blob that is summed in its order counts when it is whole.
@@ -323,16 +331,22 @@ impl<'w> Writer<'w> {
         let Some(partial) = self.partial else { return Ok(()) };
         self.flush().await?;
         let Some(state) = self.sink.state() else { return Ok(()) };
-        let (step, sink) = match &self.blob {
-            Some(UnderWay { sum: Some(_), begin: Some((step, state)), .. }) => (*step, state.clone()),
-            Some(UnderWay { begin: None, .. }) | Some(UnderWay { sum: None, .. }) | None => {
-                (self.step, state)
+        let record = match &self.blob {
+            Some(UnderWay { sum: Some(_), begin: Some(Begin { step, sink }), .. }) => {
+                self.record(*step, sink.clone(), None)
             }
+            Some(UnderWay { begin, .. }) => self.record(self.step, state, begin.clone()),
+            None => self.record(self.step, state, None),
         };
         self.sink.sync().await?;
-        partial.write_record(self.record(step, sink))?;
+        partial.write_record(record)?;
         self.checkpointed = Instant::now();
         Ok(())
+    }
+
+    fn corrupt(&self, blob: &Blob, Mismatch { expected, found }: Mismatch) -> ImageError {
+        let url = blob.wanted.url.clone();
+        FetchError::Corrupt { url, expected, found, attempts: self.attempt }.into()
     }
 }
 
@@ -350,8 +364,4 @@ async fn sum(under_way: &mut UnderWay, blob: &Blob, arrived: Arrived) -> Result<
     let (sum, arrived) = summing.await.map_err(|_| FetchError::Closed)?;
     under_way.sum = Some(sum);
     Ok(arrived)
-}
-
-fn corrupt(blob: &Blob, Mismatch { expected, found }: Mismatch) -> ImageError {
-    FetchError::Corrupt { url: blob.wanted.url.clone(), expected, found, attempts: 1 }.into()
 }

@@ -2,7 +2,6 @@
 
 mod encoding;
 mod reading;
-mod speed;
 
 use std::{
     fs::File,

@@ -15,7 +15,7 @@ use weightd_types::{Scheme, SourceUri};
 use self::{archive::ArchiveFile, raw::RawDisk, upload::Upload};
 use crate::{ImageError, archive::EncoderState, archive::Plan, disk::Disk};
 
-pub(crate) use partial::{Partial, Record};
+pub(crate) use partial::{Begin, Partial, Record};
 
 /// Where an image goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

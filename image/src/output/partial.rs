@@ -34,9 +34,21 @@ pub(crate) struct Record {
     pub(crate) pieces: Vec<Vec<Crc32c>>,
     /// What the sink needs.
     pub(crate) sink: SinkState,
+    /// Where the blob begins in whose middle that is: what to go back to if the whole of it turns out to be wrong.
+    pub(crate) begin: Option<Begin>,
     /// Of the file that this is about; 0 in one that was not written down.
     #[serde(default)]
     pub(crate) inode: u64,
+}
+
+/// A place between two steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Begin {
+    /// Steps before it.
+    pub(crate) step: usize,
+    /// What the sink needs to go on there.
+    pub(crate) sink: SinkState,
 }
 
 impl Partial {
@@ -79,9 +91,9 @@ impl Partial {
     pub(crate) fn record(&self, plan: &str) -> Option<Record> {
         let text = std::fs::read(self.record_path()).ok()?;
         let record: Record = serde_json::from_slice(&text).ok()?;
-        // One that was left behind speaks of another file.
-        let inode = self.file.metadata().ok()?.ino();
-        (record.plan == plan && record.inode == inode).then_some(record)
+        // One that was left behind speaks of another file, whose inode this may have been given.
+        let about = self.file.metadata().ok()?;
+        (record.plan == plan && record.inode == about.ino() && about.len() > 0).then_some(record)
     }
 
     /// Writes down how far the file is. What it says must be durable already.
@@ -127,6 +139,16 @@ impl Partial {
 
     fn record_path(&self) -> PathBuf {
         beside(&self.output, ".partial.json")
+    }
+}
+
+/// A file in which there is nothing is not left behind.
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let is_empty = self.file.metadata().is_ok_and(|about| about.len() == 0);
+        if is_empty {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -44,7 +44,22 @@ async fn build_one(target: &Target, options: &BuildImage, output: &Output) -> Re
     };
     let (progress, seen) = watch::channel(Done::default());
     let building = Box::pin(build(&wish, origins, fetch, &progress));
-    let built = watching(seen, "written", output, building).await?;
+    let draft = watching(seen, "written", output, building).await?;
+    let checked = match draft.file().filter(|_| !options.no_verify) {
+        Some(file) => {
+            let verified = verify(file.to_owned(), output).await?;
+            match sound(&verified) {
+                Ok(words) => Some(words),
+                // Nothing gets its name that is not what was recorded; the next build begins anew.
+                Err(fault) => {
+                    draft.discard()?;
+                    return Err(fault);
+                }
+            }
+        }
+        None => None,
+    };
+    let built = draft.publish()?;
     let seconds = built.elapsed.as_secs_f64();
     output.words(&format!(
         "built {}: a disk of {}, {} in {seconds:.1} s ({})",
@@ -53,13 +68,6 @@ async fn build_one(target: &Target, options: &BuildImage, output: &Output) -> Re
         display_bytes(built.fetched_bytes),
         crate::view::rate(built.fetched_bytes, seconds),
     ));
-    let checked = match wish.output.file() {
-        Some(file) if !options.no_verify => {
-            let verified = verify(file.to_owned(), output).await?;
-            Some(sound(&verified)?)
-        }
-        Some(_) | None => None,
-    };
     if let Some(words) = checked {
         output.words(&words);
     }

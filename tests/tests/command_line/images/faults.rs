@@ -3,7 +3,7 @@
 use std::{fs, process::Stdio, time::Duration};
 
 use tokio::time::sleep;
-use weightd_harness::{FakeGcs, ModelShape, SmallDisk, require};
+use weightd_harness::{FakeGcs, Fault, FaultProxy, ModelShape, SmallDisk, require};
 
 use super::{SOURCE, Workshop, assert_same_file};
 use crate::{
@@ -84,6 +84,37 @@ async fn a_source_that_changes_ends_a_build_and_the_next_one_has_what_is_there()
     let whole = place.at("whole.raw");
     place.run(&format!("image build --model {SOURCE} --output {}", whole.display())).done();
     assert_same_file(&output, &whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_came_with_wrong_bytes_is_fetched_again_and_no_other() {
+    let gcs = require!(FakeGcs::start().await);
+    let proxy = FaultProxy::start(&gcs.endpoint()).await.unwrap();
+    let workshop = Workshop::new(&gcs, &proxy.url(), &ModelShape::demo(), "").await;
+    let place = &workshop.place;
+    let shard = workshop.demo.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap();
+    let (size, shard_bytes) = (
+        workshop.demo.file_bytes().unwrap(),
+        fs::metadata(workshop.demo.directory.join(shard)).unwrap().len(),
+    );
+    for name in ["disk.raw", "disk.tar.gz"] {
+        let output = place.at(name);
+        let line = format!("image build --model {SOURCE} --output {}", output.display());
+        proxy.inject(shard, 1, Fault::Flip(1 << 20));
+        let before = proxy.bytes();
+        place.run(&line).done();
+        let fetched = proxy.bytes() - before;
+        assert!(fetched < size + shard_bytes + (8 << 20), "{fetched} bytes for {size}, {shard_bytes} twice");
+        let whole = place.at(&format!("whole.{name}"));
+        place.run(&format!("image build --model {SOURCE} --output {}", whole.display())).done();
+        assert_same_file(&output, &whole);
+        fs::remove_file(&whole).unwrap();
+        // What is wrong at its origin is not tried for ever.
+        proxy.inject(shard, u32::MAX, Fault::Flip(1 << 20));
+        place.run(&line.replace("disk", "wrong")).failed(65, &[shard, "fetched 3 times"]);
+        assert!(!place.at(&name.replace("disk", "wrong")).exists());
+        proxy.clear();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
