@@ -1,15 +1,21 @@
 //! Writing one object: a resumable upload of bytes that come in their order and are nowhere else.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use google_cloud_gax::retry_policy::RetryPolicyExt;
+use google_cloud_gax::{
+    error::Error as RequestError, retry_policy::RetryPolicy, retry_result::RetryResult,
+    retry_state::RetryState,
+};
 use google_cloud_storage::{
     model::Object,
     retry_policy::RetryableErrors,
     streaming_source::{SizeHint, StreamingSource},
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 use tokio_util::task::AbortOnDropHandle;
 use weightd_types::{Crc32c, SourceUri};
 
@@ -20,7 +26,7 @@ use crate::SourceError;
 const WAITING: usize = 4;
 /// Bytes of one request. Each ends with a confirmation that has to be waited for.
 const REQUEST_BYTES: usize = 32 << 20;
-/// How long a request is tried again that fails on the way or on the other side.
+/// How long requests are tried again that fail on the way or on the other side, since the upload last got further.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 /// An object that is being written. Nobody sees it before [`Upload::finish`]; dropped before, it never comes to be.
@@ -49,15 +55,16 @@ impl Upload {
         let what = uri.to_string();
         let storage = client.storage(&uri.to_string()).await?.clone();
         let (parts, received) = mpsc::channel(WAITING);
+        let moved = Arc::new(Mutex::new(Instant::now()));
         let mut request = storage
             .write_object(
                 format!("projects/_/buckets/{}", uri.authority()),
                 uri.prefix(),
-                Parts { received, bytes },
+                Parts { received, bytes, moved: Arc::clone(&moved) },
             )
             .set_if_generation_match(replaced)
             .with_idempotency(true)
-            .with_retry_policy(RetryableErrors.with_time_limit(PATIENCE))
+            .with_retry_policy(WhileItMoves { moved })
             .with_resumable_upload_threshold(0_usize)
             .with_resumable_upload_buffer_size(REQUEST_BYTES);
         if let Some(project) = &client.settings.user_project {
@@ -130,6 +137,26 @@ struct Parts {
     received: mpsc::Receiver<Part>,
     /// Length of the whole: the service takes nothing shorter for it.
     bytes: u64,
+    moved: Moved,
+}
+
+/// When the library last took bytes: it takes the next when those before are confirmed.
+type Moved = Arc<Mutex<Instant>>;
+
+/// Tries again what may succeed. An upload of hours may meet any number of faults, as long as it gets further between them.
+#[derive(Debug)]
+struct WhileItMoves {
+    moved: Moved,
+}
+
+impl RetryPolicy for WhileItMoves {
+    fn on_error(&self, state: &RetryState, error: RequestError) -> RetryResult {
+        let moved = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        match RetryableErrors.on_error(state, error) {
+            RetryResult::Continue(error) if moved.elapsed() > PATIENCE => RetryResult::Exhausted(error),
+            decided => decided,
+        }
+    }
 }
 
 /// Whoever wrote the object has gone before its end.
@@ -141,7 +168,9 @@ impl StreamingSource for Parts {
     type Error = GivenUp;
 
     async fn next(&mut self) -> Option<Result<Bytes, GivenUp>> {
-        match self.received.recv().await {
+        let next = self.received.recv().await;
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        match next {
             Some(Part::Bytes(bytes)) => Some(Ok(bytes)),
             Some(Part::End) => None,
             None => Some(Err(GivenUp)),
