@@ -1,6 +1,6 @@
 //! Finding rot: stored chunks are read and compared with what was recorded.
 
-use std::{io::IoSliceMut, ops::Range, sync::Arc};
+use std::{io::IoSliceMut, ops::Range, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
@@ -326,19 +326,25 @@ impl Store {
 
     /// Whether a blob is complete: its manifest can be believed, and its file is as long as that says. Blocks.
     pub fn has_blob(&self, key: &BlobKey) -> bool {
+        self.whole_blob(key).is_some()
+    }
+
+    /// The file of a blob that is complete. Blocks.
+    pub fn whole_blob(&self, key: &BlobKey) -> Option<PathBuf> {
         // Where a tier's copy is not what it should be, the store's own may be.
-        is_whole(&self.paths_of(key), key) || is_whole(self.paths(), key)
+        let homes = [self.paths_of(key), self.paths().clone()];
+        homes.into_iter().find(|paths| is_whole(paths, key)).map(|paths| paths.blob(key))
     }
 
     /// Where the directories of complete snapshots are, each named by its key: the store's own, and those of tiers.
-    pub fn snapshots_directories(&self) -> Vec<std::path::PathBuf> {
+    pub fn snapshots_directories(&self) -> Vec<PathBuf> {
         let tiers = self.inner.tiers.all();
         let of_tiers = tiers.iter().map(|tier| tier.paths().snapshots());
         std::iter::once(self.paths().snapshots()).chain(of_tiers).collect()
     }
 
     /// Where a blob's file is, or will be.
-    pub fn blob_path(&self, key: &BlobKey) -> std::path::PathBuf {
+    pub fn blob_path(&self, key: &BlobKey) -> PathBuf {
         self.paths_of(key).blob(key)
     }
 

@@ -145,6 +145,15 @@ impl Place {
         command
     }
 
+    /// A keeper beside the agent.
+    pub(crate) async fn keeper(&self, more: &[&str]) -> Running {
+        let mut command = program("weightd-keeper");
+        let socket = self.at("keeper.sock");
+        let keeper = Running::start(command.arg("--socket").arg(&socket).args(more));
+        until("the keeper listens", async || socket.exists().then_some(())).await;
+        keeper
+    }
+
     /// The agent, once it listens.
     pub(crate) async fn agent(&self) -> Running {
         let mut agent = Running::start(&mut self.agent_command());

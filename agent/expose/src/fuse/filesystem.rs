@@ -104,9 +104,10 @@ impl VolumesFilesystem {
         Self { shared, runtime, through }
     }
 
-    /// What opens a file straight from its blob, if that is what new opens should do.
-    fn through(&self, shown: &Shown, position: usize) -> Option<&dyn OpenThrough> {
-        self.through.as_deref().filter(|_| self.shared.store.has_blob(&shown.blob(position)))
+    /// What opens a file straight from its blob, and where that is, if that is what new opens should do.
+    fn through(&self, shown: &Shown, position: usize) -> Option<(&dyn OpenThrough, PathBuf)> {
+        let through = self.through.as_deref()?;
+        Some((through, self.shared.store.whole_blob(&shown.blob(position))?))
     }
 
     /// The node that a name stands for now.
@@ -183,8 +184,7 @@ impl VolumesFilesystem {
     /// have had it forgotten, or from one that passed files through. What lies in the store then is half a file. Hearing
     /// that this is stale, the kernel looks the name up again.
     fn open_through(&self, shown: &Shown, node: Node, position: usize, reply: ReplyOpen) {
-        let Some(through) = self.through(shown, position) else { return reply.error(Errno::ESTALE) };
-        let blob = self.shared.store.blob_path(&shown.blob(position));
+        let Some((through, blob)) = self.through(shown, position) else { return reply.error(Errno::ESTALE) };
         match through.register(node, blob) {
             Ok(id) => {
                 self.shared.metrics.passthrough_opens.inc();

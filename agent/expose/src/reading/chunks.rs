@@ -120,7 +120,9 @@ impl Chunks {
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             } else if let Some(blob) = self.stored(target.blob).await? {
-                return self.load_stored(target, &blob, memory).await;
+                if let Some(loaded) = self.load_stored(target, &blob, memory).await? {
+                    return Ok(loaded);
+                }
             } else if !self.take_up_interrupted(target.blob).await? {
                 tokio::select! {
                     () = begun => {}
@@ -170,22 +172,23 @@ impl Chunks {
         }
     }
 
+    /// A chunk of a complete blob; nothing when the blob is not complete after all, and begins to arrive.
     async fn load_stored(
         &self,
         target: Target,
         blob: &StoredBlob,
         memory: &impl Room,
-    ) -> Result<Loaded, String> {
+    ) -> Result<Option<Loaded>, String> {
         let crc = blob.manifest().chunk_crc32c[target.chunk as usize];
         let mut buffer = memory.buffer().await;
         if blob.take_cached_chunk(target.chunk, &mut buffer) {
             self.metrics.served_chunks.inc();
-            return Ok(Loaded { buffer, crc });
+            return Ok(Some(Loaded { buffer, crc }));
         }
         match blob.check_chunk(target.chunk, buffer).await {
             Ok((buffer, true)) => {
                 self.metrics.served_chunks.inc();
-                return Ok(Loaded { buffer, crc });
+                return Ok(Some(Loaded { buffer, crc }));
             }
             Ok((_, false)) => {}
             // What a tier's disk cannot read may be had elsewhere.
@@ -195,16 +198,20 @@ impl Chunks {
             Err(error) => return Err(text(&error)),
         }
         tracing::warn!(path = %blob.path().display(), chunk = target.chunk, "a stored chunk rotted; fetching it again");
+        if blob.is_in_tier() {
+            // Nothing can be written there. The blob comes to the store, most of it from this very copy, and whoever waits for a
+            // part has it as soon as it is there.
+            blob.condemn(target.chunk).await.map_err(|error| text(&error))?;
+            self.close(&target.blob);
+            return Ok(None);
+        }
         let repaired = self.demands.repair(target.snapshot, target.blob, target.chunk).await;
         // What is open may not be the blob any more: the next read opens it anew, or demands what is missing.
         self.close(&target.blob);
         repaired?;
-        // Of a tier's blob there is another file now.
-        let again = self.stored(target.blob).await?;
-        let blob = again.as_deref().unwrap_or(blob);
         let checked = blob.check_chunk(target.chunk, memory.buffer().await).await;
         match checked.map_err(|error| text(&error))? {
-            (buffer, true) => Ok(Loaded { buffer, crc }),
+            (buffer, true) => Ok(Some(Loaded { buffer, crc })),
             _ => Err("a chunk is damaged on disk; the next read looks again".to_owned()),
         }
     }

@@ -33,23 +33,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Index`], [`StoreError::Io`] of the store's own directory.
     pub fn set_tiers(&self, directories: &[PathBuf]) -> Result<Vec<TierChange>, StoreError> {
-        let _changing = lock(&self.inner.changing);
+        let _looking = lock(&self.inner.tiers.looking);
         let before = self.inner.tiers.all();
-        let (mut after, mut changes) = (Vec::new(), Vec::new());
-        for directory in directories {
-            let known = before.iter().find(|tier| tier.directory() == directory);
-            match (known, Identity::of(directory)) {
-                (Some(tier), Some(now)) if tier.identity() == now => after.push(Arc::clone(tier)),
-                (_, Some(_)) => match Tier::open(directory, self.condemned_in(directory)?) {
-                    Ok(tier) => {
-                        tier.set_speed(known.map_or(0, |tier| tier.speed()));
-                        after.push(Arc::new(tier));
-                        changes.push(TierChange::Here(directory.clone()));
-                    }
-                    Err(error) => changes.push(TierChange::Refused(directory.clone(), error)),
-                },
-                (_, None) => {}
-            }
+        // Without `changing`: a network disk that hangs must not stop what is published.
+        let (after, mut changes) = look(&before, directories);
+        let _changing = lock(&self.inner.changing);
+        let is_new = |tier: &&Arc<Tier>| !before.iter().any(|known| Arc::ptr_eq(known, tier));
+        for tier in after.iter().filter(is_new) {
+            self.condemned_in(tier.directory())?.into_iter().for_each(|blob| tier.condemn(blob));
         }
         let is_here = |tier: &Arc<Tier>| after.iter().any(|other| other.directory() == tier.directory());
         let gone: Vec<_> = before.iter().filter(|tier| !is_here(tier)).cloned().collect();
@@ -61,7 +52,7 @@ impl Store {
         for tier in &over {
             tier.blobs().for_each(|blob| self.tell_replaced(*blob));
         }
-        let lost = if over.is_empty() { Vec::new() } else { self.lose(|_| true)? };
+        let lost = if over.is_empty() { Vec::new() } else { self.lose(|_| true) };
         for tier in gone {
             let of_tier = lost.iter().filter(|key| tier.snapshots().contains_key(*key)).copied();
             changes.push(TierChange::Gone(tier.directory().to_owned(), of_tier.collect()));
@@ -91,7 +82,7 @@ impl Store {
         let tiers = self.inner.tiers.all();
         let same = tiers.iter().filter(|other| other.directory() == tier.directory());
         same.for_each(|other| other.condemn(blob));
-        self.lose(|manifest| manifest.objects.iter().any(|entry| entry.blob == blob))?;
+        self.lose(|manifest| manifest.objects.iter().any(|entry| entry.blob == blob));
         self.tell_replaced(blob);
         Ok(())
     }
@@ -104,7 +95,7 @@ impl Store {
 
     /// Looks again at snapshots that are complete by what tiers have: those of which something is no longer anywhere are not. Gives
     /// those that are in use. The caller holds `changing`.
-    fn lose(&self, is_about: impl Fn(&SnapshotManifest) -> bool) -> Result<Vec<SnapshotKey>, StoreError> {
+    fn lose(&self, is_about: impl Fn(&SnapshotManifest) -> bool) -> Vec<SnapshotKey> {
         let shown: Vec<_> = {
             let catalog = self.catalog();
             let by_tiers = catalog.iter().filter(|(_, entry)| entry.complete && entry.place != Place::Own);
@@ -129,13 +120,17 @@ impl Store {
                 entry.uses > 0 || entry.pinned || entry.wanted || entry.place == Place::Parts
             });
             if is_kept {
-                self.mark_incomplete(&key)?;
+                if let Err(error) = self.mark_incomplete(&key) {
+                    // True all the same. The next agent finds out by itself.
+                    tracing::warn!(snapshot = %key, %error, "could not be written down as incomplete");
+                    self.catalog().set_incomplete(&key);
+                }
                 lost.push(key);
             } else {
                 self.catalog().remove(&key);
             }
         }
-        Ok(lost)
+        lost
     }
 
     /// Makes all snapshots known that tiers have whole, and those complete again that lacked only what tiers have. What is on its way
@@ -200,6 +195,27 @@ impl Store {
             }
         }
     }
+}
+
+/// The tiers that are there now, and what is new about them.
+fn look(before: &[Arc<Tier>], directories: &[PathBuf]) -> (Vec<Arc<Tier>>, Vec<TierChange>) {
+    let (mut after, mut changes) = (Vec::new(), Vec::new());
+    for directory in directories {
+        let known = before.iter().find(|tier| tier.directory() == directory);
+        match (known, Identity::of(directory)) {
+            (Some(tier), Some(now)) if *tier.identity() == now => after.push(Arc::clone(tier)),
+            (_, Some(_)) => match Tier::open(directory) {
+                Ok(tier) => {
+                    tier.set_speed(known.map_or(0, |tier| tier.speed()));
+                    after.push(Arc::new(tier));
+                    changes.push(TierChange::Here(directory.clone()));
+                }
+                Err(error) => changes.push(TierChange::Refused(directory.clone(), error)),
+            },
+            (_, None) => {}
+        }
+    }
+    (after, changes)
 }
 
 /// What the index calls a tier's copy of a blob.

@@ -11,7 +11,7 @@ mod tier;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use weightd_types::{BlobKey, SnapshotKey};
@@ -29,6 +29,8 @@ const WORTH_IT_PERCENT: u128 = 125;
 #[derive(Debug, Default)]
 pub(crate) struct Tiers {
     all: RwLock<Arc<[Arc<Tier>]>>,
+    /// One look at a time.
+    looking: Mutex<()>,
     /// Of the store's own directory, in bytes a second; 0 while that is not known.
     own_speed: std::sync::atomic::AtomicU64,
 }

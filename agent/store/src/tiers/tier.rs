@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use rustix::fs::StatVfsMountFlags;
+use rustix::fs::{AtFlags, CWD, StatVfsMountFlags, StatxFlags, statx};
 use weightd_types::{BlobKey, Layout, RESERVED_NAME, SnapshotKey};
 
 use crate::{
@@ -42,11 +42,16 @@ pub(crate) struct Tier {
 }
 
 /// What tells a tier from another that came to its place, or from itself with more in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// Of the file `format`.
     device: u64,
     inode: u64,
+    /// Of the file system: devices and inodes of two images that are attached one after the other are the same. 0 where there is
+    /// none.
+    file_system: u64,
+    /// Of the mount, where the kernel says so: the same disk, mounted again, is looked at anew.
+    mount: Option<u64>,
     /// Of the directory of snapshots, in nanoseconds: it changes when one comes or goes.
     changed: i128,
 }
@@ -58,7 +63,11 @@ impl Identity {
         let format = plain(&paths.format()).filter(Metadata::is_file)?;
         let snapshots = plain(&paths.snapshots()).filter(Metadata::is_dir)?;
         let changed = i128::from(snapshots.mtime()) * 1_000_000_000 + i128::from(snapshots.mtime_nsec());
-        Some(Self { device: format.dev(), inode: format.ino(), changed })
+        let file_system = rustix::fs::statvfs(directory).ok()?.f_fsid;
+        let about = statx(CWD, directory, AtFlags::empty(), StatxFlags::MNT_ID).ok();
+        let mount = about.filter(|about| about.stx_mask & StatxFlags::MNT_ID.bits() != 0);
+        let mount = mount.map(|about| about.stx_mnt_id);
+        Some(Self { device: format.dev(), inode: format.ino(), file_system, mount, changed })
     }
 }
 
@@ -73,7 +82,7 @@ impl Tier {
     ///
     /// # Errors
     /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::Io`].
-    pub(crate) fn open(directory: &Path, condemned: HashSet<BlobKey>) -> Result<Self, StoreError> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
         let not_a_store = |why| StoreError::NotAStore { directory: directory.to_owned(), why };
         let paths = Paths::new(directory.to_owned());
         // Before the manifests: one that comes meanwhile is seen as a change.
@@ -100,7 +109,7 @@ impl Tier {
             snapshots,
             is_writable,
             speed: AtomicU64::new(0),
-            condemned: Mutex::new(condemned),
+            condemned: Mutex::default(),
             strange: Mutex::default(),
         })
     }
@@ -113,8 +122,8 @@ impl Tier {
         &self.paths
     }
 
-    pub(crate) fn identity(&self) -> Identity {
-        self.identity
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(crate) fn is_writable(&self) -> bool {

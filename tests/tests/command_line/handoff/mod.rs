@@ -36,7 +36,7 @@ async fn node(gcs: &FakeGcs, endpoint: &str, shape: &ModelShape, more: &str) -> 
     let node = Node::new(gcs, endpoint, shape, "").await;
     let keeper = format!("[volumes]\nkeeper = {:?}\n{more}", node.place.at("keeper.sock"));
     node.place.configure(&node.place.at("store"), &keeper);
-    let keeper = node.keeper(&["--resident-limit", "1Gi"]).await;
+    let keeper = node.place.keeper(&["--resident-limit", "1Gi"]).await;
     (node, keeper)
 }
 
@@ -72,11 +72,11 @@ fn of_source() -> Request {
     Request { source: SOURCE.to_owned(), ..Request::default() }
 }
 
-fn all(session: &Session) -> Range<usize> {
+pub(crate) fn all(session: &Session) -> Range<usize> {
     0..session.table().tensors().len()
 }
 
-async fn wait(session: &Arc<Session>, tensors: Range<usize>, verified: bool) -> Result<(), Error> {
+pub(crate) async fn wait(session: &Arc<Session>, tensors: Range<usize>, verified: bool) -> Result<(), Error> {
     let session = Arc::clone(session);
     let waited = spawn_blocking(move || session.wait(&[tensors], verified));
     timeout(2 * LONG, waited).await.expect("it does not hang").unwrap()
@@ -96,7 +96,7 @@ fn bytes(session: &Session, position: usize) -> Vec<u8> {
 }
 
 /// Whether these tensors are what the model's files have.
-fn assert_right(session: &Session, tensors: Range<usize>, model: &Path) {
+pub(crate) fn assert_right(session: &Session, tensors: Range<usize>, model: &Path) {
     for (number, file) in session.table().files().iter().enumerate() {
         let content = fs::read(model.join(&file.path)).unwrap();
         let expected = SafeTensors::deserialize(&content).unwrap();

@@ -3,6 +3,7 @@
 mod builds;
 mod damage;
 mod faults;
+mod handoff;
 mod kills;
 mod tiers;
 

@@ -20,13 +20,13 @@ use crate::{
 const WORDS_BYTES: u64 = 64 << 10;
 
 /// Has an agent look for tiers in the place's own disks.
-fn with_tiers(place: &Place, more: &str) {
+pub(super) fn with_tiers(place: &Place, more: &str) {
     let pattern = place.at("disks/*");
     place.configure(&place.at("store"), &format!("[tiers]\ndirectories = [{pattern:?}]\n{more}"));
 }
 
 /// Volumes below a place are gone with it.
-struct Unmounted<'p>(&'p Place);
+pub(super) struct Unmounted<'p>(pub(super) &'p Place);
 
 impl Drop for Unmounted<'_> {
     fn drop(&mut self) {
@@ -34,7 +34,7 @@ impl Drop for Unmounted<'_> {
     }
 }
 
-fn used(place: &Place) -> u64 {
+pub(super) fn used(place: &Place) -> u64 {
     number(&place.ask("status -o json").json()["store"], "used_bytes")
 }
 
@@ -148,7 +148,7 @@ async fn a_flipped_bit_in_a_tier_is_fetched_again_and_nothing_else_is() {
     let _unmounted = Unmounted(place);
     drop(require!(workshop.mounted("weights", "")));
     let image = place.at("weights.raw");
-    flip_in_a_shard(&image, &place.at("disks/weights"));
+    flip_in_a_shard(&image, &place.at("disks/weights"), &[20 << 20]);
     let _disk = require!(LoopMount::read_only(&image, &place.at("disks/weights")));
     with_tiers(place, "");
     let agent = place.agent().await;
@@ -170,8 +170,8 @@ async fn a_flipped_bit_in_a_tier_is_fetched_again_and_nothing_else_is() {
     assert_same_model(&workshop.demo.directory, &target);
 }
 
-/// One bit in the middle of the longest blob of an image that is not mounted.
-fn flip_in_a_shard(image: &Path, at: &Path) {
+/// Flips a bit at each of these places of the longest blob of an image that is not mounted.
+pub(super) fn flip_in_a_shard(image: &Path, at: &Path, offsets: &[u64]) {
     let mounted = LoopMount::read_only(image, at).unwrap();
     let blobs = fs::read_dir(mounted.path().join("blobs")).unwrap();
     let files = blobs.flat_map(|directory| fs::read_dir(directory.unwrap().path()).unwrap());
@@ -181,11 +181,12 @@ fn flip_in_a_shard(image: &Path, at: &Path) {
     let first = said.lines().find(|line| line.trim_start().starts_with("0:")).unwrap();
     let start: u64 = first.split(':').nth(2).unwrap().trim().split("..").next().unwrap().parse().unwrap();
     drop(mounted);
-    let (file, offset) =
-        (OpenOptions::new().read(true).write(true).open(image).unwrap(), start * 4096 + (20 << 20));
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(image).unwrap();
+    for offset in offsets.iter().map(|offset| start * 4096 + offset) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

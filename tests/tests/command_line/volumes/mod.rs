@@ -21,7 +21,7 @@ use weightd_harness::{FakeGcs, Model, ModelShape, Unready, mounts};
 use crate::{
     daemon::get,
     place::Place,
-    program::{Running, program, until},
+    program::until,
 };
 
 pub(crate) const SOURCE: &str = "gs://models/demo";
@@ -82,15 +82,6 @@ impl Node {
             })
             .await;
         }
-    }
-
-    /// A keeper beside the agent.
-    pub(crate) async fn keeper(&self, more: &[&str]) -> Running {
-        let mut command = program("weightd-keeper");
-        let socket = self.place.at("keeper.sock");
-        let keeper = Running::start(command.arg("--socket").arg(&socket).args(more));
-        until("the keeper listens", async || socket.exists().then_some(())).await;
-        keeper
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn node_with_keeper(
     let node = Node::new(gcs, &gcs.endpoint(), shape, "").await;
     let socket = node.place.at("keeper.sock");
     node.place.configure(&node.place.at("store"), &kept(socket.to_str().unwrap(), agent_timeout));
-    let keeper = node.keeper(&[]).await;
+    let keeper = node.place.keeper(&[]).await;
     (node, keeper)
 }
 
@@ -163,13 +163,13 @@ async fn a_new_keeper_takes_over_from_the_old_one() {
     let (node, mut old) = node_with_keeper(&gcs, &ModelShape::demo(), "60s").await;
     let mut agent = node.place.agent().await;
     node.mount("");
-    let mut new = node.keeper(&["--replace"]).await;
+    let mut new = node.place.keeper(&["--replace"]).await;
     assert_eq!(old.ended().await, Some(0));
     let name = node.model.files.iter().rfind(|name| name.ends_with(".safetensors")).unwrap();
     let file = File::open(node.target().join(name)).unwrap();
     // Also one that is killed: the agent looks for the next, and gives it what it has.
     new.kill();
-    let _newest = node.keeper(&[]).await;
+    let _newest = node.place.keeper(&[]).await;
     sleep(Duration::from_secs(4)).await;
     agent.kill();
     let _agent = node.place.agent().await;

@@ -21,7 +21,7 @@ async fn node(gcs: &FakeGcs, proxy: &FaultProxy) -> (Node, Running) {
         node.place.at("keeper.sock")
     );
     node.place.configure(&node.place.at("store"), &more);
-    let keeper = node.keeper(&[]).await;
+    let keeper = node.place.keeper(&[]).await;
     (node, keeper)
 }
 
