@@ -42,6 +42,12 @@ pub(crate) fn dlpack(dtype: Dtype) -> Option<DlpackType> {
     })
 }
 
+/// Whether torch takes a type from DLPack as it is, in all its versions.
+pub(crate) fn is_known_to_torch(dtype: Dtype) -> bool {
+    use Dtype::{BF16, F16, F32, F64, I8, I16, I32, I64, U8};
+    matches!(dtype, U8 | I8 | I16 | I32 | I64 | F16 | F32 | F64 | BF16)
+}
+
 /// A type as numpy's array interface writes it. What numpy does not have is plain bytes of that size to it.
 pub(crate) fn numpy(dtype: Dtype) -> Option<&'static str> {
     Some(match dtype {

@@ -7,6 +7,7 @@ use pyo3::{
     IntoPyObjectExt,
     exceptions::PyAttributeError,
     prelude::*,
+    sync::PyOnceLock,
     types::{PyDict, PyTuple},
 };
 
@@ -28,6 +29,8 @@ use crate::{
 const CPU: (i32, i32) = (1, 0);
 /// DLPack's number for CUDA devices.
 const CUDA: i32 = 2;
+/// What torch makes tensors of capsules with.
+static FROM_DLPACK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 /// A tensor in this process's memory. The memory lives as long as the last tensor, array or capsule over it.
 #[pyclass(module = "weightd", frozen)]
@@ -318,6 +321,11 @@ impl Tensor {
             Target::Cuda(uploader) => {
                 let arguments = (self.clone(), uploader.device().number());
                 py.import("weightd._cuda")?.call_method1("to_torch", arguments)
+            }
+            Target::Host if dtype::is_known_to_torch(self.layout.dtype) => {
+                // Given a tensor, it asks half a dozen questions first; there may be 90,000 of them.
+                let capsule = self.__dlpack__(py, None, None, None, None)?;
+                FROM_DLPACK.import(py, "torch.utils.dlpack", "from_dlpack")?.call1((capsule,))
             }
             Target::Host | Target::Jax(_) => self.convert(py, "to_torch"),
         }
