@@ -18,11 +18,7 @@ use memmap2::Mmap;
 use tokio::net::UnixStream;
 use weightd_harness::{FakeGcs, Model, ModelShape, Unready, mounts};
 
-use crate::{
-    daemon::get,
-    place::Place,
-    program::until,
-};
+use crate::{daemon::get, place::Place, program::until};
 
 pub(crate) const SOURCE: &str = "gs://models/demo";
 
