@@ -14,7 +14,8 @@ use google_cloud_storage::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Duration, Instant},
+    task::JoinError,
+    time::{Duration, Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 use weightd_types::{Crc32c, SourceUri};
@@ -28,6 +29,12 @@ const WAITING: usize = 4;
 const REQUEST_BYTES: usize = 32 << 20;
 /// How long requests are tried again that fail on the way or on the other side, since the upload last got further.
 const PATIENCE: Duration = Duration::from_mins(5);
+
+/// How long a request may go unanswered without so much as an error, before the upload is given up.
+const SILENCE: Duration = Duration::from_mins(15);
+/// How a service may keep what it has of a request that was cut short. The library goes on rightly only where no part of what it was
+/// given lies across a multiple of it.
+const KEPT_BYTES: usize = 256 << 10;
 
 /// An object that is being written. Nobody sees it before [`Upload::finish`]; dropped before, it never comes to be.
 #[derive(Debug)]
@@ -60,7 +67,7 @@ impl Upload {
             .write_object(
                 format!("projects/_/buckets/{}", uri.authority()),
                 uri.prefix(),
-                Parts { received, bytes, moved: Arc::clone(&moved) },
+                Parts { received, bytes, moved: Arc::clone(&moved), handed: 0, rest: Bytes::new() },
             )
             .set_if_generation_match(replaced)
             .with_idempotency(true)
@@ -88,10 +95,11 @@ impl Upload {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), SourceError> {
         self.crc32c = self.crc32c.append(&bytes);
         self.bytes += bytes.len() as u64;
-        match self.parts.send(Part::Bytes(bytes)).await {
-            Ok(()) => Ok(()),
+        match timeout(SILENCE, self.parts.send(Part::Bytes(bytes))).await {
+            Ok(Ok(())) => Ok(()),
             // It takes no more only when it has failed.
-            Err(_) => self.ended().await.map(drop),
+            Ok(Err(_)) => self.ended().await.map(drop),
+            Err(_) => Err(self.silent()),
         }
     }
 
@@ -101,8 +109,12 @@ impl Upload {
     /// [`SourceError`], when it could not be written, or someone else wrote it.
     pub async fn finish(mut self) -> Result<(), SourceError> {
         // Where nobody takes it, the outcome is there already.
-        let _ = self.parts.send(Part::End).await;
-        let (size, crc32c) = self.ended().await?;
+        let ending = async {
+            let _ = self.parts.send(Part::End).await;
+            (&mut self.sending).await
+        };
+        let ended = timeout(SILENCE, ending).await.map_err(|_| self.silent())?;
+        let (size, crc32c) = self.outcome(ended)?;
         // Whatever became of it on the way: what is there is what was sent, or it is no success.
         let is_same = u64::try_from(size) == Ok(self.bytes) && crc32c.is_none_or(|sum| sum == self.crc32c);
         match is_same {
@@ -118,7 +130,17 @@ impl Upload {
     }
 
     async fn ended(&mut self) -> Result<Stored, SourceError> {
-        match (&mut self.sending).await {
+        let ended = (&mut self.sending).await;
+        self.outcome(ended)
+    }
+
+    fn silent(&self) -> SourceError {
+        let cause = format!("nothing was confirmed for {} minutes", SILENCE.as_secs() / 60);
+        SourceError::Interrupted { what: self.what.clone(), cause: cause.into() }
+    }
+
+    fn outcome(&self, ended: Result<Result<Stored, SourceError>, JoinError>) -> Result<Stored, SourceError> {
+        match ended {
             Ok(outcome) => outcome,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(error) => Err(SourceError::Interrupted { what: self.what.clone(), cause: Box::new(error) }),
@@ -138,6 +160,10 @@ struct Parts {
     /// Length of the whole: the service takes nothing shorter for it.
     bytes: u64,
     moved: Moved,
+    /// Bytes that were handed on.
+    handed: usize,
+    /// What came and was not handed on yet.
+    rest: Bytes,
 }
 
 /// When the library last took bytes: it takes the next when those before are confirmed.
@@ -168,13 +194,18 @@ impl StreamingSource for Parts {
     type Error = GivenUp;
 
     async fn next(&mut self) -> Option<Result<Bytes, GivenUp>> {
-        let next = self.received.recv().await;
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        match next {
-            Some(Part::Bytes(bytes)) => Some(Ok(bytes)),
-            Some(Part::End) => None,
-            None => Some(Err(GivenUp)),
+        while self.rest.is_empty() {
+            let next = self.received.recv().await;
+            *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            match next {
+                Some(Part::Bytes(bytes)) => self.rest = bytes,
+                Some(Part::End) => return None,
+                None => return Some(Err(GivenUp)),
+            }
         }
+        let piece = (KEPT_BYTES - self.handed % KEPT_BYTES).min(self.rest.len());
+        self.handed += piece;
+        Some(Ok(self.rest.split_to(piece)))
     }
 
     async fn size_hint(&self) -> Result<SizeHint, GivenUp> {
