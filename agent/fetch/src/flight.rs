@@ -142,6 +142,11 @@ impl Inner {
         first
     }
 
+    /// The flight of a blob that is on its way already.
+    pub(crate) fn flight_of(&self, key: &BlobKey) -> Option<Flight> {
+        lock(&self.flights).get(key)
+    }
+
     /// Joins the flight of a blob, or starts it.
     pub(crate) fn fly(
         self: &Arc<Self>,

@@ -3,10 +3,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use weightd_store::{PartialBlob, StoredBlob};
-use weightd_types::{BlobKey, ByteRange, Crc32c, Layout, Piece};
+use weightd_types::{BlobKey, ByteRange, Crc32c, Layout, Piece, SafetensorsHeader};
 
-use crate::{FetchError, fetcher::Inner};
+use crate::{FetchError, Route, fetcher::Inner};
+
+/// Chunks of a damaged copy that are read at once.
+const AT_ONCE: usize = 4;
 
 impl Inner {
     /// Fills a blob from its twin in the other layout, if that is complete and sound. What cannot be read from it is
@@ -51,28 +56,61 @@ impl Inner {
         if placement.runs() != runs || placement.literal() != damaged.placement().literal() {
             return Ok(());
         }
-        for chunk in 0..placement.chunk_count() {
-            let pieces = placement.pieces_of_chunk(chunk).iter().map(|&at| at as usize);
-            let missing: Vec<usize> = pieces.filter(|&at| !partial.has_piece(at)).collect();
-            if missing.is_empty() {
-                continue;
-            }
-            // A sector that cannot be read is as bad as one that reads wrong.
-            let checked = damaged.check_chunk(chunk, self.store.pool().acquire().await).await;
-            let Ok((buffer, true)) = checked else { continue };
-            // One buffer at a time: two held at once could leave every worker waiting for the second.
-            let bytes = buffer.to_vec();
-            drop(buffer);
-            let start = placement.chunk_range(chunk).start;
-            for at in missing {
-                let piece = placement.pieces()[at];
-                let bytes = &bytes[range(ByteRange::at(piece.blob - start, piece.object.len()))];
-                let mut buffer = self.store.pool().acquire().await;
-                let crc = buffer.extend_summed(bytes, Crc32c::EMPTY);
-                partial.write(piece.blob, buffer, &[(at, crc)]).await?;
-            }
+        let chunks = stream::iter(0..placement.chunk_count());
+        let taking = chunks.map(|chunk| self.take_sound_chunk(partial, damaged, chunk));
+        taking.buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    async fn take_sound_chunk(
+        &self,
+        partial: &Arc<PartialBlob>,
+        damaged: &StoredBlob,
+        chunk: u32,
+    ) -> Result<(), FetchError> {
+        let placement = partial.placement();
+        let pieces = placement.pieces_of_chunk(chunk).iter().map(|&at| at as usize);
+        let missing: Vec<usize> = pieces.filter(|&at| !partial.has_piece(at)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // A sector that cannot be read is as bad as one that reads wrong.
+        let checked = damaged.check_chunk(chunk, self.store.pool().acquire().await).await;
+        let Ok((buffer, true)) = checked else { return Ok(()) };
+        // One buffer at a time: two held at once could leave every worker waiting for the second.
+        let bytes = buffer.to_vec();
+        drop(buffer);
+        let start = placement.chunk_range(chunk).start;
+        for at in missing {
+            let piece = placement.pieces()[at];
+            let bytes = &bytes[range(ByteRange::at(piece.blob - start, piece.object.len()))];
+            let mut buffer = self.store.pool().acquire().await;
+            let crc = buffer.extend_summed(bytes, Crc32c::EMPTY);
+            partial.write(piece.blob, buffer, &[(at, crc)]).await?;
         }
         Ok(())
+    }
+
+    /// The header of an object of which a tier has a damaged copy, if it is not the header that is damaged.
+    pub(crate) async fn header_of_damaged(
+        &self,
+        route: &Route,
+        key: BlobKey,
+    ) -> Result<Option<SafetensorsHeader>, FetchError> {
+        let Some(damaged) = self.store.condemned_blob(key).await? else { return Ok(None) };
+        let size = route.object.size;
+        let raw = match key.layout {
+            Layout::Aligned => damaged.header().clone(),
+            Layout::Original => {
+                let checked = damaged.check_chunk(0, self.store.pool().acquire().await).await;
+                let Ok((buffer, true)) = checked else { return Ok(None) };
+                let length = SafetensorsHeader::length(&buffer, size).unwrap_or(u64::MAX);
+                match usize::try_from(length).ok().and_then(|length| buffer.get(..length)) {
+                    Some(raw) => Bytes::copy_from_slice(raw),
+                    None => return Ok(None),
+                }
+            }
+        };
+        Ok(SafetensorsHeader::parse(raw, size).ok())
     }
 
     async fn copy_piece(

@@ -52,6 +52,10 @@ impl Inner {
         if let Some(header) = recorded.and_then(|raw| SafetensorsHeader::parse(raw, object.size).ok()) {
             return Ok(header);
         }
-        self.line.header(route).await
+        // What is not known any more because a tier's copy is damaged need not be asked for.
+        match self.header_of_damaged(route, key).await? {
+            Some(header) => Ok(header),
+            None => self.line.header(route).await,
+        }
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 use weightd_source::Resolution;
-use weightd_store::{Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord};
+use weightd_store::{Reservation, SnapshotEntry, SnapshotManifest, SnapshotRecord, StoreError};
 use weightd_types::{BlobKey, CHUNK_BYTES, Layout, ObjectPath, SnapshotKey};
 
 use crate::{
@@ -242,9 +242,17 @@ impl Run {
         let before = store.presence(Arc::clone(&self.manifest)).await?;
         let reused = before.iter().map(|(bytes, _)| bytes).sum();
         self.files.before.get_or_init(|| before);
-        let reservation = Arc::new(store.reserve_for(&self.manifest).await?);
-        self.fetch_all(&reservation).await?;
-        store.publish(self.manifest.as_ref().clone()).await?;
+        let mut times = 0;
+        loop {
+            let reservation = Arc::new(store.reserve_for(&self.manifest).await?);
+            self.fetch_all(&reservation).await?;
+            times += 1;
+            match store.publish(self.manifest.as_ref().clone()).await {
+                // A tier went, or a copy in it turned out to be damaged, while the rest was fetched.
+                Err(StoreError::Incomplete { .. }) if times < TIMES => {}
+                published => break drop(published?),
+            }
+        }
         self.completed(self.files.fetched(), reused, started)
     }
 
@@ -255,7 +263,7 @@ impl Run {
         started: Instant,
     ) -> Result<Completed, FetchError> {
         let key = self.manifest.key();
-        let not_found = || weightd_store::StoreError::NotFound { name: key.to_string() };
+        let not_found = || StoreError::NotFound { name: key.to_string() };
         let snapshot = self.inner.store.snapshot(&key).ok_or_else(not_found)?;
         Ok(Completed { snapshot, fetched_bytes, reused_bytes, elapsed: started.elapsed() })
     }
@@ -347,5 +355,7 @@ impl Run {
     }
 }
 
+/// How often what is missing in the end is fetched, before that is an error.
+const TIMES: u32 = 4;
 /// Headers fetched at once while an index is checked.
 const HEADERS_AT_ONCE: usize = 16;

@@ -111,8 +111,11 @@ impl Fetcher {
         let not_found = || StoreError::NotFound { name: key.to_string() };
         let record = self.store().snapshot(&snapshot).ok_or_else(not_found)?;
         let subject = Subject::of(&record.manifest, &key).ok_or_else(not_found)?;
-        let blob = self.store().stored_blob(key).await?.ok_or_else(not_found)?;
-        self.inner.repair(&subject, &blob, chunk).await?;
+        match self.store().stored_blob(key).await? {
+            Some(blob) => self.inner.repair(&subject, &blob, chunk).await?,
+            // Whoever came to another bad chunk of it was first.
+            None => self.inner.refetch(&subject).await?,
+        }
         self.inner.restore(&record.manifest).await
     }
 
@@ -305,6 +308,9 @@ impl Inner {
     /// Brings a whole blob back.
     async fn refetch(self: &Arc<Self>, subject: &Subject) -> Result<(), FetchError> {
         let entry = &subject.entry;
+        if let Some(flight) = self.flight_of(&entry.blob) {
+            return flight.landed.await;
+        }
         let reservation = Arc::new(self.store.reserve(entry.object.size).await?);
         let route = self.route_to_mend(subject).await?;
         let turn = self.take_turns(1);

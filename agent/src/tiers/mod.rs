@@ -25,20 +25,21 @@ pub(crate) async fn look(
     config: &TierConfig,
     refused: &mut Vec<PathBuf>,
 ) -> Result<Vec<TierChange>, StoreError> {
-    let (own, mut directories) = (store.config().directory.clone(), config.directories());
-    directories.retain(|directory| *directory != own);
-    refused.retain(|known| directories.contains(known));
-    let (store, known) = (store.clone(), refused.clone());
+    let (store, config, mut known) = (store.clone(), config.clone(), std::mem::take(refused));
     let looked = tokio::task::spawn_blocking(move || {
+        let mut directories = config.directories();
+        directories.retain(|directory| *directory != store.config().directory);
+        known.retain(|known| directories.contains(known));
         let mut changes = store.set_tiers(&directories)?;
         // What was refused once is said once.
         changes.retain(
             |change| !matches!(change, TierChange::Refused(directory, _) if known.contains(directory)),
         );
         changes.iter().for_each(|change| tell(&store, change));
-        Ok(changes)
+        Ok((changes, known))
     });
-    let changes = looked.await.unwrap_or(Err(StoreError::Closed))?;
+    let (changes, known) = looked.await.unwrap_or(Err(StoreError::Closed))?;
+    *refused = known;
     refused.extend(changes.iter().filter_map(|change| match change {
         TierChange::Refused(directory, _) => Some(directory.clone()),
         TierChange::Here(_) | TierChange::Gone(..) => None,

@@ -188,18 +188,26 @@ impl StoredBlob {
     }
 
     /// Says that a chunk of a tier's copy is wrong or cannot be read: the blob is not read from there any more, and if the chunk is
-    /// wrong, never.
+    /// wrong, never. One that turns out to be right now says nothing against the copy.
     ///
     /// # Errors
     /// [`StoreError::Index`], [`StoreError::Io`].
     pub async fn condemn(&self, chunk: u32) -> Result<(), StoreError> {
         let Some(tier) = self.tier.clone() else { return Ok(()) };
         let key = self.manifest.key;
-        let is_for_good = self.check_chunk(chunk, self.store.pool().acquire().await).await.is_ok();
-        let condemning = move |store: &Store| match is_for_good {
-            true => store.condemn(&tier, key),
+        let checked = self.check_chunk(chunk, self.store.pool().acquire().await).await;
+        let is_wrong = match checked.map(|(_, good)| good) {
+            Ok(true) => return Ok(()),
+            Ok(false) => true,
             // A disk that cannot be read now may be another time.
-            false => store.disown(&tier, key),
+            Err(_) => false,
+        };
+        let condemning = move |store: &Store| {
+            if is_wrong {
+                return store.condemn(&tier, key);
+            }
+            store.disown(&tier, key);
+            Ok(())
         };
         self.store.blocking(condemning).await
     }
@@ -270,7 +278,7 @@ impl Store {
             };
             // It is as if the tier did not have it, until that comes anew: what cannot be read now may be another time.
             tracing::warn!(blob = %key, tier = %tier.directory().display(), why, "unusable in a read-only tier");
-            store.disown(&tier, key)?;
+            store.disown(&tier, key);
             store.open_blob(key, None)
         })
         .await
@@ -283,9 +291,11 @@ impl Store {
     pub async fn condemned_blob(&self, key: BlobKey) -> Result<Option<StoredBlob>, StoreError> {
         self.blocking(move |store| {
             let tiers = store.inner.tiers.all();
-            let tier = tiers.iter().find(|tier| tier.has_condemned(&key)).cloned();
+            let damaged = tiers.iter().filter(|tier| tier.has_condemned(&key));
             // One that cannot be opened at all is of no use.
-            Ok(tier.and_then(|tier| store.open_blob(key, Some(tier)).ok().flatten()))
+            Ok(damaged
+                .into_iter()
+                .find_map(|tier| store.open_blob(key, Some(Arc::clone(tier))).ok().flatten()))
         })
         .await
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -36,6 +37,9 @@ impl Target {
         Self { snapshot, blob, chunk, range, is_awaited: true }
     }
 }
+
+/// A repair that goes on while someone waits for it.
+type Mending<'d> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'd>>;
 
 /// A chunk that was read, and its checksum.
 #[derive(Debug)]
@@ -91,6 +95,8 @@ impl Chunks {
         // Saying it once is enough, but for a request that failed since, whose bytes are no longer urgent.
         let mut demands = interval(DEMAND_AGAIN);
         demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The blob is being brought to the store because a tier's copy of it is damaged.
+        let mut mending: Option<Mending<'_>> = None;
         loop {
             // All made before looking, so that nothing is missed in between.
             let begun = self.store.begun();
@@ -117,11 +123,19 @@ impl Chunks {
                 tokio::select! {
                     () = advanced => {}
                     _ = demands.tick() => self.ask(target),
+                    mended = ended(&mut mending) => mended?,
+                    failed = Self::failed(&mut condition) => return Err(failed),
+                }
+            } else if mending.is_some() {
+                tokio::select! {
+                    () = begun => {}
+                    mended = ended(&mut mending) => mended?,
                     failed = Self::failed(&mut condition) => return Err(failed),
                 }
             } else if let Some(blob) = self.stored(target.blob).await? {
-                if let Some(loaded) = self.load_stored(target, &blob, memory).await? {
-                    return Ok(loaded);
+                match self.load_stored(target, &blob, memory).await? {
+                    Some(loaded) => return Ok(loaded),
+                    None => mending = Some(self.demands.repair(target.snapshot, target.blob, target.chunk)),
                 }
             } else if !self.take_up_interrupted(target.blob).await? {
                 tokio::select! {
@@ -172,7 +186,8 @@ impl Chunks {
         }
     }
 
-    /// A chunk of a complete blob; nothing when the blob is not complete after all, and begins to arrive.
+    /// A chunk of a complete blob; nothing when it is damaged in a tier, where nothing can be written: the blob comes to the store
+    /// then, most of it from that very copy, and whoever waits for a part has it as soon as it is there.
     async fn load_stored(
         &self,
         target: Target,
@@ -199,9 +214,6 @@ impl Chunks {
         }
         tracing::warn!(path = %blob.path().display(), chunk = target.chunk, "a stored chunk rotted; fetching it again");
         if blob.is_in_tier() {
-            // Nothing can be written there. The blob comes to the store, most of it from this very copy, and whoever waits for a
-            // part has it as soon as it is there.
-            blob.condemn(target.chunk).await.map_err(|error| text(&error))?;
             self.close(&target.blob);
             return Ok(None);
         }
@@ -244,6 +256,18 @@ impl Chunks {
     pub(crate) fn close(&self, blob: &BlobKey) {
         lock(&self.interrupted).remove(blob);
         lock(&self.stored).remove(blob);
+    }
+}
+
+/// Waits for the end of a repair, if there is one, and forgets it then.
+async fn ended(mending: &mut Option<Mending<'_>>) -> Result<(), String> {
+    match mending {
+        Some(repair) => {
+            let outcome = repair.await;
+            *mending = None;
+            outcome
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -42,20 +42,23 @@ impl Store {
         for tier in after.iter().filter(is_new) {
             self.condemned_in(tier.directory())?.into_iter().for_each(|blob| tier.condemn(blob));
         }
-        let is_here = |tier: &Arc<Tier>| after.iter().any(|other| other.directory() == tier.directory());
-        let gone: Vec<_> = before.iter().filter(|tier| !is_here(tier)).cloned().collect();
         self.inner.tiers.set(after);
         // What is open of tiers that went, or came anew, is opened anew.
         let now = self.inner.tiers.all();
         let is_over = |tier: &&Arc<Tier>| !now.iter().any(|other| Arc::ptr_eq(tier, other));
         let over: Vec<_> = before.iter().filter(is_over).collect();
+        let is_gone = |tier: &Tier| !now.iter().any(|other| other.directory() == tier.directory());
         for tier in &over {
             tier.blobs().for_each(|blob| self.tell_replaced(*blob));
         }
         let lost = if over.is_empty() { Vec::new() } else { self.lose(|_| true) };
-        for tier in gone {
+        for tier in over {
             let of_tier = lost.iter().filter(|key| tier.snapshots().contains_key(*key)).copied();
-            changes.push(TierChange::Gone(tier.directory().to_owned(), of_tier.collect()));
+            let of_tier: Vec<_> = of_tier.collect();
+            // One that only has more in it than before, or is mounted anew, has lost nothing.
+            if is_gone(tier) || !of_tier.is_empty() {
+                changes.push(TierChange::Gone(tier.directory().to_owned(), of_tier));
+            }
         }
         self.take_in()?;
         Ok(changes)
@@ -65,17 +68,16 @@ impl Store {
     /// never read again from there.
     ///
     /// # Errors
-    /// [`StoreError::Index`], [`StoreError::Io`].
+    /// [`StoreError::Index`], when the next agent will not know it.
     pub(crate) fn condemn(&self, tier: &Tier, blob: BlobKey) -> Result<(), StoreError> {
-        self.disown(tier, blob)?;
-        self.inner.index.condemn(&name(tier.directory(), &blob))
+        // First: a tier that comes anew in between must know it.
+        let written = self.inner.index.condemn(&name(tier.directory(), &blob));
+        self.disown(tier, blob);
+        written
     }
 
     /// The same until the tier comes anew, of what cannot be read now.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub(crate) fn disown(&self, tier: &Tier, blob: BlobKey) -> Result<(), StoreError> {
+    pub(crate) fn disown(&self, tier: &Tier, blob: BlobKey) {
         let _changing = lock(&self.inner.changing);
         tier.condemn(blob);
         // The tier may have been looked at anew since the blob was opened.
@@ -84,7 +86,6 @@ impl Store {
         same.for_each(|other| other.condemn(blob));
         self.lose(|manifest| manifest.objects.iter().any(|entry| entry.blob == blob));
         self.tell_replaced(blob);
-        Ok(())
     }
 
     fn condemned_in(&self, directory: &Path) -> Result<HashSet<BlobKey>, StoreError> {

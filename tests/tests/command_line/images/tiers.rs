@@ -148,7 +148,7 @@ async fn a_flipped_bit_in_a_tier_is_fetched_again_and_nothing_else_is() {
     let _unmounted = Unmounted(place);
     drop(require!(workshop.mounted("weights", "")));
     let image = place.at("weights.raw");
-    flip_in_a_shard(&image, &place.at("disks/weights"), &[20 << 20]);
+    flip_in_shards(&image, &place.at("disks/weights"), 1, &[20 << 20]);
     let _disk = require!(LoopMount::read_only(&image, &place.at("disks/weights")));
     with_tiers(place, "");
     let agent = place.agent().await;
@@ -170,23 +170,29 @@ async fn a_flipped_bit_in_a_tier_is_fetched_again_and_nothing_else_is() {
     assert_same_model(&workshop.demo.directory, &target);
 }
 
-/// Flips a bit at each of these places of the longest blob of an image that is not mounted.
-pub(super) fn flip_in_a_shard(image: &Path, at: &Path, offsets: &[u64]) {
+/// Flips a bit at each of these places of each of the longest blobs of an image that is not mounted.
+pub(super) fn flip_in_shards(image: &Path, at: &Path, shards: usize, offsets: &[u64]) {
     let mounted = LoopMount::read_only(image, at).unwrap();
     let blobs = fs::read_dir(mounted.path().join("blobs")).unwrap();
     let files = blobs.flat_map(|directory| fs::read_dir(directory.unwrap().path()).unwrap());
-    let longest = files.map(|file| file.unwrap()).max_by_key(|file| file.metadata().unwrap().len()).unwrap();
-    let said =
-        super::system(std::process::Command::new("filefrag").args(["-v", "-b4096"]).arg(longest.path()));
-    let first = said.lines().find(|line| line.trim_start().starts_with("0:")).unwrap();
-    let start: u64 = first.split(':').nth(2).unwrap().trim().split("..").next().unwrap().parse().unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap()).collect();
+    files.sort_by_key(|file| std::cmp::Reverse(file.metadata().unwrap().len()));
+    let starts: Vec<u64> = files[..shards].iter().map(|file| first_byte(&file.path())).collect();
     drop(mounted);
     let file = OpenOptions::new().read(true).write(true).open(image).unwrap();
-    for offset in offsets.iter().map(|offset| start * 4096 + offset) {
+    for offset in starts.iter().flat_map(|start| offsets.iter().map(move |offset| start + offset)) {
         let mut byte = [0];
         file.read_exact_at(&mut byte, offset).unwrap();
         file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
     }
+}
+
+/// Where a file of a mounted image begins on the disk.
+fn first_byte(file: &Path) -> u64 {
+    let said = super::system(std::process::Command::new("filefrag").args(["-v", "-b4096"]).arg(file));
+    let first = said.lines().find(|line| line.trim_start().starts_with("0:")).unwrap();
+    let start: u64 = first.split(':').nth(2).unwrap().trim().split("..").next().unwrap().parse().unwrap();
+    start * 4096
 }
 
 #[tokio::test(flavor = "multi_thread")]
