@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Plan,
+    Out, Plan,
     gzip::{self, Crc32, Framer},
 };
 
@@ -93,7 +93,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`EncodeError::TooMuch`] when there is more than was planned; nothing is taken then.
-    pub(crate) fn write(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub(crate) fn write(&mut self, data: &[u8], out: &mut impl Out) -> Result<(), EncodeError> {
         let (given, planned) = (self.data_bytes() + data.len() as u64, self.plan.data_bytes());
         if given > planned {
             return Err(EncodeError::TooMuch { given, planned });
@@ -107,7 +107,7 @@ impl Encoder {
     ///
     /// # Errors
     /// [`EncodeError::TooLittle`] when data is missing; `out` is no archive then.
-    pub(crate) fn finish(mut self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub(crate) fn finish(mut self, out: &mut impl Out) -> Result<(), EncodeError> {
         let (given, planned) = (self.data_bytes(), self.plan.data_bytes());
         if given < planned {
             return Err(EncodeError::TooLittle { given, planned });
@@ -123,7 +123,7 @@ impl Encoder {
         self.framer.pushed().saturating_sub(self.plan.head_bytes())
     }
 
-    fn begin(&mut self, out: &mut Vec<u8>) {
+    fn begin(&mut self, out: &mut impl Out) {
         if self.framer.pushed() == 0 {
             self.framer.push(self.plan.head(), out);
         }

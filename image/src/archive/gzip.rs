@@ -5,6 +5,8 @@
 
 use crc_fast::{CrcAlgorithm, Digest};
 
+use super::Out;
+
 /// Content bytes of each stored block but the last. Deflate allows 65,535; this is the largest number below that
 /// is whole tar blocks (127 of 512 bytes). So every sector of the disk lies in one piece in the file, with no
 /// header within, for 0.6 bytes more per MiB.
@@ -108,7 +110,7 @@ impl Framer {
 
     /// Appends the next content bytes to `out`, with what frames them. The caller does not push more than it
     /// announced.
-    pub(super) fn push(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn push(&mut self, mut bytes: &[u8], out: &mut impl Out) {
         let end = self.pushed + bytes.len() as u64;
         debug_assert!(end <= self.content_bytes, "more content than was announced");
         out.reserve(small(written_bytes(end) - written_bytes(self.pushed)));
@@ -133,7 +135,7 @@ impl Framer {
     }
 
     /// Appends the trailer; all content was pushed.
-    pub(super) fn finish(self, out: &mut Vec<u8>) {
+    pub(super) fn finish(self, out: &mut impl Out) {
         debug_assert_eq!(self.pushed, self.content_bytes, "content is missing");
         out.extend_from_slice(&self.crc.0.to_le_bytes());
         #[expect(clippy::cast_possible_truncation, reason = "gzip keeps the length modulo 2^32")]

@@ -26,5 +26,24 @@ pub(crate) const DISK_NAME: &str = "disk.raw";
 /// Compute Engine takes only disks that are a multiple of this many bytes: 1 GiB.
 pub(crate) const DISK_UNIT_BYTES: u64 = 1 << 30;
 
+/// What takes an archive's bytes as they are made.
+pub(crate) trait Out {
+    /// Takes the next bytes.
+    fn extend_from_slice(&mut self, bytes: &[u8]);
+
+    /// Makes room for so many, where that helps.
+    fn reserve(&mut self, _bytes: usize) {}
+}
+
+impl Out for Vec<u8> {
+    fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+
+    fn reserve(&mut self, bytes: usize) {
+        self.reserve(bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests;

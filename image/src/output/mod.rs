@@ -106,7 +106,7 @@ impl Sink {
                     Some(SinkState::Archive(state)) => Some(state),
                     Some(SinkState::Raw) | None => None,
                 };
-                Ok(Self::Archive(ArchiveFile::open(partial, plan(output, disk)?, state)?))
+                Ok(Self::Archive(ArchiveFile::open(partial, plan(output, disk)?, state).await?))
             }
             (Output::Bucket(uri), _) => {
                 Ok(Self::Upload(Upload::begin(origins, uri, plan(output, disk)?).await?))

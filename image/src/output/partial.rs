@@ -119,8 +119,8 @@ impl Partial {
     /// Gives the file its own name, in the place of whatever has it. Durable when it returns.
     pub(crate) fn finish(self) -> Result<(), ImageError> {
         self.file.sync_all().map_err(ImageError::io("sync", &self.path))?;
-        self.forget_record()?;
         std::fs::rename(&self.path, &self.output).map_err(ImageError::io("rename", &self.path))?;
+        self.forget_record()?;
         let directory = self.output.parent().filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
         File::open(directory)
