@@ -1,6 +1,6 @@
 //! Building an image: decide where everything lies, then let the bytes stream from their sources to their places.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
 
 use futures::future::BoxFuture;
 use tokio::{
@@ -135,35 +135,23 @@ pub async fn build(
     };
     let (in_flight, refetches) = (config.max_requests.min(IN_FLIGHT), config.refetches);
     let line = Arc::new(Line::new(config));
-    let contents = Contents::gather(&line, origins.as_ref(), &wish.models, wish.time).await?;
-    let contents = Arc::new(contents);
-    let about = Wish { size: wish.size, label: &wish.label, time: wish.time };
-    let disk = disk::decide(&contents, &about)?;
-    let plan = fingerprint(wish, &disk, &contents);
-    if let Some(partial) = partial.as_ref().filter(|partial| partial.record(&plan).is_none()) {
-        partial.start_afresh()?;
-    }
-    let run = Run {
-        wish,
-        origins: &origins,
-        line: &line,
-        contents: &contents,
-        disk: &disk,
-        plan,
-        in_flight,
-        progress,
-    };
-    let mut attempt = 1;
-    let output_bytes = loop {
-        match run.write(partial.as_ref(), attempt).await {
-            // What came is not what the origin has. A file is taken up where that object begins.
-            Err(ImageError::Fetch(FetchError::Corrupt { .. }))
-                if partial.is_some() && attempt <= refetches =>
-            {
-                attempt += 1;
-            }
-            written => break written?,
+    let run = Run { wish, origins: &origins, line: &line, partial: partial.as_ref(), in_flight, progress };
+    let mut wrong: HashMap<String, u32> = HashMap::new();
+    let (contents, disk, output_bytes) = loop {
+        let error = match run.write().await {
+            Ok(written) => break written,
+            Err(error) => error,
+        };
+        let ImageError::Fetch(FetchError::Corrupt { url, expected, found, .. }) = error else {
+            return Err(error);
+        };
+        let times = wrong.entry(url.clone()).or_default();
+        *times += 1;
+        // What was uploaded cannot be taken back.
+        if partial.is_none() || *times > refetches {
+            return Err(FetchError::Corrupt { url, expected, found, attempts: *times }.into());
         }
+        tracing::warn!(url, expected, found, "the object does not match its checksum; fetching it again");
     };
     let built = Built {
         disk_bytes: disk.bytes,
@@ -191,45 +179,50 @@ fn check(wish: &Build) -> Result<(), ImageError> {
     }
 }
 
-/// Everything that was decided about a build.
+/// What a build works with.
 struct Run<'r> {
     wish: &'r Build,
     origins: &'r Origins,
     line: &'r Arc<Line>,
-    contents: &'r Arc<Contents>,
-    disk: &'r Disk,
-    /// Its fingerprint.
-    plan: String,
+    partial: Option<&'r Partial>,
     in_flight: usize,
     progress: &'r watch::Sender<Progress>,
 }
 
 impl Run<'_> {
-    /// Writes the image, from where its record says. Gives the length of what was made.
-    async fn write(&self, partial: Option<&Partial>, attempt: u32) -> Result<u64, ImageError> {
-        let Self { wish, disk, contents, .. } = self;
-        let record = partial.and_then(|partial| partial.record(&self.plan));
+    /// Decides where everything lies, and writes what an earlier run has not. Gives the length of what was made, too.
+    async fn write(&self) -> Result<(Arc<Contents>, Disk, u64), ImageError> {
+        let Self { wish, line, partial, .. } = *self;
+        // Each time: what came with wrong bytes may have been a header.
+        let contents = Contents::gather(line, self.origins, &wish.models, wish.time).await?;
+        let contents = Arc::new(contents);
+        let disk = disk::decide(&contents, &Wish { size: wish.size, label: &wish.label, time: wish.time })?;
+        let plan = fingerprint(wish, &disk, &contents);
+        let record = partial.and_then(|partial| partial.record(&plan));
+        if let (Some(partial), None) = (partial, &record) {
+            partial.start_afresh()?;
+        }
         let pool = BufferPool::new(BUFFERS).map_err(ImageError::io("get memory for", wish.output.name()))?;
         let state = record.as_ref().map(|record| record.sink.clone());
-        let sink = Sink::open(&wish.output, partial, disk, &pool, state, self.origins).await?;
-        let steps = steps(disk, contents);
+        let sink = Sink::open(&wish.output, partial, &disk, &pool, state, self.origins).await?;
+        let steps = steps(&disk, &contents);
         let first = record.as_ref().map_or(0, |record| record.step.min(steps.len()));
         self.progress.send_replace(Progress {
-            done_bytes: written_by(&steps[..first], disk, contents),
+            done_bytes: written_by(&steps[..first], &disk, &contents),
             total_bytes: disk.data().iter().map(|range| range.len()).sum(),
         });
         let means = Means {
-            disk,
-            contents: Arc::clone(contents),
-            line: Arc::clone(self.line),
+            disk: &disk,
+            contents: Arc::clone(&contents),
+            line: Arc::clone(line),
             sink,
             partial,
-            plan: self.plan.clone(),
-            attempt,
+            plan,
             progress: self.progress,
         };
         let writer = Writer::new(means, record.as_ref())?;
-        write(writer, steps, first, contents, self.line, pool, self.in_flight).await
+        let output_bytes = write(writer, steps, first, &contents, line, pool, self.in_flight).await?;
+        Ok((contents, disk, output_bytes))
     }
 }
 
@@ -328,6 +321,9 @@ fn fingerprint(wish: &Build, disk: &Disk, contents: &Contents) -> String {
     );
     for manifest in &contents.snapshots {
         text += &format!("{}\n", manifest.key());
+    }
+    for blob in &contents.blobs {
+        text += &format!("{}\n", Digest::of(&blob.wanted.header));
     }
     for file in &disk.files {
         text += &format!("{} {}\n", file.at, file.bytes);

@@ -14,7 +14,7 @@ use weightd_types::{ByteRange, Crc32c};
 
 use crate::{
     ImageError, Progress,
-    arrival::{Arrived, Place, to_usize},
+    arrival::{Arrived, Place, Span, to_usize},
     contents::{Blob, Contents},
     disk::{BLOCK_BYTES, Content, Disk},
     finished,
@@ -37,7 +37,6 @@ pub(crate) struct Writer<'w> {
     sink: Sink,
     partial: Option<&'w Partial>,
     plan: String,
-    attempt: u32,
     /// By blob, the checksums of its pieces so far.
     pieces: Vec<Vec<Crc32c>>,
     /// Memory of its own: requests that wait for their turn may hold all other.
@@ -71,15 +70,13 @@ pub(crate) struct Means<'w> {
     pub(crate) sink: Sink,
     pub(crate) partial: Option<&'w Partial>,
     pub(crate) plan: String,
-    /// The how many-th this is, of those that a build makes by itself.
-    pub(crate) attempt: u32,
     pub(crate) progress: &'w watch::Sender<Progress>,
 }
 
 impl<'w> Writer<'w> {
     /// Begins, or goes on where a record says.
     pub(crate) fn new(means: Means<'w>, record: Option<&Record>) -> Result<Self, ImageError> {
-        let Means { disk, contents, line, sink, partial, plan, attempt, progress } = means;
+        let Means { disk, contents, line, sink, partial, plan, progress } = means;
         let pool = BufferPool::new(OWN_BUFFERS).map_err(ImageError::io("get memory for", "the image"))?;
         let pieces =
             record.map_or_else(|| vec![Vec::new(); contents.blobs.len()], |record| record.pieces.clone());
@@ -92,7 +89,6 @@ impl<'w> Writer<'w> {
             sink,
             partial,
             plan,
-            attempt,
             pieces,
             pool,
             gathered: None,
@@ -145,16 +141,34 @@ impl<'w> Writer<'w> {
         self.pieces[ask.blob].extend(arrived.pieces.iter().map(|piece| piece.crc));
         let arrived = sum(&mut under_way, blob, arrived).await?;
         self.keep_late(&mut under_way, blob, &arrived);
-        for span in arrived.spans {
-            self.late(&mut under_way, blob, start, span.at).await?;
-            self.put(start + span.at, span.buffer).await?;
-        }
-        if ask.pieces.end == blob.wanted.placement.pieces().len() {
-            self.end(under_way, &ask, blob, start).await?;
-        } else {
-            self.blob = Some(under_way);
+        let is_last = ask.pieces.end == blob.wanted.placement.pieces().len();
+        let begin = under_way.begin.clone();
+        match self.write(&mut under_way, blob, &ask, arrived.spans, is_last).await {
+            Ok(()) if is_last => {}
+            Ok(()) => self.blob = Some(under_way),
+            Err(error @ ImageError::Fetch(FetchError::Corrupt { .. })) => {
+                self.roll_back(begin, ask.blob).await?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
         }
         self.done().await
+    }
+
+    async fn write(
+        &mut self,
+        under_way: &mut UnderWay,
+        blob: &Blob,
+        ask: &Ask,
+        spans: Vec<Span>,
+        is_last: bool,
+    ) -> Result<(), ImageError> {
+        let start = self.disk.files[ask.file].at;
+        for span in spans {
+            self.late(under_way, blob, start, span.at).await?;
+            self.put(start + span.at, span.buffer).await?;
+        }
+        if is_last { self.end(under_way, ask, blob, start).await } else { Ok(()) }
     }
 
     /// Ends the disk, all of whose steps were taken. Gives the length of what was made.
@@ -234,7 +248,7 @@ impl<'w> Writer<'w> {
         let expected = number.map(|number| self.pieces[number][at]);
         let found = Crc32c::of(&bytes);
         match expected {
-            Some(expected) if expected != found => Err(self.corrupt(
+            Some(expected) if expected != found => Err(corrupt(
                 blob,
                 Mismatch { expected: format!("crc32c {expected}"), found: format!("crc32c {found}") },
             )),
@@ -245,30 +259,33 @@ impl<'w> Writer<'w> {
     /// Compares a whole blob with what its origin says.
     async fn end(
         &mut self,
-        mut under_way: UnderWay,
+        under_way: &mut UnderWay,
         ask: &Ask,
         blob: &Blob,
         start: u64,
     ) -> Result<(), ImageError> {
-        self.late(&mut under_way, blob, start, u64::MAX).await?;
+        self.late(under_way, blob, start, u64::MAX).await?;
         self.pad(start + blob.bytes()).await?;
         let crc32c = finished::object_checksum(blob, &self.pieces[ask.blob]);
-        let mismatch = match under_way.sum {
+        let mismatch = match under_way.sum.take() {
             Some(sum) => sum.compare(),
             None => Mismatch::of_crc32c(&blob.wanted.object, crc32c),
         };
-        let Some(mismatch) = mismatch else { return Ok(()) };
-        // What a later run goes on from must not have it.
-        match (self.partial, under_way.begin) {
-            (Some(partial), Some(Begin { step, sink })) => {
-                self.pieces[ask.blob].clear();
-                self.sink.sync().await?;
-                partial.write_record(self.record(step, sink, None))?;
+        mismatch.map_or(Ok(()), |mismatch| Err(corrupt(blob, mismatch)))
+    }
+
+    /// Has the next run go on from where a blob begins that turned out to be wrong.
+    async fn roll_back(&mut self, begin: Option<Begin>, blob: usize) -> Result<(), ImageError> {
+        let Some(partial) = self.partial else { return Ok(()) };
+        // Nothing may be written any more when the next run opens the file.
+        self.sink.sync().await?;
+        match begin {
+            Some(Begin { step, sink }) => {
+                self.pieces[blob].clear();
+                partial.write_record(self.record(step, sink, None))
             }
-            (Some(partial), None) => partial.start_afresh()?,
-            (None, _) => {}
+            None => partial.start_afresh(),
         }
-        Err(self.corrupt(blob, mismatch))
     }
 
     /// Takes bytes that are not in a buffer of their own.
@@ -343,11 +360,6 @@ impl<'w> Writer<'w> {
         self.checkpointed = Instant::now();
         Ok(())
     }
-
-    fn corrupt(&self, blob: &Blob, Mismatch { expected, found }: Mismatch) -> ImageError {
-        let url = blob.wanted.url.clone();
-        FetchError::Corrupt { url, expected, found, attempts: self.attempt }.into()
-    }
 }
 
 /// Sums a request's bytes in the order of the object, where that is needed; on a thread of its own, because a sum takes longer than
@@ -364,4 +376,8 @@ async fn sum(under_way: &mut UnderWay, blob: &Blob, arrived: Arrived) -> Result<
     let (sum, arrived) = summing.await.map_err(|_| FetchError::Closed)?;
     under_way.sum = Some(sum);
     Ok(arrived)
+}
+
+fn corrupt(blob: &Blob, Mismatch { expected, found }: Mismatch) -> ImageError {
+    FetchError::Corrupt { url: blob.wanted.url.clone(), expected, found, attempts: 1 }.into()
 }

@@ -1,6 +1,6 @@
 //! `weightctl image`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::{sync::watch, task::spawn_blocking};
 use weightd_image::{Build, ImageError, Output as Place, Progress as Done, Verified, build, instructions};
@@ -46,17 +46,17 @@ async fn build_one(target: &Target, options: &BuildImage, output: &Output) -> Re
     let building = Box::pin(build(&wish, origins, fetch, &progress));
     let draft = watching(seen, "written", output, building).await?;
     let checked = match draft.file().filter(|_| !options.no_verify) {
-        Some(file) => {
-            let verified = verify(file.to_owned(), output).await?;
-            match sound(&verified) {
-                Ok(words) => Some(words),
+        Some(file) => match read_back(file, &wish.output, output).await {
+            Ok(words) => Some(words),
+            Err(fault @ CommandError::BadImage(_)) => {
                 // Nothing gets its name that is not what was recorded; the next build begins anew.
-                Err(fault) => {
-                    draft.discard()?;
-                    return Err(fault);
+                if let Err(error) = draft.discard() {
+                    output.words(&format!("what was written stays: {error}"));
                 }
+                return Err(fault);
             }
-        }
+            Err(error) => return Err(error),
+        },
         None => None,
     };
     let built = draft.publish()?;
@@ -74,10 +74,25 @@ async fn build_one(target: &Target, options: &BuildImage, output: &Output) -> Re
     output.show(&BuiltView::new(&wish.output, &built, instructions(&wish.output, &built)))
 }
 
-async fn verify(file: PathBuf, output: &Output) -> Result<Verified, CommandError> {
+/// Reads a file that has no name yet. What to say of it if it is sound.
+async fn read_back(file: &Path, place: &Place, output: &Output) -> Result<String, CommandError> {
+    match verify(file.to_owned(), output).await {
+        Ok(verified) => sound(&verified),
+        Err(
+            error @ (ImageError::Archive { .. } | ImageError::Damaged { .. } | ImageError::NotAnImage { .. }),
+        ) => {
+            let message =
+                format!("{}: not what was written was read back ({error}); build it again", place.name());
+            Err(CommandError::BadImage(message))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn verify(file: PathBuf, output: &Output) -> Result<Verified, ImageError> {
     let (progress, seen) = watch::channel(Done::default());
     let verifying = blocking(move || weightd_image::verify(&file, &progress));
-    Ok(watching(seen, "checked", output, verifying).await?)
+    watching(seen, "checked", output, verifying).await
 }
 
 fn conclude(verified: Verified, output: &Output) -> Result<(), CommandError> {
