@@ -19,6 +19,7 @@ use crate::{
     tls::Tls,
     tools,
 };
+pub(crate) use place::files_below;
 
 /// How the emulator runs.
 #[derive(Debug, Clone, Copy, Default)]

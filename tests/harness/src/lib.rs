@@ -6,10 +6,12 @@
 //! it says [`Unready::NotInstalled`], and [`require!`] turns that into a skip that the task runner counts.
 //!
 //! What does not exist as a package is served in process: [`StaticServer`], [`HubServer`], [`Guard`], [`ScriptedServer`], and [`FaultProxy`], which
-//! stands before any of them and spoils what passes.
+//! stands before any of them and spoils what passes. So is [`BucketServer`], for when the emulator of Cloud Storage would be
+//! what is measured; [`BucketProcess`] is one with a process of its own.
 
 mod azure;
 mod binary;
+mod bucket;
 pub mod cluster;
 mod gcs;
 mod guard;
@@ -34,6 +36,7 @@ mod webdav;
 
 pub use azure::AzureServer;
 pub use binary::binary;
+pub use bucket::{BucketOptions, BucketProcess, BucketServer, Placed, Shape};
 pub use gcs::{FakeGcs, GcsOptions, Upload, Uploaded};
 pub use guard::{Guard, service_account_token, subject_token};
 pub use hub::{HubServer, Repository};

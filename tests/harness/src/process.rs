@@ -22,6 +22,9 @@ use crate::net;
 /// How long a server may take until it listens. Node on a busy machine needs most of it.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long a server may take to end that answers no longer.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
+
 /// How often a server that found its port taken is started again on another.
 const ATTEMPTS: usize = 5;
 
@@ -88,7 +91,7 @@ impl Server {
         for _ in 0..ATTEMPTS {
             let ports = (0..program.ports).map(|_| net::unused_port()).collect::<io::Result<Vec<u16>>>();
             let ports = ports.map_err(|error| Unready::failed(program.name, &error))?;
-            let log = directory.path().join("server.log");
+            let log = log(directory.path());
             let command = command(program, &ports, directory.path(), &log)
                 .map_err(|error| Unready::failed(program.name, &error))?;
             let mut child = spawn(command).map_err(|error| Unready::failed(program.name, &error))?;
@@ -119,6 +122,15 @@ impl Server {
     /// Where its files lie.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// The last that it said. Of one that seems to have ended: it is given a moment for that.
+    pub(crate) async fn last_words(&mut self) -> String {
+        let started = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && started.elapsed() < LAST_WORDS_WITHIN {
+            sleep(Duration::from_millis(10)).await;
+        }
+        tail(&log(self.directory()))
     }
 }
 
@@ -178,6 +190,11 @@ async fn listening(child: &mut Child, ports: &[u16]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What a server says, of those whose files lie in a directory.
+fn log(directory: &Path) -> PathBuf {
+    directory.join("server.log")
 }
 
 fn tail(log: &Path) -> String {

@@ -121,7 +121,7 @@ pub(crate) fn ranged(bytes: &Bytes, headers: &HeaderMap) -> Response<Body> {
 }
 
 /// One range of bytes; several at once are not asked for by anything here.
-fn range(text: &str, length: usize) -> Option<Range<usize>> {
+pub(crate) fn range(text: &str, length: usize) -> Option<Range<usize>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let range = match (first, last) {
         ("", suffix) => length.saturating_sub(suffix.parse().ok()?)..length,

@@ -34,14 +34,19 @@ impl Tls {
         let server = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()])?;
         let server = server.signed_by(&key, &authority)?;
 
-        let files = Self {
-            ca: directory.join("ca.pem"),
-            certificate: directory.join("server.pem"),
-            key: directory.join("server.key"),
-        };
+        let files = Self::at(directory);
         fs::write(&files.ca, authority.pem())?;
         fs::write(&files.certificate, server.pem())?;
         fs::write(&files.key, key.serialize_pem())?;
         Ok(files)
+    }
+
+    /// Where they are in `directory`, made or not.
+    pub(crate) fn at(directory: &Path) -> Self {
+        Self {
+            ca: directory.join("ca.pem"),
+            certificate: directory.join("server.pem"),
+            key: directory.join("server.key"),
+        }
     }
 }

@@ -62,7 +62,8 @@ impl FakeGcs {
     }
 }
 
-fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+/// Every file below a directory.
+pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
         let path = entry?.path();
