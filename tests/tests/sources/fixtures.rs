@@ -14,7 +14,7 @@ use object_store::{
     azure::{MicrosoftAzure, MicrosoftAzureBuilder},
     path::Path,
 };
-use weightd_harness::{AzureServer, FakeGcs, HubServer, Repository, S3Server, WebDavServer};
+use weightd_harness::{AzureServer, BucketServer, FakeGcs, HubServer, Repository, S3Server, WebDavServer};
 use weightd_source::{
     AzureConfig, Config, Environment, GcsConfig, HubConfig, Opener, Origins, S3Config, conformance::Fixture,
 };
@@ -60,6 +60,43 @@ impl Gcs {
 
 #[async_trait]
 impl Fixture for Gcs {
+    fn opener(&self) -> Arc<dyn Opener> {
+        Arc::clone(&self.origins) as Arc<dyn Opener>
+    }
+
+    fn uri(&self, prefix: &str) -> SourceUri {
+        uri(&format!("gs://{BUCKET}/{prefix}"))
+    }
+
+    fn nowhere(&self) -> SourceUri {
+        uri("gs://nowhere/x")
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) {
+        self.server.upload(BUCKET, key, bytes).await.unwrap();
+    }
+
+    async fn remove(&self, key: &str) -> bool {
+        self.server.delete(BUCKET, key).await.is_ok()
+    }
+}
+
+/// The same by the server that benchmarks use.
+pub(crate) struct Bucket {
+    server: BucketServer,
+    origins: Arc<Origins>,
+}
+
+impl Bucket {
+    pub(crate) async fn new(server: BucketServer) -> Self {
+        server.create_bucket(BUCKET).await.unwrap();
+        let origins = origins(&Config::default(), &[("STORAGE_EMULATOR_HOST", &server.endpoint())]);
+        Self { server, origins }
+    }
+}
+
+#[async_trait]
+impl Fixture for Bucket {
     fn opener(&self) -> Arc<dyn Opener> {
         Arc::clone(&self.origins) as Arc<dyn Opener>
     }

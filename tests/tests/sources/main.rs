@@ -8,14 +8,21 @@ mod hub;
 mod odd_names;
 mod profiles;
 mod web;
+mod writing;
 
-use weightd_harness::{AzureServer, FakeGcs, HubServer, S3Server, WebDavServer, require};
+use weightd_harness::{AzureServer, BucketServer, FakeGcs, HubServer, S3Server, WebDavServer, require};
 use weightd_source::conformance;
 
 #[tokio::test]
 async fn fake_gcs_server_conforms() {
     let server = require!(FakeGcs::start().await);
     conformance::run(&fixtures::Gcs::new(server).await).await;
+}
+
+#[tokio::test]
+async fn the_bucket_server_conforms() {
+    let server = BucketServer::start().await.unwrap();
+    conformance::run(&fixtures::Bucket::new(server).await).await;
 }
 
 #[tokio::test]
