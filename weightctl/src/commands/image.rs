@@ -109,8 +109,8 @@ fn sound(verified: &Verified) -> Result<String, CommandError> {
         [] => Ok(format!("{checked}: all as recorded")),
         [first, ..] => {
             let (count, file) = (verified.faults.len(), first.path.display());
-            let message =
-                format!("{checked}: {count} faults, the first in {file}: {}; build it again", first.why);
+            let which = if count == 1 { "a fault".to_owned() } else { format!("{count} faults, the first") };
+            let message = format!("{checked}: {which} in {file}: {}; build it again", first.why);
             Err(CommandError::BadImage(message))
         }
     }
