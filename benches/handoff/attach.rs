@@ -4,13 +4,10 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
-use weightd_benches::{BUCKET, Memory, Node, Table, median, memory_of};
+use weightd_benches::{BUCKET, Client, Loaded, Memory, Node, Table, median, memory_of};
 use weightd_harness::{Dtype, Tensor, write_safetensors};
 
-use crate::{
-    client::{Client, Loaded},
-    world::{World, text},
-};
+use crate::world::{World, text};
 
 /// What a large mixture of experts has, about.
 const MANY: usize = 90_000;

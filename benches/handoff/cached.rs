@@ -5,7 +5,7 @@ use weightd_benches::{Node, Table};
 
 use crate::{
     pages::Pages,
-    world::{Runs, World, order, text, timed, until_forgotten},
+    world::{Runs, World, order, text, timed},
 };
 
 /// The pages of the memory that tensors come into, which was never touched before: what they are called, and who gets huge ones.
@@ -42,7 +42,7 @@ impl Loader {
     }
 }
 
-pub(crate) async fn measure(world: &World) -> Result<String> {
+pub(crate) fn measure(world: &World) -> Result<String> {
     let mut table =
         Table::new(&["what", "all tensors after s", "GB/s", "weightd's speed / its", "CPU s/GiB"]);
     for (memory, who) in PAGES {
@@ -55,7 +55,7 @@ pub(crate) async fn measure(world: &World) -> Result<String> {
         for round in 0..world.rounds {
             eprintln!("from the page cache, {memory}, round {}", round + 1);
             for at in order(loaders.len(), round) {
-                runs[at].push(one(world, &node, loaders[at]).await?);
+                runs[at].push(one(world, &node, loaders[at])?);
             }
         }
         for (loader, run) in loaders.iter().zip(&runs) {
@@ -75,12 +75,12 @@ pub(crate) async fn measure(world: &World) -> Result<String> {
     ))
 }
 
-async fn one(
+fn one(
     world: &World,
     node: &Node,
     loader: Loader,
-) -> Result<(crate::client::Loaded, weightd_benches::Cost)> {
-    until_forgotten(node).await?;
+) -> Result<(weightd_benches::Loaded, weightd_benches::Cost)> {
+    node.until_forgotten()?;
     world.hold(1)?;
     let files = node.native()?;
     let volume = node.target("model");

@@ -3,14 +3,11 @@
 use std::{path::Path, process::Command};
 
 use anyhow::Result;
-use weightd_benches::{Cost, Node, Sample, Table, binary, run};
+use weightd_benches::{Cost, Loaded, Node, Sample, Table, binary, run};
 
-use crate::{
-    client::Loaded,
-    world::{Runs, World, order, text, timed, until_forgotten},
-};
+use crate::world::{Runs, World, order, text, timed};
 
-pub(crate) async fn measure(world: &World) -> Result<String> {
+pub(crate) fn measure(world: &World) -> Result<String> {
     let node = world.node("cold", "")?;
     node.mount("model", &["--mode", "bind"])?;
     let count = if world.with_peers { 3 } else { 2 };
@@ -18,7 +15,7 @@ pub(crate) async fn measure(world: &World) -> Result<String> {
     for round in 0..world.rounds {
         eprintln!("from the disk, round {}", round + 1);
         for at in order(count, round) {
-            until_forgotten(&node).await?;
+            node.until_forgotten()?;
             match at {
                 0 => limit.costs.push(read(world, &node)?),
                 1 => own.push(load(world, &node, "by_weightd.py", &node.target("model"))?),

@@ -1,12 +1,9 @@
 //! A resident model on its way to a CUDA device, beside memory that the driver itself made.
 
 use anyhow::Result;
-use weightd_benches::{Node, Table, median};
+use weightd_benches::{Loaded, Node, Table, median};
 
-use crate::{
-    client::Loaded,
-    world::{Runs, World, order, text, timed},
-};
+use crate::world::{Runs, World, order, text, timed};
 
 /// What is measured, in words, and as the program is told. The first is the limit.
 const WAYS: [(&str, &str); 5] = [

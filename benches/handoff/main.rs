@@ -8,7 +8,6 @@
 
 mod attach;
 mod cached;
-mod client;
 mod cold;
 mod device;
 mod origin;
@@ -21,10 +20,9 @@ use std::fs;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use weightd_benches::{Bucket, Common, machine};
+use weightd_benches::{Bucket, Common, Python, machine};
 use weightd_harness::{ModelShape, mounts};
 
-use client::Python;
 use pages::Pages;
 use world::World;
 
@@ -105,10 +103,10 @@ async fn measure(options: Options) -> Result<()> {
         show(share::transformers(&world)?);
     }
     if has("cached") {
-        show(cached::measure(&world).await?);
+        show(cached::measure(&world)?);
     }
     if has("cold") {
-        show(cold::measure(&world).await?);
+        show(cold::measure(&world)?);
     }
     if has("origin") {
         show(origin::one(&world)?);
@@ -117,7 +115,7 @@ async fn measure(options: Options) -> Result<()> {
         show(origin::four(&world)?);
     }
     if has("stream") {
-        show(stream::measure(&world).await?);
+        show(stream::measure(&world)?);
     }
     if has("device") {
         show(device::measure(&world)?);

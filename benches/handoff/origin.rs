@@ -4,13 +4,11 @@ use std::{process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
 use weightd_benches::{
-    BUCKET, Cost, Node, SOURCE, Sample, Table, binary, gigabytes, median, memory_available, run, written_by,
+    BUCKET, Client, Cost, Loaded, Node, SOURCE, Sample, Table, binary, gigabytes, median, memory_available,
+    run, written_by,
 };
 
-use crate::{
-    client::{Client, Loaded},
-    world::{Runs, World, cpu, order, text, timed},
-};
+use crate::world::{Runs, World, cpu, order, text, timed};
 
 /// Processes that want the model at the same moment.
 const AT_ONCE: usize = 4;

@@ -1,12 +1,9 @@
 //! How much memory several processes have together that use one model.
 
 use anyhow::Result;
-use weightd_benches::{Memory, Node, Table, gigabytes, median, memory_of};
+use weightd_benches::{Client, Memory, Node, Table, gigabytes, median, memory_of};
 
-use crate::{
-    client::Client,
-    world::{World, text},
-};
+use crate::world::{World, text};
 
 /// Most rounds: memory does not drift as speeds do, and programs take long to start.
 const ROUNDS: usize = 3;

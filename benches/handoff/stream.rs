@@ -1,12 +1,9 @@
 //! A model that goes through a ring, beside the same in memory that stays: what a process has that keeps nothing.
 
 use anyhow::Result;
-use weightd_benches::{Cost, Node, SOURCE, Sample, Table, median, memory_of};
+use weightd_benches::{Cost, Loaded, Node, SOURCE, Sample, Table, median, memory_of};
 
-use crate::{
-    client::Loaded,
-    world::{World, order, text, timed, until_forgotten},
-};
+use crate::world::{World, order, text, timed};
 
 /// The ring. None stands for memory that stays.
 const RINGS: [(&str, &str); 2] = [("memory that stays", ""), ("a ring of 256 MiB", "256MiB")];
@@ -20,7 +17,7 @@ struct Way {
 }
 
 /// From the disk of a node that has the model, and from the bucket of one that has not.
-pub(crate) async fn measure(world: &World) -> Result<String> {
+pub(crate) fn measure(world: &World) -> Result<String> {
     let mut table = Table::new(&[
         "from",
         "through",
@@ -39,7 +36,7 @@ pub(crate) async fn measure(world: &World) -> Result<String> {
             for at in order(RINGS.len(), round) {
                 let fresh = here.is_none().then(|| world.node("stream", "")).transpose()?;
                 let Some(node) = here.as_ref().or(fresh.as_ref()) else { continue };
-                until_forgotten(node).await?;
+                node.until_forgotten()?;
                 let ((_, cost), memory) = one(world, node, RINGS[at].1, is_here)?;
                 ways[at].all.costs.push(cost);
                 ways[at].memory.push(memory);

@@ -4,20 +4,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Result, bail, ensure};
-use tokio::time::sleep;
+use anyhow::{Result, bail};
 use weightd_benches::{
-    Bucket, Cost, Node, Sample, binary, cpu_of, forget_pages_of, gibibytes, gigabytes, give_up_memory,
-    hold_memory, run,
+    Bucket, Client, Cost, Loaded, Node, Python, Sample, binary, cpu_of, forget_pages_of, gibibytes,
+    gigabytes, give_up_memory, hold_memory, run,
 };
 
-use crate::client::{Client, Loaded, Python};
-
-/// How long memory that nobody leases any more may take to go.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// What goes when nobody leases it, so that the next run begins from nothing.
 const FORGET: &str = "linger = \"1ms\"";
 
@@ -148,16 +143,6 @@ pub(crate) fn timed(client: &mut Client, node: Option<&Node>) -> Result<(Loaded,
 /// The order in which to run so many of something in a round: whoever goes first has the quieter machine.
 pub(crate) fn order(count: usize, round: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |at| (at + round) % count)
-}
-
-/// Waits until a node has no tensors in memory.
-pub(crate) async fn until_forgotten(node: &Node) -> Result<()> {
-    let started = Instant::now();
-    while node.metric("weightd_expose_resident_bytes").await? > 0 {
-        ensure!(started.elapsed() < PATIENCE, "the agent keeps tensors that nobody leases");
-        sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
 }
 
 /// Text of a path for a program's arguments.

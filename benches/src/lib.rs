@@ -1,12 +1,18 @@
 //! What the benchmarks share: running a program and reading what it cost, medians, tables.
 
+#![allow(clippy::print_stderr, reason = "a benchmark reports to its terminal")]
+
 mod bucket;
+mod client;
+mod gcsfuse;
 mod measure;
 mod node;
 mod report;
 mod system;
 
 pub use bucket::{BUCKET, Bucket, Common, SOURCE};
+pub use client::{Client, Loaded, Python};
+pub use gcsfuse::Gcsfuse;
 pub use measure::{Cost, Sample, binary, machine, run};
 pub use node::{Node, Process};
 pub use report::{Row, Table, gibibytes, gigabytes, median, percentile};

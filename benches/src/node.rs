@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,13 +18,13 @@ use weightd_harness::mounts;
 use crate::{SOURCE, binary, cpu_of, peak_of, run, wait_until};
 
 /// How long anything may take to come up or go away.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running agent and keeper. Ended, unmounted and removed when dropped.
 #[derive(Debug)]
 pub struct Node {
     directory: PathBuf,
-    endpoint: String,
+    environment: Vec<(&'static str, String)>,
     more: String,
     keeper: Process,
     agent: Process,
@@ -51,6 +53,20 @@ impl Node {
         more: &str,
         resident_limit: u64,
     ) -> Result<Self> {
+        let environment = vec![("STORAGE_EMULATOR_HOST", endpoint.to_owned())];
+        Self::start_in(directory, environment, more, resident_limit)
+    }
+
+    /// The same with an agent that has this in its environment, which says where buckets are.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub fn start_in(
+        directory: &Path,
+        environment: Vec<(&'static str, String)>,
+        more: &str,
+        resident_limit: u64,
+    ) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let directory = directory.canonicalize()?;
         let mut command = Command::new(binary("weightd-keeper")?);
@@ -59,8 +75,8 @@ impl Node {
         let keeper = Process::start(&mut command, &directory.join("keeper.log"))?;
         let socket = directory.join("keeper.sock");
         ensure!(wait_until(PATIENCE, || socket.exists()), "the keeper does not listen");
-        let agent = start_agent(&directory, endpoint, more)?;
-        Ok(Self { directory, endpoint: endpoint.to_owned(), more: more.to_owned(), keeper, agent })
+        let agent = start_agent(&directory, &environment, more)?;
+        Ok(Self { directory, environment, more: more.to_owned(), keeper, agent })
     }
 
     /// Kills the agent. Its volumes stay, and wait for the next.
@@ -78,7 +94,7 @@ impl Node {
     /// # Errors
     /// When it does not come up.
     pub fn start_agent(&mut self) -> Result<()> {
-        self.agent = start_agent(&self.directory, &self.endpoint, &self.more)?;
+        self.agent = start_agent(&self.directory, &self.environment, &self.more)?;
         Ok(())
     }
 
@@ -145,17 +161,30 @@ impl Node {
     ///
     /// # Errors
     /// When the agent does not say.
-    pub async fn demands(&self) -> Result<u64> {
-        self.metric("weightd_expose_demands_total").await
+    pub fn demands(&self) -> Result<u64> {
+        self.metric("weightd_expose_demands_total")
+    }
+
+    /// Waits until no tensors are in memory: the next run begins from the files.
+    ///
+    /// # Errors
+    /// When some stay.
+    pub fn until_forgotten(&self) -> Result<()> {
+        let is_forgotten = || self.metric("weightd_expose_resident_bytes").is_ok_and(|bytes| bytes == 0);
+        ensure!(wait_until(PATIENCE, is_forgotten), "the agent keeps tensors that nobody leases");
+        Ok(())
     }
 
     /// A number of the agent's page of metrics.
     ///
     /// # Errors
     /// When the agent does not say.
-    pub async fn metric(&self, name: &str) -> Result<u64> {
-        let port = fs::read_to_string(self.directory.join("port"))?;
-        let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?;
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let port: u16 = fs::read_to_string(self.directory.join("port"))?.parse()?;
+        let mut agent = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        agent.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        agent.read_to_string(&mut text)?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.with_context(|| format!("the agent has no metric {name}"))?.parse()?)
     }
@@ -238,7 +267,7 @@ impl Drop for Node {
     }
 }
 
-fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Process> {
+fn start_agent(directory: &Path, environment: &[(&'static str, String)], more: &str) -> Result<Process> {
     let port = weightd_harness::unused_port()?;
     fs::write(directory.join("port"), port.to_string())?;
     let (socket, config) = (directory.join("weightd.sock"), directory.join("weightd.toml"));
@@ -250,7 +279,7 @@ fn start_agent(directory: &Path, endpoint: &str, more: &str) -> Result<Process> 
     );
     fs::write(&config, text)?;
     let mut command = Command::new(binary("weightd")?);
-    command.arg("--config").arg(&config).env("STORAGE_EMULATOR_HOST", endpoint);
+    command.arg("--config").arg(&config).envs(environment.iter().cloned());
     let agent = Process::start(&mut command, &directory.join("agent.log"))?;
     ensure!(wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok()), "the agent does not listen");
     Ok(agent)

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use weightd_benches::{Node, Sample, Table, forget_pages_of, gigabytes};
+use weightd_benches::{Gcsfuse, Node, Sample, Table, forget_pages_of, gigabytes};
 
-use crate::{Bench, gcsfuse::Gcsfuse};
+use crate::Bench;
 
 /// Warm runs are short, and there are so many times more of them.
 const WARM_RUNS: usize = 3;

@@ -88,12 +88,12 @@ async fn read(bench: &Bench, node: &Node, target: &Path, random: &mut Random) ->
         let path = random.one_of(&shards).context("a model without shards")?;
         let file = File::open(path)?;
         let at = random_tensor(&file, random)?;
-        let before = node.demands().await?;
+        let before = node.demands()?;
         let begun = Instant::now();
         let mut byte = [0];
         file.read_exact_at(&mut byte, at)?;
         let waited = begun.elapsed().as_secs_f64();
-        if node.demands().await? > before {
+        if node.demands()? > before {
             return Ok(waited);
         }
         // It had come already.

@@ -3,9 +3,9 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
-use weightd_benches::{Node, SOURCE, Sample, Table, binary, cores, median, run};
+use weightd_benches::{Gcsfuse, Node, SOURCE, Sample, Table, binary, cores, median, run};
 
-use crate::{Bench, gcsfuse::Gcsfuse, whole_machine};
+use crate::{Bench, whole_machine};
 
 pub(crate) fn measure(bench: &Bench) -> Result<String> {
     let (mut prefetch, mut volume, mut peer) = (Sample::default(), Sample::default(), Sample::default());

@@ -8,7 +8,6 @@
 
 mod complete;
 mod first_byte;
-mod gcsfuse;
 mod loading;
 
 use std::{
@@ -21,7 +20,7 @@ use std::{
 use anyhow::Result;
 use clap::Parser;
 use weightd_benches::{
-    Bucket, Common, Cost, binary, busy, forget_pages, gibibytes, machine, run, take_memory,
+    Bucket, Common, Cost, Gcsfuse, binary, busy, forget_pages, gibibytes, machine, run, take_memory,
 };
 use weightd_harness::{ModelShape, python};
 
@@ -54,7 +53,7 @@ async fn main() -> Result<()> {
         bucket: Bucket::make(&options.common.directory, &ModelShape::default(), false).await?,
         rounds: options.common.rounds,
         work: options.common.directory.join("volumes"),
-        with_peer: !options.quick && gcsfuse::Gcsfuse::is_here(),
+        with_peer: !options.quick && Gcsfuse::is_here(),
     };
     fs::create_dir_all(&bench.work)?;
     let mut text = format!("{}\n\n", machine());
@@ -119,7 +118,7 @@ impl Bench {
 
     /// Copies every tensor of a directory's weights, as loaders do.
     fn clone_tensors(&self, directory: &Path) -> Result<Cost> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clone_tensors.py");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/clone_tensors.py");
         whole_machine(|| run(Command::new(python()?).arg(script).arg(directory)).map(drop))
     }
 

@@ -14,10 +14,13 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     };
     tools::libraries();
     tools::python(root)?;
-    if name == "handoff" {
-        peers::install_for_handoff(root)?;
-    } else {
-        peers::install(root);
+    match name {
+        "handoff" => peers::install_for_handoff(root)?,
+        "compare" => {
+            peers::install(root);
+            peers::install_for_handoff(root)?;
+        }
+        _ => peers::install(root),
     }
     // Of libraries it is the module for Python that is wanted.
     let build = ["build", "--release", "--workspace", "--bins", "--lib"];

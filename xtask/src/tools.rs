@@ -213,11 +213,10 @@ fn programs(wanted: &[(&str, &str)]) {
 /// The tool that a prefetch is measured beside: the Google Cloud CLI where it is, else rclone. Without either that row
 /// is left out.
 pub(crate) fn peer() {
-    if find("gcloud").is_none()
-        && find("rclone").is_none()
+    if find("rclone").is_none()
         && let Err(error) = debian(&["rclone"])
     {
-        eprintln!("warning: {error:#}; nothing is measured beside weightctl");
+        eprintln!("warning: {error:#}; nothing is measured beside rclone");
     }
 }
 

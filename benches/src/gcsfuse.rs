@@ -8,8 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use weightd_benches::wait_until;
 use weightd_harness::mounts;
+
+use crate::wait_until;
 
 /// How long it may take to mount.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,34 +19,54 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/go/bin/gcsfuse");
 
 /// A bucket that it has mounted. Unmounted, and its cache removed, when dropped.
-pub(crate) struct Gcsfuse {
+pub struct Gcsfuse {
     directory: PathBuf,
     process: Child,
 }
 
 impl Gcsfuse {
     /// Whether it can be run here.
-    pub(crate) fn is_here() -> bool {
+    pub fn is_here() -> bool {
         Path::new(PROGRAM).exists()
     }
 
-    /// Mounts the bucket `bench`, with an empty cache in a directory, which must not exist.
-    pub(crate) fn mount(directory: &Path, endpoint: &str) -> Result<Self> {
+    /// Mounts the bucket `bench`, with an empty cache of files in a directory, which must not exist.
+    ///
+    /// # Errors
+    /// When it does not come up; what it wrote is in the message.
+    pub fn mount(directory: &Path, endpoint: &str) -> Result<Self> {
+        Self::mount_with(directory, endpoint, &[], true)
+    }
+
+    /// The same with an environment, and without that cache if so wanted.
+    ///
+    /// # Errors
+    /// When it does not come up; what it wrote is in the message.
+    pub fn mount_with(
+        directory: &Path,
+        endpoint: &str,
+        environment: &[(&'static str, String)],
+        has_cache: bool,
+    ) -> Result<Self> {
         fs::create_dir_all(directory.join("bucket"))?;
         let directory = directory.canonicalize()?;
+        let cache = format!(
+            "cache-dir: {:?}\nfile-cache:\n  max-size-mb: -1\n  cache-file-for-range-read: true\n  enable-parallel-downloads: true\n",
+            directory.join("cache"),
+        );
         // What its documentation advises for model weights. The emulator has no folders of their own (HNS).
         let config = format!(
-            "cache-dir: {:?}\nimplicit-dirs: true\nenable-hns: false\n\
-             file-cache:\n  max-size-mb: -1\n  cache-file-for-range-read: true\n  enable-parallel-downloads: true\n\
+            "{}implicit-dirs: true\nenable-hns: false\n\
              metadata-cache:\n  ttl-secs: -1\n  stat-cache-max-size-mb: -1\n  type-cache-max-size-mb: -1\n\
              gcs-auth:\n  anonymous-access: true\n\
              gcs-connection:\n  custom-endpoint: \"{endpoint}/storage/v1/\"\n",
-            directory.join("cache"),
+            if has_cache { cache.as_str() } else { "" },
         );
         fs::write(directory.join("config.yaml"), config)?;
         let mut command = Command::new(PROGRAM);
         command.arg("--foreground").arg("--config-file").arg(directory.join("config.yaml"));
         command.args(["-o", "allow_other", "bench"]).arg(directory.join("bucket"));
+        command.envs(environment.iter().cloned());
         let log = fs::File::create(directory.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = command.spawn().context("starting gcsfuse")?;
@@ -56,8 +77,13 @@ impl Gcsfuse {
         Ok(mounted)
     }
 
+    /// Its process, for measuring.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The model's files.
-    pub(crate) fn model(&self) -> PathBuf {
+    pub fn model(&self) -> PathBuf {
         self.directory.join("bucket/model")
     }
 }

@@ -17,6 +17,9 @@ SOURCE, PUBLISHED = sys.argv[1], sys.argv[2]
 #: What it was told beside that.
 HOW = sys.argv[3] if len(sys.argv) > 3 else None
 
+#: Which part of tensors it wants along their first dimension, of `rank/ranks`.
+PART = tuple(int(number) for number in HOW.split("/")) if HOW and "/" in HOW else None
+
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 _PAGE = 4096
 
@@ -47,6 +50,23 @@ def touch(tensor):
     as_bytes(tensor)[::_PAGE].sum()
 
 
+def is_cut(shape):
+    """Whether only a part of a tensor of that shape is wanted, as a rank of a tensor-parallel server wants it."""
+    return PART is not None and len(shape) > 1 and shape[0] % PART[1] == 0
+
+
+def rows(shape):
+    """The rows that are wanted of a tensor of that shape, which is cut."""
+    rank, ranks = PART
+    count = shape[0] // ranks
+    return slice(rank * count, (rank + 1) * count)
+
+
+def part(tensor):
+    """The part of a tensor that is wanted."""
+    return tensor[rows(tensor.shape)] if is_cut(tensor.shape) else tensor
+
+
 def as_bytes(tensor):
     """A tensor's memory as bytes."""
     return tensor.reshape(-1).view(torch.uint8)
@@ -74,7 +94,11 @@ def _check(tensors):
     count = 0
     for name, tensor in tensors:
         entry, content = right[name]
-        assert list(tensor.shape) == entry["shape"] and tensor.dtype == DTYPES[entry["dtype"]], name
+        shape = entry["shape"]
+        if is_cut(shape):
+            content = content.reshape(shape[0], -1)[rows(shape)].reshape(-1)
+            shape = [shape[0] // PART[1], *shape[1:]]
+        assert list(tensor.shape) == shape and tensor.dtype == DTYPES[entry["dtype"]], name
         assert torch.equal(as_bytes(tensor).cpu(), content), f"{name} has wrong bytes"
         count += 1
         del tensor

@@ -11,7 +11,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, de::DeserializeOwned};
 use tempfile::NamedTempFile;
-use weightd_benches::{binary, wait_until};
+
+use crate::{binary, wait_until};
 
 /// How long one may take to leave.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,16 +22,19 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// An interpreter, and where its packages are.
 #[derive(Debug, Clone)]
-pub(crate) struct Python {
+pub struct Python {
     interpreter: PathBuf,
     packages: String,
     /// Whether the peers are among them.
-    pub(crate) has_peers: bool,
+    pub has_peers: bool,
 }
 
 impl Python {
     /// The one that has torch, with the package `weightd` put together in a directory from what was built beside this program.
-    pub(crate) fn find(directory: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is no torch, or the package was not built.
+    pub fn find(directory: &Path) -> Result<Self> {
         let package = directory.join("packages/weightd");
         fs::create_dir_all(&package)?;
         for file in fs::read_dir(Path::new(ROOT).join("python/weightd"))? {
@@ -48,7 +52,10 @@ impl Python {
     }
 
     /// What it has, in words.
-    pub(crate) fn versions(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// When the interpreter fails.
+    pub fn versions(&self) -> Result<String> {
         let code = "import importlib.metadata as packages\n\
                     names = ['torch', 'safetensors', 'transformers', 'runai-model-streamer', 'runai-model-streamer-gcs']\n\
                     there = {each.metadata['Name'] for each in packages.distributions()}\n\
@@ -59,7 +66,10 @@ impl Python {
     }
 
     /// What torch calls the first CUDA device; an error says why there is none.
-    pub(crate) fn cuda_device(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// When torch finds none; says why.
+    pub fn cuda_device(&self) -> Result<String> {
         let code = "import torch\nprint(torch.cuda.get_device_name(0), 'CUDA', torch.version.cuda)";
         let output = self.command().args(["-c", code]).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
@@ -78,7 +88,7 @@ impl Python {
 
 /// A running program. Ends when dropped.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     script: String,
     process: Child,
     input: Option<ChildStdin>,
@@ -88,18 +98,18 @@ pub(crate) struct Client {
 
 /// What one says after it has loaded a model.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct Loaded {
+pub struct Loaded {
     /// From the first call to the last tensor.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// Processor time of it alone, which other work on the machine does not change.
-    pub(crate) cpu: f64,
+    pub cpu: f64,
     /// To the first tensor.
-    pub(crate) first: f64,
+    pub first: f64,
     /// How many there are.
-    pub(crate) tensors: usize,
+    pub tensors: usize,
     /// Seconds of it in which memory was registered with a driver, where any was.
     #[serde(default)]
-    pub(crate) registering: Option<f64>,
+    pub registering: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -118,15 +128,18 @@ struct Checked {
 }
 
 impl Client {
-    /// Starts a script beside this file, and waits until all it needs is imported.
-    pub(crate) fn start(
+    /// Starts a script of `benches/clients`, and waits until all it needs is imported.
+    ///
+    /// # Errors
+    /// When it ends instead.
+    pub fn start(
         python: &Python,
         script: &str,
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
         let mut command = python.command();
-        command.arg(Path::new(ROOT).join("benches/handoff").join(script)).args(arguments);
+        command.arg(Path::new(ROOT).join("benches/clients").join(script)).args(arguments);
         command.envs(environment.iter().copied());
         let log = NamedTempFile::new()?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.reopen()?);
@@ -139,35 +152,50 @@ impl Client {
     }
 
     /// Its process, for measuring.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Has it load the model, and waits for that.
-    pub(crate) fn load(&mut self) -> Result<Loaded> {
+    ///
+    /// # Errors
+    /// When it ends instead; what it wrote to stderr is in the message.
+    pub fn load(&mut self) -> Result<Loaded> {
         self.begin()?;
         self.loaded()
     }
 
     /// Has it load the model.
-    pub(crate) fn begin(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn begin(&mut self) -> Result<()> {
         self.say("load")
     }
 
     /// Waits until it has.
-    pub(crate) fn loaded(&mut self) -> Result<Loaded> {
+    ///
+    /// # Errors
+    /// When it ends instead.
+    pub fn loaded(&mut self) -> Result<Loaded> {
         self.hear()
     }
 
     /// Has it read every page of what it holds.
-    pub(crate) fn read(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it holds nothing.
+    pub fn read(&mut self) -> Result<()> {
         self.say("read")?;
         ensure!(self.hear::<Read>()?.read > 0, "{} holds nothing", self.script);
         Ok(())
     }
 
     /// Has it compare every byte of what it holds with the model as it was published.
-    pub(crate) fn check(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When a byte is wrong.
+    pub fn check(&mut self) -> Result<()> {
         self.say("check")?;
         ensure!(self.hear::<Checked>()?.right > 0, "{} holds nothing", self.script);
         Ok(())

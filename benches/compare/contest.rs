@@ -1,0 +1,233 @@
+//! One job, done by everyone in turn: whoever goes first in one round goes last in the next, and ratios are taken round by round, so
+//! that they hold although the machine does not keep its speed.
+
+use anyhow::Result;
+use serde::Serialize;
+use weightd_benches::{Table, gibibytes, gigabytes, median};
+
+/// What one run did.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Run {
+    /// Until the job was done, in seconds.
+    pub(crate) wall: f64,
+    /// Until the first tensor was there, in seconds, where that is seen.
+    pub(crate) first: Option<f64>,
+    /// Processor time of everything that worked for it but the bucket, in seconds.
+    pub(crate) cpu: f64,
+    /// Most memory resident at once in those processes, in bytes.
+    pub(crate) peak_bytes: u64,
+    /// What the bucket sent, in bytes.
+    pub(crate) origin_bytes: u64,
+}
+
+/// Someone who can do the job.
+pub(crate) struct Contender<'w> {
+    /// What it is called.
+    name: String,
+    /// How it was told to do it: its documented best, in words.
+    settings: String,
+    role: Role,
+    /// Bytes of work.
+    bytes: u64,
+    run: Box<dyn FnMut() -> Result<Run> + 'w>,
+}
+
+/// What a contender is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    /// What the hardware allows.
+    Limit,
+    /// What all this is about.
+    Own,
+    /// What a user would take instead.
+    Peer,
+}
+
+/// A job, and who does it.
+pub(crate) struct Contest<'w> {
+    title: String,
+    about: String,
+    /// Of work, for whoever is added from now on.
+    bytes: u64,
+    contenders: Vec<Contender<'w>>,
+}
+
+/// How a job went.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) title: String,
+    pub(crate) about: String,
+    pub(crate) contenders: Vec<Standing>,
+}
+
+/// How one contender did.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Standing {
+    pub(crate) name: String,
+    pub(crate) settings: String,
+    pub(crate) role: Role,
+    /// Bytes of work.
+    pub(crate) bytes: u64,
+    /// One a round; empty if it failed.
+    pub(crate) runs: Vec<Run>,
+    /// Why it has none.
+    pub(crate) failure: Option<String>,
+}
+
+impl<'w> Contest<'w> {
+    pub(crate) fn new(title: impl Into<String>, about: impl Into<String>, bytes: u64) -> Self {
+        Self { title: title.into(), about: about.into(), bytes, contenders: Vec::new() }
+    }
+
+    /// Adds a contender.
+    pub(crate) fn with(
+        mut self,
+        role: Role,
+        name: impl Into<String>,
+        settings: impl Into<String>,
+        run: impl FnMut() -> Result<Run> + 'w,
+    ) -> Self {
+        let (name, settings) = (name.into(), settings.into());
+        let bytes = self.bytes;
+        self.contenders.push(Contender { name, settings, role, bytes, run: Box::new(run) });
+        self
+    }
+
+    /// Holds it. Who fails once is out, and the table says why: a peer that does not run here is no reason to measure nothing.
+    ///
+    /// # Errors
+    /// When weightd or a limit fails.
+    pub(crate) fn hold(mut self, rounds: usize) -> Result<Outcome> {
+        let mut standings: Vec<Standing> = self.contenders.iter().map(Contender::standing).collect();
+        for round in 0..rounds {
+            for at in 0..self.contenders.len() {
+                let at = (at + round) % self.contenders.len();
+                let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);
+                if standing.failure.is_some() {
+                    continue;
+                }
+                eprintln!("{}, round {}: {}", self.title, round + 1, contender.name);
+                match (contender.run)() {
+                    Ok(run) => standing.runs.push(run),
+                    Err(error) if contender.role == Role::Peer => {
+                        eprintln!("warning: {} FAILED AND IS NOT MEASURED: {error:#}", contender.name);
+                        standing.runs.clear();
+                        standing.failure = Some(format!("{error:#}"));
+                    }
+                    Err(error) => return Err(error.context(contender.name.clone())),
+                }
+            }
+        }
+        let Self { title, about, .. } = self;
+        Ok(Outcome { title, about, contenders: standings })
+    }
+}
+
+impl Contender<'_> {
+    fn standing(&self) -> Standing {
+        let (name, settings) = (self.name.clone(), self.settings.clone());
+        Standing { name, settings, role: self.role, bytes: self.bytes, runs: Vec::new(), failure: None }
+    }
+}
+
+impl Standing {
+    /// Median of something, in its unit.
+    pub(crate) fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
+        median(self.runs.iter().map(of))
+    }
+
+    /// How many times as fast this was as another, the median of rounds.
+    pub(crate) fn speed_relative_to(&self, other: &Self) -> f64 {
+        median(self.runs.iter().zip(&other.runs).map(|(own, other)| other.wall / own.wall))
+    }
+}
+
+impl Outcome {
+    fn of(&self, role: Role) -> Option<&Standing> {
+        self.contenders.iter().find(|standing| standing.role == role && !standing.runs.is_empty())
+    }
+
+    /// The fastest peer.
+    pub(crate) fn best_peer(&self) -> Option<&Standing> {
+        let peers = self
+            .contenders
+            .iter()
+            .filter(|standing| standing.role == Role::Peer && !standing.runs.is_empty());
+        peers.min_by(|one, other| one.median(|run| run.wall).total_cmp(&other.median(|run| run.wall)))
+    }
+
+    /// In words and as a table.
+    pub(crate) fn markdown(&self) -> String {
+        let (own, limit) = (self.of(Role::Own), self.of(Role::Limit));
+        let mut table = Table::new(&[
+            "what",
+            "wall s",
+            "GB/s",
+            "weightd's speed / its",
+            "of the limit",
+            "first tensor ms",
+            "CPU s/GiB",
+            "peak MiB",
+            "bucket sent GB",
+        ]);
+        for standing in &self.contenders {
+            table.push(standing.cells(own, limit));
+        }
+        let settings: Vec<String> = self
+            .contenders
+            .iter()
+            .filter(|standing| !standing.settings.is_empty())
+            .map(|standing| format!("- {}: {}", standing.name, standing.settings))
+            .collect();
+        let verdict = match (own, self.best_peer()) {
+            (Some(own), Some(peer)) => {
+                format!(
+                    "weightd is {:.1} times as fast as the fastest peer, {}.\n\n",
+                    own.speed_relative_to(peer),
+                    peer.name
+                )
+            }
+            _ => String::new(),
+        };
+        format!(
+            "## {}\n\n{}\n\n{verdict}{}\n{}\n\n",
+            self.title,
+            self.about,
+            table.markdown(),
+            settings.join("\n")
+        )
+    }
+}
+
+impl Standing {
+    fn cells(&self, own: Option<&Self>, limit: Option<&Self>) -> Vec<String> {
+        if let Some(failure) = &self.failure {
+            let line = failure.lines().next().unwrap_or_default().replace('|', "/");
+            return [self.name.as_str(), &format!("failed: {line}")]
+                .into_iter()
+                .chain([""; 7])
+                .map(str::to_owned)
+                .collect();
+        }
+        let ratio = |other: Option<&Self>, of: &dyn Fn(&Self) -> f64| {
+            other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}", of(other)))
+        };
+        let first = self.runs.iter().any(|run| run.first.is_some());
+        vec![
+            self.name.clone(),
+            format!("{:.2}", self.median(|run| run.wall)),
+            format!("{:.2}", gigabytes(self.bytes) / self.median(|run| run.wall)),
+            ratio(own, &|own| own.speed_relative_to(self)),
+            ratio(limit, &|limit| self.speed_relative_to(limit)),
+            if first {
+                format!("{:.0}", self.median(|run| run.first.unwrap_or(run.wall)) * 1e3)
+            } else {
+                "-".to_owned()
+            },
+            format!("{:.2}", self.median(|run| run.cpu) / gibibytes(self.bytes)),
+            format!("{:.0}", self.median(|run| gibibytes(run.peak_bytes) * 1024.0)),
+            format!("{:.2}", self.median(|run| gigabytes(run.origin_bytes))),
+        ]
+    }
+}

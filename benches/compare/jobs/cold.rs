@@ -1,0 +1,82 @@
+//! From the bucket to every tensor in memory, on a node that has never heard of the model.
+
+use anyhow::{Result, ensure};
+use weightd_benches::{BUCKET, Client, SOURCE, binary};
+
+use crate::{
+    contest::{Contest, Outcome, Role, Run},
+    peers::{gcsfuse, runai},
+    world::{Bucket, Way, World, text},
+};
+
+pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
+    Way::ALL.into_iter().map(|way| one(world, way)).collect()
+}
+
+fn one(world: &World, way: Way) -> Result<Outcome> {
+    let bucket = world.bucket(way)?;
+    let bucket = &bucket;
+    let title = format!("Bucket to all tensors in memory, {}", way.words());
+    let about = "The job is done when a program holds every tensor as a torch tensor; it had imported everything before. What weightd \
+                 brings is also kept on the node's disk, verified, which nobody else does.";
+    let mut contest = Contest::new(title, about, world.tensor_bytes())
+        .with(Role::Limit, "limit: streamed and thrown away", "no checksum", move || {
+            let mut floor = bucket.command(binary("floor")?);
+            bucket.run(floor.args(["--bucket", BUCKET, "--prefix", "model", "--discard"]))
+        })
+        .with(Role::Own, "weightd", "`weightd.open`, tensors in the order of the files", move || {
+            own(world, bucket, &["ordered"])
+        });
+    if world.with_peers {
+        contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
+            by_runai(world, bucket, &[""])
+        });
+        // A bucket that answers slowly says the same of it once more, and takes minutes to.
+        for (has_cache, settings) in [(true, gcsfuse::CACHED), (false, gcsfuse::UNCACHED)] {
+            let name = format!("safetensors on gcsfuse{}", if has_cache { ", file cache" } else { "" });
+            contest = contest
+                .with(Role::Peer, name, settings, move || by_gcsfuse(world, bucket, has_cache, &["copied"]));
+        }
+    }
+    contest.hold(world.rounds)
+}
+
+/// Programs that take tensors from an agent that has nothing, one for each of what they are told.
+pub(super) fn own(world: &World, bucket: &Bucket, told: &[&str]) -> Result<Run> {
+    let node = world.node(bucket)?;
+    world.hold(1)?;
+    let socket = node.handoff_socket()?;
+    let environment = [("WEIGHTD_HANDOFF_SOCKET", text(&socket)?)];
+    let start = |how: &&str| world.client("by_weightd.py", SOURCE, how, &environment);
+    let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;
+    world.give_up()?;
+    let run = bucket.load(&mut clients, &node.processes())?;
+    clients.iter_mut().try_for_each(Client::check)?;
+    node.prefetch(SOURCE)?;
+    ensure!(node.native()?.is_dir(), "the model is not in the store");
+    Ok(run)
+}
+
+/// The same by runai-model-streamer, which has no agent.
+pub(super) fn by_runai(world: &World, bucket: &Bucket, told: &[&str]) -> Result<Run> {
+    world.hold(u64::try_from(told.len())?)?;
+    let start = |how: &&str| runai::of_bucket(world, bucket, SOURCE, how);
+    let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;
+    world.give_up()?;
+    let run = bucket.load(&mut clients, &[])?;
+    clients.iter_mut().try_for_each(Client::check)?;
+    Ok(run)
+}
+
+/// The same by safetensors from a mounted bucket.
+pub(super) fn by_gcsfuse(world: &World, bucket: &Bucket, has_cache: bool, told: &[&str]) -> Result<Run> {
+    let mounted = gcsfuse::mount(&world.fresh("gcsfuse")?.join("mount"), bucket, has_cache)?;
+    world.hold(1)?;
+    let source = mounted.model();
+    let start = |how: &&str| world.client("by_safetensors.py", text(&source)?, how, &[]);
+    let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;
+    world.give_up()?;
+    let run = bucket.load(&mut clients, &[mounted.pid()])?;
+    clients.iter_mut().try_for_each(Client::check)?;
+    Ok(run)
+}

@@ -1,0 +1,78 @@
+//! From the bucket to files on the disk that stay.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use weightd_benches::{BUCKET, SOURCE, binary};
+use weightd_harness::tensor_digests;
+
+use crate::{
+    contest::{Contest, Outcome, Role},
+    peers::{gcloud, rclone},
+    world::{Bucket, Way, World},
+};
+
+pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
+    Way::ALL.into_iter().map(|way| one(world, way)).collect()
+}
+
+fn one(world: &World, way: Way) -> Result<Outcome> {
+    let bucket = world.bucket(way)?;
+    let bucket = &bucket;
+    let title = format!("Bucket to durable files, {}", way.words());
+    let about = "The job is done when every byte is on the disk and would outlive a power failure.";
+    let mut contest = Contest::new(title, about, world.file_bytes()?)
+        .with(Role::Limit, "limit: streamed and written", "no checksum, no index, no resume", move || {
+            let out = world.fresh("out")?;
+            let mut floor = bucket.command(binary("floor")?);
+            floor.args(["--bucket", BUCKET, "--prefix", "model", "--out"]).arg(&out);
+            bucket.run(&mut floor)
+        })
+        .with(Role::Own, "weightctl prefetch", "as it comes", move || {
+            let store = world.fresh("out")?;
+            let run = bucket.run(weightctl(bucket, &store)?.args(["prefetch", SOURCE]))?;
+            check(world, &path(bucket, &store)?)?;
+            Ok(run)
+        });
+    if world.with_peers {
+        contest = contest
+            .with(Role::Peer, "gcloud storage cp", gcloud::SETTINGS, move || {
+                let out = world.fresh("out")?;
+                let run = bucket.run(&mut gcloud::copy(bucket, &out))?;
+                check(world, &out.join("model"))?;
+                Ok(run)
+            })
+            .with(Role::Peer, "rclone copy", rclone::SETTINGS, move || {
+                let out = world.fresh("out")?;
+                let run = bucket.run(&mut rclone::copy(bucket, &out))?;
+                check(world, &out)?;
+                Ok(run)
+            });
+    }
+    contest.hold(world.rounds)
+}
+
+pub(super) fn weightctl(bucket: &Bucket, store: &Path) -> Result<std::process::Command> {
+    let mut command = bucket.command(binary("weightctl")?);
+    command.arg("--store").arg(store);
+    Ok(command)
+}
+
+/// Where the model's files are in a store.
+fn path(bucket: &Bucket, store: &Path) -> Result<std::path::PathBuf> {
+    let output = weightctl(bucket, store)?.args(["path", SOURCE]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
+/// What lies there is the model.
+fn check(world: &World, directory: &Path) -> Result<()> {
+    ensure!(
+        tensor_digests(directory)? == world.digests,
+        "tensors of {} are not the model's",
+        directory.display()
+    );
+    let config = |directory: &Path| fs::read(directory.join("config.json")).context("reading config.json");
+    ensure!(config(directory)? == config(&world.model.directory)?, "config.json is another");
+    Ok(())
+}

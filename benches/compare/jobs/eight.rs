@@ -1,0 +1,41 @@
+//! Eight model servers that start at the same moment on one node.
+
+use anyhow::Result;
+
+use super::cold::{by_gcsfuse, by_runai, own};
+use crate::{
+    contest::{Contest, Outcome, Role},
+    peers::{gcsfuse, runai},
+    world::{Way, World},
+};
+
+/// Each of the peers' has a copy of its own: a model of which eight fit.
+const BYTES: u64 = 1_000_000_000;
+const SERVERS: usize = 8;
+
+pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
+    let world = &world.of_bytes(BYTES, "smaller")?;
+    let bucket = world.bucket(Way::Plain)?;
+    let bucket = &bucket;
+    let about = format!(
+        "The job is done when the last of {SERVERS} programs holds every tensor of a model of {:.2} GB; GB/s counts the model once.",
+        world.gigabytes()
+    );
+    let each = |how| [how; SERVERS];
+    let mut contest = Contest::new("Eight servers start at once", about, world.tensor_bytes()).with(
+        Role::Own,
+        "weightd",
+        "`weightd.open`",
+        move || own(world, bucket, &each("ordered")),
+    );
+    if world.with_peers {
+        contest = contest
+            .with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
+                by_runai(world, bucket, &each(""))
+            })
+            .with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
+                by_gcsfuse(world, bucket, true, &each("copied"))
+            });
+    }
+    Ok(vec![contest.hold(world.rounds)?])
+}

@@ -1,0 +1,27 @@
+//! What there is to do.
+
+mod again;
+mod cold;
+mod durable;
+mod eight;
+mod growth;
+mod parallel;
+mod volume;
+
+use anyhow::Result;
+
+use crate::{contest::Outcome, world::World};
+
+/// A job, in one or more ways.
+type Job = fn(&World) -> Result<Vec<Outcome>>;
+
+/// All of them, by the names that users call them by.
+pub(crate) const ALL: [(&str, Job); 7] = [
+    ("durable", durable::measure),
+    ("cold", cold::measure),
+    ("again", again::measure),
+    ("parallel", parallel::measure),
+    ("volume", volume::measure),
+    ("eight", eight::measure),
+    ("growth", growth::measure),
+];

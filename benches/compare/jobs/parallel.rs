@@ -1,0 +1,34 @@
+//! Four ranks of a tensor-parallel server, each with its quarter of the tensors, on a node that has never heard of the model.
+
+use anyhow::Result;
+
+use super::cold::{by_gcsfuse, by_runai, own};
+use crate::{
+    contest::{Contest, Outcome, Role},
+    peers::{gcsfuse, runai},
+    world::{Way, World},
+};
+
+const RANKS: [&str; 4] = ["0/4", "1/4", "2/4", "3/4"];
+
+pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
+    let bucket = world.bucket(Way::Plain)?;
+    let bucket = &bucket;
+    let about = "The job is done when the last of four programs holds its quarter of every tensor, cut along the first dimension.";
+    let mut contest = Contest::new("Bucket to four tensor-parallel ranks", about, world.tensor_bytes()).with(
+        Role::Own,
+        "weightd",
+        "`weightd.open` with `slices`",
+        move || own(world, bucket, &RANKS),
+    );
+    if world.with_peers {
+        contest = contest
+            .with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
+                by_runai(world, bucket, &RANKS)
+            })
+            .with(Role::Peer, "safetensors `get_slice` on gcsfuse, file cache", gcsfuse::CACHED, move || {
+                by_gcsfuse(world, bucket, true, &RANKS)
+            });
+    }
+    Ok(vec![contest.hold(world.rounds)?])
+}

@@ -1,0 +1,74 @@
+//! Map every file of a volume and touch every page, while the model is still on its way, and afterwards.
+
+use std::{path::Path, process::Command};
+
+use anyhow::Result;
+use weightd_benches::{Cost, Gcsfuse, binary, forget_pages, run};
+
+use crate::{
+    contest::{Contest, Outcome, Role, Run},
+    peers::gcsfuse,
+    world::{Bucket, Way, World},
+};
+
+pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
+    let bucket = world.bucket(Way::Plain)?;
+    Ok(vec![loading(world, &bucket)?, complete(world, &bucket)?])
+}
+
+/// Nothing is there yet: mounting is part of it.
+fn loading(world: &World, bucket: &Bucket) -> Result<Outcome> {
+    let about = "From the command that mounts a model that the node does not have, until every page of every shard was touched.";
+    let mut contest = Contest::new("Map and touch a volume that still loads", about, world.tensor_bytes())
+        .with(Role::Own, "weightctl mount", "as it comes", move || {
+            let node = world.node(bucket)?;
+            bucket.timed(&node.processes(), || {
+                let volume = node.mount("model", &[])?;
+                touch(world, &volume)
+            })
+        });
+    if world.with_peers {
+        for (has_cache, settings) in [(true, gcsfuse::CACHED), (false, gcsfuse::UNCACHED)] {
+            let name = if has_cache { "gcsfuse, file cache" } else { "gcsfuse" };
+            contest = contest.with(Role::Peer, name, settings, move || {
+                let mounted = gcsfuse::mount(&world.fresh("gcsfuse")?.join("mount"), bucket, has_cache)?;
+                bucket.timed(&[mounted.pid()], || touch(world, &mounted.model()))
+            });
+        }
+    }
+    contest.hold(world.rounds)
+}
+
+/// All is on the node's disk, and nothing in the page cache.
+fn complete(world: &World, bucket: &Bucket) -> Result<Outcome> {
+    let node = world.node(bucket)?;
+    let volume = node.mount("model", &["--wait"])?;
+    let native = node.native()?;
+    let about = "Everything is on the node's disk; the page cache is empty.";
+    let cold = move |helpers: &[u32], directory: &Path| -> Result<Run> {
+        forget_pages()?;
+        bucket.timed(helpers, || touch(world, directory))
+    };
+    let (node, volume, native) = (&node, &volume, &native);
+    let filled = if world.with_peers { Some(filled(world, bucket)?) } else { None };
+    let mut contest = Contest::new("Map and touch a complete volume", about, world.tensor_bytes())
+        .with(Role::Limit, "limit: the store's own files", "", move || cold(&[], native))
+        .with(Role::Own, "weightd", "the same volume", move || cold(&node.processes(), volume));
+    if let Some(mounted) = &filled {
+        contest = contest.with(Role::Peer, "gcsfuse, its file cache full", gcsfuse::CACHED, move || {
+            cold(&[mounted.pid()], &mounted.model())
+        });
+    }
+    contest.hold(world.rounds)
+}
+
+/// A mounted bucket whose cache has every file.
+fn filled(world: &World, bucket: &Bucket) -> Result<Gcsfuse> {
+    let mounted = gcsfuse::mount(&world.fresh("gcsfuse")?.join("mount"), bucket, true)?;
+    touch(world, &mounted.model())?;
+    Ok(mounted)
+}
+
+fn touch(world: &World, directory: &Path) -> Result<Cost> {
+    run(Command::new(binary("reader")?).arg("touch").args(world.shards(directory)))
+}

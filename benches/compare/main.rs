@@ -1,0 +1,97 @@
+//! weightd beside what one would take instead: the same work, in the same run, on the same machine.
+//!
+//! Each job is done by everyone in turn and beside its limit, and what came of it is compared with the model as it was published.
+//! `cargo xtask bench compare --report docs/benchmarks/compare.md` installs the peers, runs it, and rewrites that page, the numbers
+//! beside it (`compare.json`), and the pictures. Needs root, to mount and to empty the page cache.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark reports to its terminal")]
+
+mod contest;
+mod jobs;
+mod peers;
+mod plot;
+mod world;
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use weightd_benches::{Common, machine};
+use weightd_harness::{ModelShape, mounts};
+
+use contest::Outcome;
+use world::World;
+
+/// Measures weightd beside its peers.
+#[derive(Parser)]
+struct Options {
+    #[command(flatten)]
+    common: Common,
+    /// About how many bytes of tensors the model has; at least 520 MB. Default: the 3.71 GB model of all benchmarks.
+    #[arg(long)]
+    size: Option<u64>,
+    /// Leaves out the peers.
+    #[arg(long)]
+    quick: bool,
+    /// Does these jobs only: durable, cold, again, parallel, volume, eight.
+    #[arg(long, value_delimiter = ',')]
+    jobs: Vec<String>,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    // Buckets, agents, programs and mounts end with what holds them, also when it is interrupted.
+    tokio::select! {
+        done = measure(Options::parse()) => done,
+        interrupt = tokio::signal::ctrl_c() => {
+            interrupt?;
+            bail!("interrupted")
+        }
+    }
+}
+
+async fn measure(options: Options) -> Result<()> {
+    let work = options.common.directory.join("compare");
+    fs::create_dir_all(&work)?;
+    let work = work.canonicalize()?;
+    mounts::remove_below(&work);
+    eprintln!("making the model");
+    let shape = options.size.map_or_else(ModelShape::default, ModelShape::of_bytes);
+    let world = World::make(&work, &shape, options.common.rounds, !options.quick)?;
+    let mut outcomes = Vec::new();
+    for (name, job) in jobs::ALL {
+        if options.jobs.is_empty() || options.jobs.iter().any(|wanted| wanted == name) {
+            for outcome in job(&world)? {
+                println!("{}", outcome.markdown());
+                outcomes.push(outcome);
+            }
+        }
+    }
+    match &options.common.report {
+        Some(path) => write(path, &world, &outcomes),
+        None => Ok(()),
+    }
+}
+
+/// The page, its numbers and its pictures.
+fn write(path: &Path, world: &World, outcomes: &[Outcome]) -> Result<()> {
+    let stem = path.file_stem().context("the report is a file")?.to_string_lossy();
+    let mut text = format!(
+        "# Beside the peers\n\nThe last run of `cargo xtask bench compare --report docs/benchmarks/compare.md`. Everyone does the same work in turn,\n\
+         {} rounds, medians; ratios are medians of round-by-round ratios. Bucket, client and disk share the machine's cores.\n\
+         Memory and CPU are those of everything that works for a contender, without the bucket.\n\n{}; {}\n\nThe model has {:.2} GB. \
+         The bucket holds it in memory; *shaped* is one that answers as a real one does: 50 ms to the first\nbyte, 150 MB/s a \
+         connection, 10 Gbit/s a node, TLS.\n\n",
+        world.rounds,
+        machine(),
+        world.versions()?,
+        world.gigabytes()
+    );
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let picture = format!("{stem}-{:02}.svg", number + 1);
+        plot::bars(&path.with_file_name(&picture), outcome)?;
+        text += &format!("{}![{}]({picture})\n\n", outcome.markdown(), outcome.title);
+    }
+    fs::write(path, text)?;
+    fs::write(path.with_extension("json"), serde_json::to_vec_pretty(outcomes)?)
+        .context("writing the numbers")
+}

@@ -1,0 +1,19 @@
+//! Cloud Storage FUSE.
+
+use std::path::Path;
+
+use anyhow::Result;
+use weightd_benches::Gcsfuse;
+
+use crate::world::Bucket;
+
+/// How it is told to, with its cache.
+pub(crate) const CACHED: &str =
+    "metadata cached for ever, file cache with parallel downloads on the same disk";
+/// How it is told to, without.
+pub(crate) const UNCACHED: &str = "metadata cached for ever, no file cache";
+
+/// Mounts the bucket, with nothing cached yet.
+pub(crate) fn mount(directory: &Path, bucket: &Bucket, has_cache: bool) -> Result<Gcsfuse> {
+    Gcsfuse::mount_with(directory, bucket.endpoint(), &bucket.environment(), has_cache)
+}
