@@ -2,8 +2,8 @@
 //!
 //! Ranges are streamed with google-cloud-storage, written with O_DIRECT through io_uring into preallocated files, and
 //! synced at the end. There is no checksum, no index, no resume, and none of weightd's own code: what this program
-//! reaches is the limit that a prefetch is compared with. With `--discard` nothing is written: what it reaches then is the
-//! limit of bytes that come into memory.
+//! reaches is the limit that a prefetch is compared with. With `--keep` nothing is written, and all of it is in memory at the end;
+//! with `--discard` it is not even kept.
 
 use std::{
     fs::File,
@@ -42,11 +42,14 @@ struct Options {
     #[arg(long)]
     prefix: String,
     /// Directory to write to; made when missing.
-    #[arg(long, required_unless_present = "discard", conflicts_with = "discard")]
+    #[arg(long, required_unless_present_any = ["discard", "keep"], conflicts_with_all = ["discard", "keep"])]
     out: Option<PathBuf>,
     /// Writes nothing: what arrives is thrown away.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "keep")]
     discard: bool,
+    /// Writes nothing: what arrives is kept in memory that this process never had before.
+    #[arg(long)]
+    keep: bool,
     /// Requests in flight.
     #[arg(long, default_value_t = 8)]
     requests: usize,
@@ -92,7 +95,7 @@ async fn main() -> Result<()> {
         .await?;
     let items = list(&options).await?;
     let bucket: Arc<str> = format!("projects/_/buckets/{}", options.bucket).into();
-    let Some(out) = &options.out else { return discard(&client, &bucket, items, &options).await };
+    let Some(out) = &options.out else { return into_memory(&client, &bucket, items, &options).await };
     std::fs::create_dir_all(out)?;
     let (ranges, files) = plan(items, out, options.range)?;
     let (writes, received) = mpsc::sync_channel::<Write>(16);
@@ -194,8 +197,8 @@ fn plan(items: Vec<Item>, out: &Path, range: u64) -> Result<(Vec<Range>, Files)>
     Ok((ranges, files))
 }
 
-/// Streams all objects, and throws away what arrives.
-async fn discard(client: &Storage, bucket: &Arc<str>, items: Vec<Item>, options: &Options) -> Result<()> {
+/// Streams all objects, and keeps what arrives until all of it is there, or nothing.
+async fn into_memory(client: &Storage, bucket: &Arc<str>, items: Vec<Item>, options: &Options) -> Result<()> {
     let mut ranges = Vec::new();
     for item in items {
         let object: Arc<str> = item.name.into();
@@ -205,23 +208,39 @@ async fn discard(client: &Storage, bucket: &Arc<str>, items: Vec<Item>, options:
     let mut workers = JoinSet::new();
     for _ in 0..options.requests {
         let (client, bucket, queue) = (client.clone(), Arc::clone(bucket), Arc::clone(&queue));
+        let keep = options.keep;
         workers.spawn(async move {
+            let mut kept = Vec::new();
             loop {
-                let Some((object, (start, end))) = queue.lock().await.next() else { return Ok(()) };
+                let Some((object, (start, end))) = queue.lock().await.next() else { return Ok(kept) };
                 let wanted = ReadRange::segment(start, end - start);
                 let request = client.read_object(&*bucket, &*object).set_read_range(wanted);
                 let (mut response, mut arrived) = (request.send().await?, 0);
+                let mut memory = if keep { Some(fresh(end - start)?) } else { None };
                 while let Some(bytes) = response.next().await {
-                    arrived += bytes?.len() as u64;
+                    let bytes = bytes?;
+                    if let Some(memory) = &mut memory {
+                        memory[arrived..arrived + bytes.len()].copy_from_slice(&bytes);
+                    }
+                    arrived += bytes.len();
                 }
-                ensure!(arrived == end - start, "{object}: the body was short");
+                ensure!(arrived as u64 == end - start, "{object}: the body was short");
+                kept.extend(memory);
             }
         });
     }
+    let mut all = Vec::new();
     while let Some(ended) = workers.join_next().await {
-        ended.context("a worker panicked").and_then(|outcome: Result<()>| outcome)?;
+        all.push(ended.context("a worker panicked").and_then(|outcome: Result<Vec<MmapMut>>| outcome)?);
     }
     Ok(())
+}
+
+/// Memory of so many bytes, in pages as large as the kernel gives.
+fn fresh(len: u64) -> Result<MmapMut> {
+    let memory = MmapMut::map_anon(usize::try_from(len)?)?;
+    memory.advise(memmap2::Advice::HugePage)?;
+    Ok(memory)
 }
 
 async fn stream(

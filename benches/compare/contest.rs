@@ -5,6 +5,9 @@ use anyhow::Result;
 use serde::Serialize;
 use weightd_benches::{Table, gibibytes, gigabytes, median};
 
+/// How long a peer may take in all rounds of one job, in seconds, before it is left with the rounds that it has.
+const ENOUGH_SECONDS: f64 = 30.0;
+
 /// What one run did.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Run {
@@ -94,17 +97,27 @@ impl<'w> Contest<'w> {
         self
     }
 
-    /// Holds it. Who fails once is out, and the table says why: a peer that does not run here is no reason to measure nothing.
+    /// Holds it, and prints how it went.
     ///
     /// # Errors
     /// When weightd or a limit fails.
     pub(crate) fn hold(mut self, rounds: usize) -> Result<Outcome> {
+        let contenders = self.standings(rounds)?;
+        Ok(Outcome::new(self.title, self.about, contenders))
+    }
+
+    /// How everyone did. Who fails once is out, and the table says why: a peer that does not run here is no reason to measure
+    /// nothing. A peer that has taken long enough is not asked again: its place does not hang on a few percent.
+    ///
+    /// # Errors
+    /// When weightd or a limit fails.
+    pub(crate) fn standings(&mut self, rounds: usize) -> Result<Vec<Standing>> {
         let mut standings: Vec<Standing> = self.contenders.iter().map(Contender::standing).collect();
         for round in 0..rounds {
             for at in 0..self.contenders.len() {
                 let at = (at + round) % self.contenders.len();
                 let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);
-                if standing.failure.is_some() {
+                if standing.failure.is_some() || standing.has_been_slow() {
                     continue;
                 }
                 eprintln!("{}, round {}: {}", self.title, round + 1, contender.name);
@@ -119,8 +132,7 @@ impl<'w> Contest<'w> {
                 }
             }
         }
-        let Self { title, about, .. } = self;
-        Ok(Outcome { title, about, contenders: standings })
+        Ok(standings)
     }
 }
 
@@ -132,6 +144,12 @@ impl Contender<'_> {
 }
 
 impl Standing {
+    /// Whether it is a peer that has taken so long that nothing is gained by more rounds.
+    fn has_been_slow(&self) -> bool {
+        let seconds: f64 = self.runs.iter().map(|run| run.wall).sum();
+        self.role == Role::Peer && seconds > ENOUGH_SECONDS
+    }
+
     /// Median of something, in its unit.
     pub(crate) fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
         median(self.runs.iter().map(of))
@@ -144,6 +162,13 @@ impl Standing {
 }
 
 impl Outcome {
+    /// Of everyone who took part. Printed at once.
+    pub(crate) fn new(title: impl Into<String>, about: impl Into<String>, contenders: Vec<Standing>) -> Self {
+        let outcome = Self { title: title.into(), about: about.into(), contenders };
+        println!("{}", outcome.markdown());
+        outcome
+    }
+
     fn of(&self, role: Role) -> Option<&Standing> {
         self.contenders.iter().find(|standing| standing.role == role && !standing.runs.is_empty())
     }
@@ -162,6 +187,7 @@ impl Outcome {
         let (own, limit) = (self.of(Role::Own), self.of(Role::Limit));
         let mut table = Table::new(&[
             "what",
+            "rounds",
             "wall s",
             "GB/s",
             "weightd's speed / its",
@@ -203,10 +229,13 @@ impl Outcome {
 impl Standing {
     fn cells(&self, own: Option<&Self>, limit: Option<&Self>) -> Vec<String> {
         if let Some(failure) = &self.failure {
-            let line = failure.lines().next().unwrap_or_default().replace('|', "/");
+            // Programs in Python end with what was wrong, after how they came there; others begin with it.
+            let lines = || failure.lines().filter(|line| !line.trim().is_empty());
+            let line = lines().rfind(|line| line.contains("Error")).or_else(|| lines().next());
+            let line = line.unwrap_or_default().replace('|', "/");
             return [self.name.as_str(), &format!("failed: {line}")]
                 .into_iter()
-                .chain([""; 7])
+                .chain([""; 8])
                 .map(str::to_owned)
                 .collect();
         }
@@ -216,6 +245,7 @@ impl Standing {
         let first = self.runs.iter().any(|run| run.first.is_some());
         vec![
             self.name.clone(),
+            self.runs.len().to_string(),
             format!("{:.2}", self.median(|run| run.wall)),
             format!("{:.2}", gigabytes(self.bytes) / self.median(|run| run.wall)),
             ratio(own, &|own| own.speed_relative_to(self)),

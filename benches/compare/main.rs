@@ -32,7 +32,7 @@ struct Options {
     /// Leaves out the peers.
     #[arg(long)]
     quick: bool,
-    /// Does these jobs only: durable, cold, again, parallel, volume, eight.
+    /// Does these jobs only: durable, cold, again, parallel, volume, eight, first, growth.
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
 }
@@ -60,10 +60,7 @@ async fn measure(options: Options) -> Result<()> {
     let mut outcomes = Vec::new();
     for (name, job) in jobs::ALL {
         if options.jobs.is_empty() || options.jobs.iter().any(|wanted| wanted == name) {
-            for outcome in job(&world)? {
-                println!("{}", outcome.markdown());
-                outcomes.push(outcome);
-            }
+            outcomes.extend(job(&world)?);
         }
     }
     match &options.common.report {
@@ -74,6 +71,9 @@ async fn measure(options: Options) -> Result<()> {
 
 /// The page, its numbers and its pictures.
 fn write(path: &Path, world: &World, outcomes: &[Outcome]) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
     let stem = path.file_stem().context("the report is a file")?.to_string_lossy();
     let mut text = format!(
         "# Beside the peers\n\nThe last run of `cargo xtask bench compare --report docs/benchmarks/compare.md`. Everyone does the same work in turn,\n\

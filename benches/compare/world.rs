@@ -150,6 +150,23 @@ impl World {
         Client::start(&self.python, script, &[source, &published, how], environment)
     }
 
+    /// The same that trusts a bucket's authority, whatever it reads it by.
+    pub(crate) fn client_of(
+        &self,
+        bucket: &Bucket,
+        script: &str,
+        source: &str,
+        how: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Client> {
+        let python = match bucket.ca_file() {
+            Some(ca) => &self.python.clone().trusting(ca),
+            None => &self.python,
+        };
+        let published = self.model.directory.display().to_string();
+        Client::start(python, script, &[source, &published, how], environment)
+    }
+
     /// The model's files of weights below a directory.
     pub(crate) fn shards(&self, directory: &Path) -> Vec<PathBuf> {
         let shards = self.model.files.iter().filter(|name| name.ends_with(".safetensors"));

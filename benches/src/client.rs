@@ -17,6 +17,9 @@ use crate::{binary, wait_until};
 /// How long one may take to leave.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where Debian keeps the certificates that programs trust.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// The checkout.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -25,6 +28,8 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 pub struct Python {
     interpreter: PathBuf,
     packages: String,
+    /// An authority that its programs are to trust, although they only know the system's.
+    authority: Option<PathBuf>,
     /// Whether the peers are among them.
     pub has_peers: bool,
 }
@@ -48,7 +53,14 @@ impl Python {
         let has_peers = peers.join("installed").exists();
         let places = [directory.join("packages").canonicalize()?, peers];
         let packages = places.map(|place| place.display().to_string()).join(":");
-        Ok(Self { interpreter: weightd_harness::vllm_python()?, packages, has_peers })
+        Ok(Self { interpreter: weightd_harness::vllm_python()?, packages, authority: None, has_peers })
+    }
+
+    /// The same whose programs find this certificate, PEM, where the system's authorities are, for libraries that cannot be told.
+    #[must_use]
+    pub fn trusting(mut self, authority: &Path) -> Self {
+        self.authority = Some(authority.to_owned());
+        self
     }
 
     /// What it has, in words.
@@ -57,7 +69,7 @@ impl Python {
     /// When the interpreter fails.
     pub fn versions(&self) -> Result<String> {
         let code = "import importlib.metadata as packages\n\
-                    names = ['torch', 'safetensors', 'transformers', 'runai-model-streamer', 'runai-model-streamer-gcs']\n\
+                    names = ['torch', 'safetensors', 'transformers', 'runai-model-streamer', 'runai-model-streamer-gcs', 'fastsafetensors']\n\
                     there = {each.metadata['Name'] for each in packages.distributions()}\n\
                     print(', '.join(f'{name} {packages.version(name)}' for name in names if name in there))";
         let output = self.command().args(["-c", code]).output()?;
@@ -77,7 +89,15 @@ impl Python {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.interpreter);
+        let mut command = match &self.authority {
+            None => Command::new(&self.interpreter),
+            Some(authority) => {
+                let script = format!("mount --bind \"$0\" {AUTHORITIES} && exec \"$@\"");
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", &script]).arg(authority).arg(&self.interpreter);
+                command
+            }
+        };
         command
             .env("PYTHONPATH", &self.packages)
             .env("PYTHONDONTWRITEBYTECODE", "1")

@@ -84,7 +84,12 @@ impl Gcsfuse {
 
     /// The model's files.
     pub fn model(&self) -> PathBuf {
-        self.directory.join("bucket/model")
+        Self::model_in(&self.directory)
+    }
+
+    /// Where they are when it is mounted in a directory.
+    pub fn model_in(directory: &Path) -> PathBuf {
+        directory.join("bucket/model")
     }
 }
 

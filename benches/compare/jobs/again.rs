@@ -7,7 +7,7 @@ use weightd_benches::{Client, Node, binary};
 
 use crate::{
     contest::{Contest, Outcome, Role, Run},
-    peers::runai,
+    peers::{fastsafetensors, instanttensor, runai},
     world::{Bucket, Way, World, text},
 };
 
@@ -26,8 +26,8 @@ fn one(world: &World, bucket: &Bucket, node: &Node, is_warm: bool) -> Result<Out
         }
         false => ("A second start, page cache empty", "limit: read past the page cache, nothing kept"),
     };
-    let about = "The job is done when a program holds every tensor as a torch tensor. weightd's memory was dropped before: this is no \
-                 attachment to what is resident, which takes milliseconds.";
+    let about = "The job is done when a program holds every tensor as a torch tensor. weightd's memory was dropped before, but in the \
+                 row that says otherwise.";
     let prepared = move |files: &Path| if is_warm { world.warm(files) } else { world.cool(files) };
     let (here, there) = (&files, &volume);
     let load = move |client: Result<Client>, helpers: &[u32]| -> Result<Run> {
@@ -58,12 +58,29 @@ fn one(world: &World, bucket: &Bucket, node: &Node, is_warm: bool) -> Result<Out
             load(world.client("by_safetensors.py", text(here)?, how, &[]), &[])
         });
     }
+    if is_warm {
+        contest =
+            contest.with(Role::Own, "weightd, while another server has the model", "the same", move || {
+                node.until_forgotten()?;
+                let mut other = world.client("by_weightd.py", text(there)?, "", &[])?;
+                other.load()?;
+                load(world.client("by_weightd.py", text(there)?, "", &[]), &node.processes())
+            });
+    }
     if world.with_peers {
-        contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
-            node.until_forgotten()?;
-            world.hold(1)?;
-            load(runai::of_files(world, text(here)?), &[])
-        });
+        type Start = fn(&World, &str) -> Result<Client>;
+        let peers: [(&str, &str, Start); 3] = [
+            ("runai-model-streamer", runai::SETTINGS, runai::of_files),
+            ("fastsafetensors", fastsafetensors::SETTINGS, fastsafetensors::of_files),
+            ("instanttensor", instanttensor::SETTINGS, instanttensor::of_files),
+        ];
+        for (name, settings, start) in peers {
+            contest = contest.with(Role::Peer, name, settings, move || {
+                node.until_forgotten()?;
+                world.hold(1)?;
+                load(start(world, text(here)?), &[])
+            });
+        }
     }
     contest.hold(world.rounds)
 }

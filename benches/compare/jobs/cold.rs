@@ -20,9 +20,11 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     let about = "The job is done when a program holds every tensor as a torch tensor; it had imported everything before. What weightd \
                  brings is also kept on the node's disk, verified, which nobody else does.";
     let mut contest = Contest::new(title, about, world.tensor_bytes())
-        .with(Role::Limit, "limit: streamed and thrown away", "no checksum", move || {
-            let mut floor = bucket.command(binary("floor")?);
-            bucket.run(floor.args(["--bucket", BUCKET, "--prefix", "model", "--discard"]))
+        .with(Role::Limit, "limit: streamed into memory", "no checksum, no disk", move || {
+            streamed(world, bucket, "--keep")
+        })
+        .with(Role::Limit, "streamed and thrown away", "not even kept", move || {
+            streamed(world, bucket, "--discard")
         })
         .with(Role::Own, "weightd", "`weightd.open`, tensors in the order of the files", move || {
             own(world, bucket, &["ordered"])
@@ -39,6 +41,15 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         }
     }
     contest.hold(world.rounds)
+}
+
+/// What the library brings, and nothing else.
+fn streamed(world: &World, bucket: &Bucket, what_then: &str) -> Result<Run> {
+    world.hold(1)?;
+    let mut floor = bucket.command(binary("floor")?);
+    floor.args(["--bucket", BUCKET, "--prefix", "model", what_then]);
+    world.give_up()?;
+    bucket.run(&mut floor)
 }
 
 /// Programs that take tensors from an agent that has nothing, one for each of what they are told.

@@ -25,19 +25,20 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
 
 fn by_size(world: &World) -> Result<Outcome> {
     let (title, about) = ("Prefetching more bytes", "Memory and the cost of a byte should stay as they are.");
-    let mut together = Contest::new(title, about, 0).hold(0)?;
+    let mut contenders = Vec::new();
     // One after the other: their buckets would not all fit in memory.
     for bytes in SIZES {
         let world = &world.of_bytes(bytes, "sized")?;
         let bucket = &world.bucket(Way::Plain)?;
         let name = format!("weightctl prefetch of {:.2} GB", world.gigabytes());
-        let contest = Contest::new(title, about, world.file_bytes()?).with(Role::Own, name, "", move || {
-            let store = world.fresh("out")?;
-            bucket.run(weightctl(bucket, &store)?.args(["prefetch", SOURCE]))
-        });
-        together.contenders.extend(contest.hold(world.rounds)?.contenders);
+        let mut contest =
+            Contest::new(title, about, world.file_bytes()?).with(Role::Own, name, "", move || {
+                let store = world.fresh("out")?;
+                bucket.run(weightctl(bucket, &store)?.args(["prefetch", SOURCE]))
+            });
+        contenders.extend(contest.standings(world.rounds)?);
     }
-    Ok(together)
+    Ok(Outcome::new(title, about, contenders))
 }
 
 /// The same bytes in more and more files.

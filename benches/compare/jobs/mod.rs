@@ -4,6 +4,7 @@ mod again;
 mod cold;
 mod durable;
 mod eight;
+mod first;
 mod growth;
 mod parallel;
 mod volume;
@@ -16,12 +17,13 @@ use crate::{contest::Outcome, world::World};
 type Job = fn(&World) -> Result<Vec<Outcome>>;
 
 /// All of them, by the names that users call them by.
-pub(crate) const ALL: [(&str, Job); 7] = [
+pub(crate) const ALL: [(&str, Job); 8] = [
     ("durable", durable::measure),
     ("cold", cold::measure),
     ("again", again::measure),
     ("parallel", parallel::measure),
     ("volume", volume::measure),
     ("eight", eight::measure),
+    ("first", first::measure),
     ("growth", growth::measure),
 ];

@@ -15,7 +15,7 @@ pub(crate) fn copy(bucket: &Bucket, out: &Path) -> Command {
     command.env("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", format!("{}/", bucket.endpoint()));
     command.env("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true").env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1");
     if let Some(ca) = bucket.ca_file() {
-        command.env("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", ca);
+        command.env("REQUESTS_CA_BUNDLE", ca);
     }
     command.args(["-c", &line]);
     command

@@ -1,6 +1,6 @@
 //! Cloud Storage FUSE.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use weightd_benches::Gcsfuse;
@@ -16,4 +16,9 @@ pub(crate) const UNCACHED: &str = "metadata cached for ever, no file cache";
 /// Mounts the bucket, with nothing cached yet.
 pub(crate) fn mount(directory: &Path, bucket: &Bucket, has_cache: bool) -> Result<Gcsfuse> {
     Gcsfuse::mount_with(directory, bucket.endpoint(), &bucket.environment(), has_cache)
+}
+
+/// Where the model's files will be once that is mounted.
+pub(crate) fn model_in(directory: &Path) -> PathBuf {
+    Gcsfuse::model_in(directory)
 }

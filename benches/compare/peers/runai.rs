@@ -21,11 +21,9 @@ pub(crate) fn of_bucket(world: &World, bucket: &Bucket, source: &str, how: &str)
     ];
     let ca = bucket.ca_file().map(|path| path.display().to_string()).unwrap_or_default();
     if !ca.is_empty() {
-        environment.extend(
-            ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"].map(|name| (name, ca.as_str())),
-        );
+        environment.push(("REQUESTS_CA_BUNDLE", ca.as_str()));
     }
-    world.client("by_runai.py", source, how, &environment)
+    world.client_of(bucket, "by_runai.py", source, how, &environment)
 }
 
 /// One that reads files.

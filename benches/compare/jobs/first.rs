@@ -1,0 +1,83 @@
+//! A pod wants a model that its node has never heard of: how soon does its server have a first tensor?
+
+use std::{path::Path, time::Instant};
+
+use anyhow::Result;
+use weightd_benches::{Client, SOURCE, run};
+
+use crate::{
+    contest::{Contest, Outcome, Role, Run},
+    peers::{gcloud, gcsfuse, runai},
+    world::{Bucket, Way, World, text},
+};
+
+pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
+    [Way::Plain, Way::Shaped].into_iter().map(|way| one(world, way)).collect()
+}
+
+fn one(world: &World, way: Way) -> Result<Outcome> {
+    let bucket = world.bucket(way)?;
+    let bucket = &bucket;
+    let title = format!("From a pod that wants a model to its first tensor, {}", way.words());
+    let about = "From the call that asks for the volume, or the command that stands for it, until a program that had imported everything \
+                 holds its first tensor. Agents and drivers run already. GB/s counts the whole model, and so says little here.";
+    let mut contest = Contest::new(title, about, world.tensor_bytes()).with(
+        Role::Own,
+        "weightd",
+        "`weightctl mount`, and `weightd.open` of the volume",
+        move || {
+            let node = world.node(bucket)?;
+            let volume = node.target("model");
+            let client = world.client("by_weightd.py", text(&volume)?, "ordered", &[])?;
+            until_first(bucket, client, &node.processes(), || node.mount("model", &[]).map(drop))
+        },
+    );
+    if world.with_peers {
+        contest = contest
+            .with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
+                until_first(bucket, runai::of_bucket(world, bucket, SOURCE, "")?, &[], || Ok(()))
+            })
+            .with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
+                on_gcsfuse(world, bucket, true)
+            })
+            .with(Role::Peer, "safetensors on gcsfuse", gcsfuse::UNCACHED, move || {
+                on_gcsfuse(world, bucket, false)
+            })
+            .with(Role::Peer, "gcloud storage cp, then safetensors", gcloud::SETTINGS, move || {
+                let out = world.fresh("out")?;
+                let client = by_safetensors(world, &out.join("model"))?;
+                until_first(bucket, client, &[], || run(&mut gcloud::copy(bucket, &out)).map(drop))
+            });
+    }
+    contest.hold(world.rounds)
+}
+
+fn on_gcsfuse(world: &World, bucket: &Bucket, has_cache: bool) -> Result<Run> {
+    let place = world.fresh("gcsfuse")?.join("mount");
+    let client = by_safetensors(world, &gcsfuse::model_in(&place))?;
+    let mut mounted = None;
+    until_first(bucket, client, &[], || {
+        mounted = Some(gcsfuse::mount(&place, bucket, has_cache)?);
+        Ok(())
+    })
+}
+
+fn by_safetensors(world: &World, directory: &Path) -> Result<Client> {
+    world.client("by_safetensors.py", text(directory)?, "copied", &[])
+}
+
+/// Has the files come, and a program take them. It goes on to the last tensor, which are compared as always.
+fn until_first(
+    bucket: &Bucket,
+    client: Client,
+    helpers: &[u32],
+    come: impl FnOnce() -> Result<()>,
+) -> Result<Run> {
+    let (mut clients, started) = ([client], Instant::now());
+    come()?;
+    let before = started.elapsed().as_secs_f64();
+    let run = bucket.load(&mut clients, helpers)?;
+    clients[0].check()?;
+    let first = before + run.first.unwrap_or(run.wall);
+    Ok(Run { wall: first, first: Some(first), ..run })
+}
