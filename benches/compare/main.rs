@@ -32,7 +32,7 @@ struct Options {
     /// Leaves out the peers.
     #[arg(long)]
     quick: bool,
-    /// Does these jobs only: durable, cold, again, parallel, volume, eight.
+    /// Does these jobs only: durable, cold, again, parallel, volume, eight, growth, pods.
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
 }

@@ -6,6 +6,7 @@ mod durable;
 mod eight;
 mod growth;
 mod parallel;
+mod pods;
 mod volume;
 
 use anyhow::Result;
@@ -16,7 +17,7 @@ use crate::{contest::Outcome, world::World};
 type Job = fn(&World) -> Result<Vec<Outcome>>;
 
 /// All of them, by the names that users call them by.
-pub(crate) const ALL: [(&str, Job); 7] = [
+pub(crate) const ALL: [(&str, Job); 8] = [
     ("durable", durable::measure),
     ("cold", cold::measure),
     ("again", again::measure),
@@ -24,4 +25,5 @@ pub(crate) const ALL: [(&str, Job); 7] = [
     ("volume", volume::measure),
     ("eight", eight::measure),
     ("growth", growth::measure),
+    ("pods", pods::measure),
 ];
