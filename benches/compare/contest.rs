@@ -9,7 +9,7 @@ use weightd_benches::{Table, gibibytes, gigabytes, median};
 const ENOUGH_SECONDS: f64 = 30.0;
 
 /// What one run did.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Run {
     /// Until the job was done, in seconds.
     pub(crate) wall: f64,
@@ -17,10 +17,20 @@ pub(crate) struct Run {
     pub(crate) first: Option<f64>,
     /// Processor time of everything that worked for it but the bucket, in seconds.
     pub(crate) cpu: f64,
-    /// Most memory resident at once in those processes, in bytes.
-    pub(crate) peak_bytes: u64,
+    /// Most memory resident at once in those processes, in bytes, where that is seen.
+    pub(crate) peak_bytes: Option<u64>,
     /// What the bucket sent, in bytes.
     pub(crate) origin_bytes: u64,
+    /// What followed what, where that is seen. Together they are all of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) phases: Vec<Phase>,
+}
+
+/// A part of a run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Phase {
+    pub(crate) name: &'static str,
+    pub(crate) seconds: f64,
 }
 
 /// Someone who can do the job.
@@ -155,6 +165,13 @@ impl Standing {
         median(self.runs.iter().map(of))
     }
 
+    /// The parts of its runs, of each the median.
+    pub(crate) fn phases(&self) -> Vec<Phase> {
+        let first = self.runs.first().map(|run| run.phases.as_slice()).unwrap_or_default();
+        let middle = |at: usize| self.median(|run| run.phases.get(at).map_or(0.0, |phase| phase.seconds));
+        first.iter().enumerate().map(|(at, phase)| Phase { seconds: middle(at), ..*phase }).collect()
+    }
+
     /// How many times as fast this was as another, the median of rounds.
     pub(crate) fn speed_relative_to(&self, other: &Self) -> f64 {
         median(self.runs.iter().zip(&other.runs).map(|(own, other)| other.wall / own.wall))
@@ -217,12 +234,26 @@ impl Outcome {
             _ => String::new(),
         };
         format!(
-            "## {}\n\n{}\n\n{verdict}{}\n{}\n\n",
+            "## {}\n\n{}\n\n{verdict}{}\n{}{}\n\n",
             self.title,
             self.about,
             table.markdown(),
+            self.phases().map(|table| table + "\n").unwrap_or_default(),
             settings.join("\n")
         )
+    }
+
+    /// What parts runs had, as a table, where that is seen.
+    fn phases(&self) -> Option<String> {
+        let done = || self.contenders.iter().filter(|standing| !standing.runs.is_empty());
+        let names = done().map(Standing::phases).find(|phases| !phases.is_empty())?;
+        let head = ["seconds of it"].into_iter().chain(names.iter().map(|phase| phase.name));
+        let mut table = Table::new(&head.collect::<Vec<_>>());
+        for standing in done() {
+            let seconds = standing.phases().into_iter().map(|phase| format!("{:.2}", phase.seconds));
+            table.push([standing.name.clone()].into_iter().chain(seconds).collect());
+        }
+        Some(table.markdown())
     }
 }
 
@@ -243,6 +274,7 @@ impl Standing {
             other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}", of(other)))
         };
         let first = self.runs.iter().any(|run| run.first.is_some());
+        let peak = self.runs.iter().any(|run| run.peak_bytes.is_some());
         vec![
             self.name.clone(),
             self.runs.len().to_string(),
@@ -256,7 +288,11 @@ impl Standing {
                 "-".to_owned()
             },
             format!("{:.2}", self.median(|run| run.cpu) / gibibytes(self.bytes)),
-            format!("{:.0}", self.median(|run| gibibytes(run.peak_bytes) * 1024.0)),
+            if peak {
+                format!("{:.0}", self.median(|run| gibibytes(run.peak_bytes.unwrap_or_default()) * 1024.0))
+            } else {
+                "-".to_owned()
+            },
             format!("{:.2}", self.median(|run| gigabytes(run.origin_bytes))),
         ]
     }

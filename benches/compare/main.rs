@@ -32,7 +32,7 @@ struct Options {
     /// Leaves out the peers.
     #[arg(long)]
     quick: bool,
-    /// Does these jobs only: durable, cold, again, parallel, volume, eight, first, growth.
+    /// Does these jobs only: durable, cold, again, parallel, volume, eight, first, growth, pods.
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
 }

@@ -93,12 +93,7 @@ impl World {
     fn serve(&self, directory: &Path, way: Way) -> Result<Bucket> {
         let shape = if way == Way::Shaped { Shape::like_a_bucket() } else { Shape::default() };
         let tls = if way == Way::Plain { None } else { Some(self.fresh("certificates")?) };
-        let (bucket, prefix) = (BUCKET.to_owned(), "model".to_owned());
-        let place = vec![Placed { bucket, prefix, directory: directory.to_owned() }];
-        let options = BucketOptions { tls, shape, place, ..BucketOptions::default() };
-        let server = wait(BucketProcess::start(&options))?;
-        let endpoint = server.endpoint();
-        Ok(Bucket { server, endpoint })
+        Bucket::start(directory, BucketOptions { tls, shape, ..BucketOptions::default() })
     }
 
     /// Length of all files in bytes.
@@ -112,6 +107,11 @@ impl World {
 
     pub(crate) fn gigabytes(&self) -> f64 {
         gigabytes(self.model.tensor_bytes)
+    }
+
+    /// The interpreter, and its packages.
+    pub(crate) fn python(&self) -> &Python {
+        &self.python
     }
 
     pub(crate) fn versions(&self) -> Result<String> {
@@ -200,6 +200,15 @@ impl World {
 }
 
 impl Bucket {
+    /// One that has a directory as `gs://bench/model`.
+    pub(crate) fn start(directory: &Path, options: BucketOptions) -> Result<Self> {
+        let (bucket, prefix) = (BUCKET.to_owned(), "model".to_owned());
+        let place = vec![Placed { bucket, prefix, directory: directory.to_owned() }];
+        let server = wait(BucketProcess::start(&BucketOptions { place, ..options }))?;
+        let endpoint = server.endpoint();
+        Ok(Self { server, endpoint })
+    }
+
     /// Scheme, host and port, without a slash at the end.
     pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
@@ -211,8 +220,13 @@ impl Bucket {
     }
 
     /// Bytes of objects that it has sent.
-    fn sent(&self) -> Result<u64> {
+    pub(crate) fn sent(&self) -> Result<u64> {
         wait(self.server.bytes_sent())
+    }
+
+    /// Its process, for measuring.
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.pid()
     }
 
     /// What its clients have in their environment.
@@ -234,10 +248,10 @@ impl Bucket {
         let cost = run(command)?;
         Ok(Run {
             wall: cost.wall.as_secs_f64(),
-            first: None,
             cpu: cost.cpu.as_secs_f64(),
-            peak_bytes: cost.peak_bytes,
+            peak_bytes: Some(cost.peak_bytes),
             origin_bytes: self.sent()? - before,
+            ..Run::default()
         })
     }
 
@@ -247,10 +261,10 @@ impl Bucket {
         let cost = job()?;
         Ok(Run {
             wall: started.elapsed().as_secs_f64(),
-            first: None,
             cpu: (cost.cpu + cpu(helpers)?.saturating_sub(before)).as_secs_f64(),
-            peak_bytes: cost.peak_bytes + peaks(helpers)?,
+            peak_bytes: Some(cost.peak_bytes + peaks(helpers)?),
             origin_bytes: self.sent()? - sent,
+            ..Run::default()
         })
     }
 
@@ -268,14 +282,15 @@ impl Bucket {
             wall,
             first: first.into_iter().reduce(f64::max),
             cpu: cpu(&all)?.saturating_sub(before).as_secs_f64(),
-            peak_bytes: peaks(&all)?,
+            peak_bytes: Some(peaks(&all)?),
             origin_bytes: self.sent()? - sent,
+            ..Run::default()
         })
     }
 }
 
 /// Jobs are told from start to end, and wait for whatever they need.
-fn wait<T>(what: impl Future<Output = T>) -> T {
+pub(crate) fn wait<T>(what: impl Future<Output = T>) -> T {
     tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(what))
 }
 

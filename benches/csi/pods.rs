@@ -65,7 +65,7 @@ pub(crate) async fn measure(bucket: &Bucket, rounds: usize) -> Result<Vec<Round>
     let cluster = Cluster::start(&Wanted { nodes: 1, ..Wanted::default() })?;
     let guard = Guard::start_at(cluster.host(), &bucket.gcs.endpoint()).await?;
     guard.open(BUCKET);
-    let settings = Settings { bucket: guard.url(), token_url: Some(guard.token_url()) };
+    let settings = Settings { bucket: guard.url(), token_url: Some(guard.token_url()), resident_limit: 0 };
     install(&cluster, &settings)?;
     let mut measured = Vec::new();
     for round in 0..rounds {

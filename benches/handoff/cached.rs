@@ -1,12 +1,9 @@
 //! Files in the page cache, and how long it takes to have every tensor in memory that stays.
 
 use anyhow::Result;
-use weightd_benches::{Node, Table};
+use weightd_benches::{Node, Pages, Table};
 
-use crate::{
-    pages::Pages,
-    world::{Runs, World, order, text, timed},
-};
+use crate::world::{Runs, World, order, text, timed};
 
 /// The pages of the memory that tensors come into, which was never touched before: what they are called, and who gets huge ones.
 const PAGES: [(&str, &str); 2] = [("huge pages", "advise"), ("pages of 4 KiB", "never")];

@@ -11,7 +11,6 @@ mod cached;
 mod cold;
 mod device;
 mod origin;
-mod pages;
 mod share;
 mod stream;
 mod world;
@@ -20,10 +19,9 @@ use std::fs;
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use weightd_benches::{Bucket, Common, Python, machine};
+use weightd_benches::{Bucket, Common, Pages, Python, machine};
 use weightd_harness::{ModelShape, mounts};
 
-use pages::Pages;
 use world::World;
 
 /// Measures hand-off.

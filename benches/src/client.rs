@@ -27,6 +27,7 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 #[derive(Debug, Clone)]
 pub struct Python {
     interpreter: PathBuf,
+    package: PathBuf,
     packages: String,
     /// An authority that its programs are to trust, although they only know the system's.
     authority: Option<PathBuf>,
@@ -40,20 +41,30 @@ impl Python {
     /// # Errors
     /// When there is no torch, or the package was not built.
     pub fn find(directory: &Path) -> Result<Self> {
-        let package = directory.join("packages/weightd");
-        fs::create_dir_all(&package)?;
-        for file in fs::read_dir(Path::new(ROOT).join("python/weightd"))? {
-            let path = file?.path();
-            if path.is_file() {
-                fs::copy(&path, package.join(path.file_name().context("a file has a name")?))?;
-            }
+        let package = directory.join("packages");
+        for name in ["weightd", "weightd_plugins"] {
+            copy_files(&Path::new(ROOT).join("python").join(name), &package.join(name))?;
         }
-        fs::copy(binary("libweightd_python.so")?, package.join("_native.abi3.so"))?;
+        fs::copy(binary("libweightd_python.so")?, package.join("weightd/_native.abi3.so"))?;
+        // By which model servers find the plugin, as when it is installed.
+        let about = package.join("weightd-0.dist-info");
+        fs::create_dir_all(&about)?;
+        fs::write(about.join("METADATA"), "Metadata-Version: 2.1\nName: weightd\nVersion: 0\n")?;
+        fs::write(
+            about.join("entry_points.txt"),
+            "[vllm.general_plugins]\nweightd = weightd_plugins.vllm:register\n",
+        )?;
+        let package = package.canonicalize()?;
         let peers = Path::new(ROOT).join(".tools/peers");
         let has_peers = peers.join("installed").exists();
-        let places = [directory.join("packages").canonicalize()?, peers];
-        let packages = places.map(|place| place.display().to_string()).join(":");
-        Ok(Self { interpreter: weightd_harness::vllm_python()?, packages, authority: None, has_peers })
+        let packages = [&package, &peers].map(|place| place.display().to_string()).join(":");
+        let interpreter = weightd_harness::vllm_python()?;
+        Ok(Self { interpreter, package, packages, authority: None, has_peers })
+    }
+
+    /// Where the package `weightd` is.
+    pub fn package(&self) -> &Path {
+        &self.package
     }
 
     /// The same whose programs find this certificate, PEM, where the system's authorities are, for libraries that cannot be told.
@@ -69,7 +80,7 @@ impl Python {
     /// When the interpreter fails.
     pub fn versions(&self) -> Result<String> {
         let code = "import importlib.metadata as packages\n\
-                    names = ['torch', 'safetensors', 'transformers', 'runai-model-streamer', 'runai-model-streamer-gcs', 'fastsafetensors']\n\
+                    names = ['torch', 'safetensors', 'transformers', 'vllm', 'runai-model-streamer', 'runai-model-streamer-gcs', 'fastsafetensors']\n\
                     there = {each.metadata['Name'] for each in packages.distributions()}\n\
                     print(', '.join(f'{name} {packages.version(name)}' for name in names if name in there))";
         let output = self.command().args(["-c", code]).output()?;
@@ -104,6 +115,18 @@ impl Python {
             .env("HF_HUB_OFFLINE", "1");
         command
     }
+}
+
+/// Copies what lies at the top of a directory.
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for file in fs::read_dir(from)? {
+        let path = file?.path();
+        if path.is_file() {
+            fs::copy(&path, to.join(path.file_name().context("a file has a name")?))?;
+        }
+    }
+    Ok(())
 }
 
 /// A running program. Ends when dropped.

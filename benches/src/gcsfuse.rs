@@ -50,18 +50,8 @@ impl Gcsfuse {
     ) -> Result<Self> {
         fs::create_dir_all(directory.join("bucket"))?;
         let directory = directory.canonicalize()?;
-        let cache = format!(
-            "cache-dir: {:?}\nfile-cache:\n  max-size-mb: -1\n  cache-file-for-range-read: true\n  enable-parallel-downloads: true\n",
-            directory.join("cache"),
-        );
-        // What its documentation advises for model weights. The emulator has no folders of their own (HNS).
-        let config = format!(
-            "{}implicit-dirs: true\nenable-hns: false\n\
-             metadata-cache:\n  ttl-secs: -1\n  stat-cache-max-size-mb: -1\n  type-cache-max-size-mb: -1\n\
-             gcs-auth:\n  anonymous-access: true\n\
-             gcs-connection:\n  custom-endpoint: \"{endpoint}/storage/v1/\"\n",
-            if has_cache { cache.as_str() } else { "" },
-        );
+        let cache = directory.join("cache");
+        let config = Self::config(endpoint, has_cache.then_some(cache.as_path()));
         fs::write(directory.join("config.yaml"), config)?;
         let mut command = Command::new(PROGRAM);
         command.arg("--foreground").arg("--config-file").arg(directory.join("config.yaml"));
@@ -75,6 +65,31 @@ impl Gcsfuse {
         let log = || fs::read_to_string(mounted.directory.join("log")).unwrap_or_default();
         ensure!(is_mounted, "gcsfuse does not mount: {}", log());
         Ok(mounted)
+    }
+
+    /// Its configuration, with a cache of files in a directory, or without one: what its documentation advises for model weights.
+    pub fn config(endpoint: &str, cache: Option<&Path>) -> String {
+        let cache = cache.map_or_else(String::new, |directory| {
+            format!(
+                "cache-dir: {directory:?}\nfile-cache:\n  max-size-mb: -1\n  cache-file-for-range-read: true\n  \
+                 enable-parallel-downloads: true\n"
+            )
+        });
+        // The emulator has no folders of their own (HNS).
+        format!(
+            "{cache}implicit-dirs: true\nenable-hns: false\n\
+             metadata-cache:\n  ttl-secs: -1\n  stat-cache-max-size-mb: -1\n  type-cache-max-size-mb: -1\n\
+             gcs-auth:\n  anonymous-access: true\n\
+             gcs-connection:\n  custom-endpoint: \"{endpoint}/storage/v1/\"\n"
+        )
+    }
+
+    /// Its program.
+    ///
+    /// # Errors
+    /// When it is not here.
+    pub fn program() -> Result<PathBuf> {
+        Path::new(PROGRAM).canonicalize().context("gcsfuse is not here: `cargo xtask bench` builds it")
     }
 
     /// Its process, for measuring.

@@ -7,6 +7,7 @@ mod client;
 mod gcsfuse;
 mod measure;
 mod node;
+mod pages;
 mod report;
 mod system;
 
@@ -15,6 +16,7 @@ pub use client::{Client, Loaded, Python};
 pub use gcsfuse::Gcsfuse;
 pub use measure::{Cost, Sample, binary, machine, run};
 pub use node::{Node, Process};
+pub use pages::Pages;
 pub use report::{Row, Table, gibibytes, gigabytes, median, percentile};
 pub use system::{
     Memory, busy, cores, cpu_of, forget_pages, forget_pages_of, give_up_memory, hold_memory,

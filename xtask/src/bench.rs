@@ -19,6 +19,7 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
         "compare" => {
             peers::install(root);
             peers::install_for_handoff(root)?;
+            tools::cluster();
         }
         _ => peers::install(root),
     }

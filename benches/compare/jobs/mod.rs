@@ -7,6 +7,7 @@ mod eight;
 mod first;
 mod growth;
 mod parallel;
+mod pods;
 mod volume;
 
 use anyhow::Result;
@@ -26,4 +27,5 @@ pub(crate) const ALL: [(&str, Job); 8] = [
     ("eight", eight::measure),
     ("first", first::measure),
     ("growth", growth::measure),
+    ("pods", pods::measure),
 ];

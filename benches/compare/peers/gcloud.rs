@@ -7,16 +7,27 @@ use crate::world::Bucket;
 /// How it is told to.
 pub(crate) const SETTINGS: &str =
     "`gcloud storage cp -r`, which chooses its processes, threads and slices by itself, then `sync`";
+/// The same where nothing has to be durable.
+pub(crate) const COPYING: &str = "`gcloud storage cp -r`";
 
 /// Copies the model below a directory, and has it durable.
 pub(crate) fn copy(bucket: &Bucket, out: &Path) -> Command {
     let line = format!("gcloud storage cp -r gs://bench/model {out} && sync -f {out}", out = out.display());
     let mut command = bucket.command("sh");
-    command.env("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", format!("{}/", bucket.endpoint()));
-    command.env("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true").env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1");
-    if let Some(ca) = bucket.ca_file() {
-        command.env("REQUESTS_CA_BUNDLE", ca);
-    }
-    command.args(["-c", &line]);
+    command.envs(environment(bucket)).args(["-c", &line]);
     command
+}
+
+/// What has it read this bucket, as nobody in particular.
+pub(crate) fn environment(bucket: &Bucket) -> Vec<(&'static str, String)> {
+    let ca = bucket.ca_file().map(|ca| ("REQUESTS_CA_BUNDLE", ca.display().to_string()));
+    let endpoint = format!("{}/", bucket.endpoint());
+    [
+        ("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", endpoint),
+        ("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true".to_owned()),
+        ("CLOUDSDK_CORE_DISABLE_PROMPTS", "1".to_owned()),
+    ]
+    .into_iter()
+    .chain(ca)
+    .collect()
 }

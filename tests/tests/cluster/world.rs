@@ -70,7 +70,8 @@ impl World {
         }
         guard.open("models");
         let nodes = cluster.nodes().unwrap();
-        let settings = Settings { bucket: proxy.url(), token_url: Some(guard.token_url()) };
+        let settings =
+            Settings { bucket: proxy.url(), token_url: Some(guard.token_url()), resident_limit: 0 };
         install::install(&cluster, &settings).unwrap();
         Ok(Self { cluster, nodes, gcs, guard, proxy })
     }

@@ -18,7 +18,8 @@ says is where.
   --first-byte 50ms                     how long each answer is waited for
   --per-connection BYTES                how much goes out in a second by each connection
   --per-host BYTES                      the same by all of them together
-  --port NUMBER                         listen on this port of 127.0.0.1
+  --listen ADDRESS                      listen on this address and not on 127.0.0.1
+  --port NUMBER                         listen on this port
 ";
 
 #[tokio::main]

@@ -23,7 +23,7 @@ mod store;
 mod upload;
 
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::{
         Arc,
@@ -89,9 +89,10 @@ impl BucketServer {
     pub async fn start_with(options: BucketOptions) -> Result<Self> {
         let tls = options.tls.as_deref().map(Tls::create).transpose()?;
         let acceptor = tls.as_ref().map(serving::acceptor).transpose()?;
-        let port = options.port.unwrap_or(0);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
-        let listener = listener.with_context(|| format!("binding port {port}"))?;
+        let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let address = SocketAddr::new(address, options.port.unwrap_or(0));
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("listening on {address}"))?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let shared = Arc::new(Shared {
             store: Store::default(),

@@ -1,12 +1,12 @@
 //! How a bucket server runs: as a value, and as arguments of `test-bucket`.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
 use super::Shape;
 
-/// How a bucket server runs. By default: plain HTTP on any port, as fast as it can, and empty.
+/// How a bucket server runs. By default: plain HTTP on any port of 127.0.0.1, as fast as it can, and empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BucketOptions {
     /// Clients must speak TLS, with a certificate that is made in this directory.
@@ -15,6 +15,8 @@ pub struct BucketOptions {
     pub shape: Shape,
     /// Whether requests are kept, to look at. Not where there are millions of them.
     pub log: bool,
+    /// The address of this machine that it listens on, where that is another: pods do not reach loopback.
+    pub address: Option<IpAddr>,
     /// The port it listens on.
     pub port: Option<u16>,
     /// What is in it before the first request is answered.
@@ -54,6 +56,7 @@ impl BucketOptions {
             "--first-byte" => self.shape.first_byte = duration(value)?,
             "--per-connection" => self.shape.per_connection = Some(value.parse()?),
             "--per-host" => self.shape.per_host = Some(value.parse()?),
+            "--listen" => self.address = Some(value.parse()?),
             "--port" => self.port = Some(value.parse()?),
             _ => bail!("there is no such option"),
         }
@@ -81,6 +84,9 @@ impl BucketOptions {
             if let Some(rate) = rate {
                 add(name, rate.to_string().into());
             }
+        }
+        if let Some(address) = self.address {
+            add("--listen", address.to_string().into());
         }
         if let Some(port) = self.port {
             add("--port", port.to_string().into());
@@ -119,7 +125,7 @@ mod tests {
     #[test]
     fn options_are_the_same_as_arguments() {
         let line = "--place gs://models/a/b=/m/1 --place gs://models/=/m/2 --tls /certificates --first-byte 50ms \
-                    --per-connection 150 --per-host 1250 --port 99";
+                    --per-connection 150 --per-host 1250 --listen 198.18.0.1 --port 99";
         let options = read(line).unwrap();
         assert_eq!(options.place[0].prefix, "a/b");
         assert_eq!(options.place[1].directory, PathBuf::from("/m/2"));
@@ -131,9 +137,15 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_named() {
-        for line in
-            ["--port", "--port x", "--place models=/m", "--place gs://models", "--first-byte 50", "--fast 1"]
-        {
+        for line in [
+            "--port",
+            "--port x",
+            "--listen here",
+            "--place models=/m",
+            "--place gs://models",
+            "--first-byte 50",
+            "--fast 1",
+        ] {
             let error = format!("{:#}", read(line).unwrap_err());
             assert!(error.contains(line.split(' ').next().unwrap()), "{error}");
         }

@@ -1,6 +1,9 @@
 //! A bucket server with a process of its own: what it costs is not counted to whoever measures.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use reqwest::Client;
@@ -47,7 +50,8 @@ impl BucketProcess {
         let server = Server::start(&program, directory).await?;
         let ca = options.tls.as_deref().map(|directory| Tls::at(directory).ca);
         let scheme = if ca.is_some() { "https" } else { "http" };
-        let endpoint = format!("{scheme}://127.0.0.1:{}", server.port(0));
+        let address = options.address.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let endpoint = format!("{scheme}://{}", SocketAddr::new(address, server.port(0)));
         let client = client(ca.as_deref()).map_err(failed)?;
         let mut process = Self { server, endpoint, ca, client };
         // It listens from the beginning, and answers when everything is in its place.

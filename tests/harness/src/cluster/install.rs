@@ -26,6 +26,8 @@ const IMAGES: [(&str, &[&str]); 4] = [
 ];
 /// Public authorities, for whoever asks a real origin.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Memory that a keeper has beside tensors, in bytes.
+const KEEPERS_OWN: u64 = 64 << 20;
 /// Of tokens that pods have for the bucket.
 const AUDIENCE: &str = "weightd.test";
 
@@ -36,6 +38,8 @@ pub struct Settings {
     pub bucket: String,
     /// Where pods' tokens are exchanged. Without it, pods ask as nobody in particular.
     pub token_url: Option<String>,
+    /// Most bytes of tensors in memory that servers share; none by default.
+    pub resident_limit: u64,
 }
 
 /// Builds images of the programs that Cargo has built, loads them, applies the plain overlay, and waits until all runs.
@@ -55,6 +59,9 @@ pub fn install(cluster: &Cluster, settings: &Settings) -> Result<()> {
         configuration += &format!(
             "\n[access]\nsts_endpoint = {token_url:?}\naudience = {AUDIENCE:?}\nprovider = \"//iam.test/providers/cluster\"\n"
         );
+    }
+    if settings.resident_limit > 0 {
+        configuration += "\n[handoff]\nhuge_pages = true\n";
     }
     fs::write(place.path().join("weightd.toml"), configuration)?;
     output(cluster.kubectl().args(["apply", "--validate=strict", "-k"]).arg(place.path()))?;
@@ -122,15 +129,27 @@ fn overlay(place: &Path, settings: &Settings) -> Result<String> {
              value: [{{audience: {AUDIENCE}, expirationSeconds: 3600}}]\n"
         )
     });
+    let keeper = if settings.resident_limit > 0 { keeper(settings.resident_limit) } else { String::new() };
     Ok(format!(
         "resources:\n- {}\nimages:\n{images}configMapGenerator:\n\
-         - {{name: weightd, namespace: weightd, behavior: merge, files: [weightd.toml]}}\npatches:\n{tokens}\
+         - {{name: weightd, namespace: weightd, behavior: merge, files: [weightd.toml]}}\npatches:\n{tokens}{keeper}\
          - target: {{kind: DaemonSet, name: weightd}}\n  patch: |-\n    - op: add\n      \
          path: /spec/template/spec/containers/0/env\n      \
          value: [{{name: STORAGE_EMULATOR_HOST, value: \"{}\"}}]\n",
         relative(place, &manifests().join("overlays/plain"))?.display(),
         settings.bucket
     ))
+}
+
+/// A keeper that may hold so many bytes of tensors, with what docs/KUBERNETES.md has it request.
+fn keeper(resident_limit: u64) -> String {
+    let memory = resident_limit + resident_limit / 100 + KEEPERS_OWN;
+    let container = "/spec/template/spec/containers/0";
+    format!(
+        "- target: {{kind: DaemonSet, name: weightd-keeper}}\n  patch: |-\n    - op: add\n      path: {container}/args/-\n      \
+         value: --resident-limit\n    - op: add\n      path: {container}/args/-\n      value: \"{resident_limit}\"\n    - op: replace\n      path: {container}/resources\n      \
+         value: {{requests: {{cpu: 10m, memory: {memory}}}, limits: {{memory: {memory}}}}}\n"
+    )
 }
 
 fn image_name(name: &str) -> String {

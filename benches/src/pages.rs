@@ -6,13 +6,16 @@ const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// A setting of the machine, which is what it was before when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Pages {
+pub struct Pages {
     before: String,
 }
 
 impl Pages {
     /// Sets who gets huge pages: `never`, or `advise` for those who ask.
-    pub(crate) fn set(who: &str) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When the machine does not let us, which takes root.
+    pub fn set(who: &str) -> io::Result<Self> {
         let settings = fs::read_to_string(SWITCH)?;
         let chosen =
             |word: &str| word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).map(str::to_owned);
@@ -23,6 +26,7 @@ impl Pages {
     }
 }
 
+#[allow(clippy::print_stderr, reason = "a benchmark reports to its terminal")]
 impl Drop for Pages {
     fn drop(&mut self) {
         if let Err(error) = fs::write(SWITCH, &self.before) {
