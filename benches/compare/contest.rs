@@ -1,12 +1,24 @@
 //! One job, done by everyone in turn: whoever goes first in one round goes last in the next, and ratios are taken round by round, so
 //! that they hold although the machine does not keep its speed.
 
-use anyhow::Result;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use weightd_benches::{Table, gibibytes, gigabytes, median};
 
 /// How long a peer may take in all rounds of one job, in seconds, before it is left with the rounds that it has.
 const ENOUGH_SECONDS: f64 = 30.0;
+
+/// Whether someone wants it to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Waits for an interrupt, after which no contest goes on.
+pub(crate) async fn stop_when_interrupted() {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        INTERRUPTED.store(true, Relaxed);
+    }
+}
 
 /// What one run did.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -130,10 +142,11 @@ impl<'w> Contest<'w> {
                 if standing.failure.is_some() || standing.has_been_slow() {
                     continue;
                 }
+                ensure!(!INTERRUPTED.load(Relaxed), "interrupted");
                 eprintln!("{}, round {}: {}", self.title, round + 1, contender.name);
                 match (contender.run)() {
                     Ok(run) => standing.runs.push(run),
-                    Err(error) if contender.role == Role::Peer => {
+                    Err(error) if contender.role == Role::Peer && !INTERRUPTED.load(Relaxed) => {
                         eprintln!("warning: {} FAILED AND IS NOT MEASURED: {error:#}", contender.name);
                         standing.runs.clear();
                         standing.failure = Some(format!("{error:#}"));

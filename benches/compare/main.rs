@@ -13,9 +13,9 @@ mod world;
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
-use weightd_benches::{Common, machine};
+use weightd_benches::{Common, Pages, machine};
 use weightd_harness::{ModelShape, mounts};
 
 use contest::Outcome;
@@ -39,17 +39,12 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Buckets, agents, programs and mounts end with what holds them, also when it is interrupted.
-    tokio::select! {
-        done = measure(Options::parse()) => done,
-        interrupt = tokio::signal::ctrl_c() => {
-            interrupt?;
-            bail!("interrupted")
-        }
-    }
+    // Buckets, agents, programs and mounts end with what holds them, also when it is interrupted: nobody begins after that.
+    tokio::spawn(contest::stop_when_interrupted());
+    measure(&Options::parse())
 }
 
-async fn measure(options: Options) -> Result<()> {
+fn measure(options: &Options) -> Result<()> {
     let work = options.common.directory.join("compare");
     fs::create_dir_all(&work)?;
     let work = work.canonicalize()?;
@@ -57,6 +52,8 @@ async fn measure(options: Options) -> Result<()> {
     eprintln!("making the model");
     let shape = options.size.map_or_else(ModelShape::default, ModelShape::of_bytes);
     let world = World::make(&work, &shape, options.common.rounds, !options.quick)?;
+    // What an agent that is told so does on its node (`handoff.huge_pages`).
+    let _pages = Pages::set("advise").context("huge pages for shared memory, which takes root")?;
     let mut outcomes = Vec::new();
     for (name, job) in jobs::ALL {
         if options.jobs.is_empty() || options.jobs.iter().any(|wanted| wanted == name) {

@@ -33,8 +33,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
             by_runai(world, bucket, &[""])
         });
-        // A bucket that answers slowly says the same of it once more, and takes minutes to.
-        for (has_cache, settings) in [(true, gcsfuse::CACHED), (false, gcsfuse::UNCACHED)] {
+        for (has_cache, settings) in gcsfuse::settings(way) {
             let name = format!("safetensors on gcsfuse{}", if has_cache { ", file cache" } else { "" });
             contest = contest
                 .with(Role::Peer, name, settings, move || by_gcsfuse(world, bucket, has_cache, &["copied"]));

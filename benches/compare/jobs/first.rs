@@ -37,27 +37,24 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
             .with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
                 until_first(bucket, runai::of_bucket(world, bucket, SOURCE, "")?, &[], || Ok(()))
             })
-            .with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
-                on_gcsfuse(world, bucket, true)
-            })
-            .with(Role::Peer, "safetensors on gcsfuse", gcsfuse::UNCACHED, move || {
-                on_gcsfuse(world, bucket, false)
-            })
             .with(Role::Peer, "gcloud storage cp, then safetensors", gcloud::SETTINGS, move || {
                 let out = world.fresh("out")?;
                 let client = by_safetensors(world, &out.join("model"))?;
                 until_first(bucket, client, &[], || run(&mut gcloud::copy(bucket, &out)).map(drop))
+            })
+            .with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
+                on_gcsfuse(world, bucket)
             });
     }
     contest.hold(world.rounds)
 }
 
-fn on_gcsfuse(world: &World, bucket: &Bucket, has_cache: bool) -> Result<Run> {
+fn on_gcsfuse(world: &World, bucket: &Bucket) -> Result<Run> {
     let place = world.fresh("gcsfuse")?.join("mount");
     let client = by_safetensors(world, &gcsfuse::model_in(&place))?;
     let mut mounted = None;
     until_first(bucket, client, &[], || {
-        mounted = Some(gcsfuse::mount(&place, bucket, has_cache)?);
+        mounted = Some(gcsfuse::mount(&place, bucket, true)?);
         Ok(())
     })
 }

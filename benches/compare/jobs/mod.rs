@@ -18,7 +18,7 @@ use crate::{contest::Outcome, world::World};
 type Job = fn(&World) -> Result<Vec<Outcome>>;
 
 /// All of them, by the names that users call them by.
-pub(crate) const ALL: [(&str, Job); 8] = [
+pub(crate) const ALL: [(&str, Job); 9] = [
     ("durable", durable::measure),
     ("cold", cold::measure),
     ("again", again::measure),

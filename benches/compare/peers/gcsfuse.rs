@@ -5,13 +5,19 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use weightd_benches::Gcsfuse;
 
-use crate::world::Bucket;
+use crate::world::{Bucket, Way};
 
 /// How it is told to, with its cache.
 pub(crate) const CACHED: &str =
     "metadata cached for ever, file cache with parallel downloads on the same disk";
 /// How it is told to, without.
 pub(crate) const UNCACHED: &str = "metadata cached for ever, no file cache";
+
+/// With its cache and without. Without, each of many small requests waits for a shaped bucket's first byte: tens of minutes.
+pub(crate) fn settings(way: Way) -> impl Iterator<Item = (bool, &'static str)> {
+    let both = [(true, CACHED), (false, UNCACHED)];
+    both.into_iter().filter(move |(has_cache, _)| *has_cache || way != Way::Shaped)
+}
 
 /// Mounts the bucket, with nothing cached yet.
 pub(crate) fn mount(directory: &Path, bucket: &Bucket, has_cache: bool) -> Result<Gcsfuse> {
