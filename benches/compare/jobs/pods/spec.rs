@@ -27,6 +27,8 @@ pub(super) const PORT: u16 = 8000;
 const BEGINS: &str = "echo begins; exec \"$@\"";
 /// What a FUSE mount reads ahead, in KiB, as its documentation advises for model weights.
 const READ_AHEAD: u32 = 1024;
+/// Where that is set.
+const BDI: &str = "/sys/devices/virtual/bdi";
 
 /// How weightd is told to.
 pub(super) const OWN: &str = "inline CSI volume with `resident: \"true\"`, `--load-format weightd`, a keeper that may hold the model, \
@@ -110,6 +112,8 @@ impl Content {
         match way {
             Way::Gcsfuse => {
                 volumes.push(json!({"name": "cache", "emptyDir": {}}));
+                // The pod's own /sys is read-only, even for the privileged.
+                volumes.push(json!({"name": "read-ahead", "hostPath": {"path": BDI, "type": "Directory"}}));
                 before.push(self.gcsfuse(bucket)?);
             }
             Way::Download => before.push(self.download(bucket)),
@@ -178,14 +182,15 @@ impl Content {
             "echo \"$CONFIG\" >/tmp/config.yaml\n\
              {} --foreground --config-file /tmp/config.yaml -o ro -o allow_other {BUCKET} /weights &\n\
              trap 'umount --lazy /weights; exit 0' TERM\n\
-             until mountpoint -q /weights; do sleep 0.1; done\n\
-             echo {READ_AHEAD} >/sys/class/bdi/$(mountpoint -d /weights)/read_ahead_kb\n\
+             until test -e /weights/model/config.json; do sleep 0.1; done\n\
+             echo {READ_AHEAD} >{BDI}/$(mountpoint -d /weights)/read_ahead_kb && touch /tmp/mounted\n\
              wait",
             text(&program)?
         );
         let mounts = [
             json!({"name": "weights", "mountPath": "/weights", "mountPropagation": "Bidirectional"}),
             json!({"name": "cache", "mountPath": "/cache"}),
+            json!({"name": "read-ahead", "mountPath": BDI}),
         ];
         Ok(json!({
             "name": Way::Gcsfuse.bringer(), "image": IMAGE, "restartPolicy": "Always", "volumeMounts": self.mounts(mounts),
@@ -193,7 +198,7 @@ impl Content {
             "env": environment([("CONFIG", Gcsfuse::config(bucket.endpoint(), Some(Path::new("/cache"))))]),
             "securityContext": {"privileged": true},
             "startupProbe": {
-                "exec": {"command": ["/usr/bin/test", "-e", "/weights/model/config.json"]}, "periodSeconds": 1, "failureThreshold": 60,
+                "exec": {"command": ["/usr/bin/test", "-e", "/tmp/mounted"]}, "periodSeconds": 1, "failureThreshold": 60,
             },
         }))
     }
