@@ -26,6 +26,8 @@ pub(crate) fn environment(bucket: &Bucket) -> Vec<(&'static str, String)> {
         ("CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE", endpoint),
         ("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "true".to_owned()),
         ("CLOUDSDK_CORE_DISABLE_PROMPTS", "1".to_owned()),
+        // It would wait for a machine of Google's to say that it is one.
+        ("CLOUDSDK_CORE_CHECK_GCE_METADATA", "false".to_owned()),
     ]
     .into_iter()
     .chain(ca)

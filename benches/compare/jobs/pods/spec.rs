@@ -1,6 +1,7 @@
 //! What pods are made of: the same server in each, and what brings the model before it.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -26,6 +27,8 @@ pub(super) const PORT: u16 = 8000;
 const BEGINS: &str = "echo begins; exec \"$@\"";
 /// What a FUSE mount reads ahead, in KiB, as its documentation advises for model weights.
 const READ_AHEAD: u32 = 1024;
+/// Where that is set.
+const BDI: &str = "/sys/devices/virtual/bdi";
 
 /// How weightd is told to.
 pub(super) const OWN: &str = "inline CSI volume with `resident: \"true\"`, `--load-format weightd`, a keeper that may hold the model, \
@@ -77,12 +80,11 @@ impl Content {
             .output()?;
         ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
         let package = world.python().package().to_owned();
-        let mut directories = vec![PathBuf::from("/usr"), package.clone()];
+        let mut directories = BTreeSet::from([PathBuf::from("/usr"), package.clone()]);
         directories.extend(String::from_utf8(asked.stdout)?.lines().map(PathBuf::from));
         if let Ok(program) = Gcsfuse::program() {
             directories.extend(program.parent().map(Path::to_owned));
         }
-        directories.dedup();
         // What lies in another is there with it.
         let is_top = |one: &PathBuf| !directories.iter().any(|other| other != one && one.starts_with(other));
         let directories = directories.iter().filter(|one| is_top(one)).cloned().collect();
@@ -110,6 +112,8 @@ impl Content {
         match way {
             Way::Gcsfuse => {
                 volumes.push(json!({"name": "cache", "emptyDir": {}}));
+                // The pod's own /sys is read-only, even for the privileged.
+                volumes.push(json!({"name": "read-ahead", "hostPath": {"path": BDI, "type": "Directory"}}));
                 before.push(self.gcsfuse(bucket)?);
             }
             Way::Download => before.push(self.download(bucket)),
@@ -117,7 +121,12 @@ impl Content {
         }
         Ok(json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD},
-            "spec": {"restartPolicy": "Never", "initContainers": before, "containers": [self.server(way)?], "volumes": volumes},
+            "spec": {
+                "restartPolicy": "Never",
+                // The cluster has no DNS. This says so at once, and programs that look names up do not wait for the network's.
+                "dnsPolicy": "None", "dnsConfig": {"nameservers": ["127.0.0.1"]},
+                "initContainers": before, "containers": [self.server(way)?], "volumes": volumes,
+            },
         }))
     }
 
@@ -168,16 +177,20 @@ impl Content {
 
     fn gcsfuse(&self, bucket: &Bucket) -> Result<Value> {
         let program = Gcsfuse::program()?;
+        // Told to end it leaves its mount to the node, which then cannot remove the pod: unmounting ends it.
         let script = format!(
             "echo \"$CONFIG\" >/tmp/config.yaml\n\
-             (until mountpoint -q /weights; do sleep 0.1; done\n\
-             echo {READ_AHEAD} >/sys/class/bdi/$(mountpoint -d /weights)/read_ahead_kb) &\n\
-             exec {} --foreground --config-file /tmp/config.yaml -o ro -o allow_other {BUCKET} /weights",
+             {} --foreground --config-file /tmp/config.yaml -o ro -o allow_other {BUCKET} /weights &\n\
+             trap 'umount --lazy /weights; exit 0' TERM\n\
+             until test -e /weights/model/config.json; do sleep 0.1; done\n\
+             echo {READ_AHEAD} >{BDI}/$(mountpoint -d /weights)/read_ahead_kb && touch /tmp/mounted\n\
+             wait",
             text(&program)?
         );
         let mounts = [
             json!({"name": "weights", "mountPath": "/weights", "mountPropagation": "Bidirectional"}),
             json!({"name": "cache", "mountPath": "/cache"}),
+            json!({"name": "read-ahead", "mountPath": BDI}),
         ];
         Ok(json!({
             "name": Way::Gcsfuse.bringer(), "image": IMAGE, "restartPolicy": "Always", "volumeMounts": self.mounts(mounts),
@@ -185,7 +198,7 @@ impl Content {
             "env": environment([("CONFIG", Gcsfuse::config(bucket.endpoint(), Some(Path::new("/cache"))))]),
             "securityContext": {"privileged": true},
             "startupProbe": {
-                "exec": {"command": ["/usr/bin/test", "-e", "/weights/model/config.json"]}, "periodSeconds": 1, "failureThreshold": 60,
+                "exec": {"command": ["/usr/bin/test", "-e", "/tmp/mounted"]}, "periodSeconds": 1, "failureThreshold": 60,
             },
         }))
     }

@@ -79,9 +79,6 @@ impl Stage {
     }
 
     /// Length of all files of the model in bytes.
-    ///
-    /// # Panics
-    /// Never: it was made.
     pub(super) fn file_bytes(&self) -> u64 {
         files(&self.model).map(|(_, bytes)| bytes).sum()
     }
@@ -120,7 +117,7 @@ impl Stage {
     pub(super) async fn forget(&self) -> Result<()> {
         let remove = ["exec", "daemonset/weightd", "-c", "agent", "--", "weightctl", "rm", SOURCE];
         self.weightd(&remove)?;
-        self.weightd(&["delete", "pod", "--all", "--wait"])?;
+        self.weightd(&["delete", "pod", "--all", "--wait", "--grace-period=1"])?;
         let begun = Instant::now();
         // For a moment there are none, or not all.
         while let Err(error) = self.are_pods_ready() {
