@@ -45,6 +45,25 @@ pub(crate) struct Phase {
     pub(crate) seconds: f64,
 }
 
+/// How contests are held.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) rounds: usize,
+    /// What the names of those begin with who take part; everyone does if there are none.
+    pub(crate) only: Vec<String>,
+}
+
+impl Terms {
+    /// The same with so many rounds at most.
+    pub(crate) fn at_most(&self, rounds: usize) -> Self {
+        Self { rounds: self.rounds.min(rounds), only: self.only.clone() }
+    }
+
+    fn admit(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| name.starts_with(only.as_str()))
+    }
+}
+
 /// Someone who can do the job.
 pub(crate) struct Contender<'w> {
     /// What it is called.
@@ -123,8 +142,8 @@ impl<'w> Contest<'w> {
     ///
     /// # Errors
     /// When weightd or a limit fails.
-    pub(crate) fn hold(mut self, rounds: usize) -> Result<Outcome> {
-        let contenders = self.standings(rounds)?;
+    pub(crate) fn hold(mut self, terms: &Terms) -> Result<Outcome> {
+        let contenders = self.standings(terms)?;
         Ok(Outcome::new(self.title, self.about, contenders))
     }
 
@@ -133,9 +152,10 @@ impl<'w> Contest<'w> {
     ///
     /// # Errors
     /// When weightd or a limit fails.
-    pub(crate) fn standings(&mut self, rounds: usize) -> Result<Vec<Standing>> {
+    pub(crate) fn standings(&mut self, terms: &Terms) -> Result<Vec<Standing>> {
+        self.contenders.retain(|contender| terms.admit(&contender.name));
         let mut standings: Vec<Standing> = self.contenders.iter().map(Contender::standing).collect();
-        for round in 0..rounds {
+        for round in 0..terms.rounds {
             for at in 0..self.contenders.len() {
                 let at = (at + round) % self.contenders.len();
                 let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);

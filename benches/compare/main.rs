@@ -18,7 +18,7 @@ use clap::Parser;
 use weightd_benches::{Common, Pages, machine};
 use weightd_harness::{ModelShape, mounts};
 
-use contest::Outcome;
+use contest::{Outcome, Terms};
 use world::World;
 
 /// Measures weightd beside its peers.
@@ -32,6 +32,9 @@ struct Options {
     /// Leaves out the peers.
     #[arg(long)]
     quick: bool,
+    /// Has these take part only, by what their names begin with: weightd,runai.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Does these jobs only: durable, cold, again, parallel, volume, eight, first, growth, pods.
     #[arg(long, value_delimiter = ',')]
     jobs: Vec<String>,
@@ -51,7 +54,8 @@ fn measure(options: &Options) -> Result<()> {
     mounts::remove_below(&work);
     eprintln!("making the model");
     let shape = options.size.map_or_else(ModelShape::default, ModelShape::of_bytes);
-    let world = World::make(&work, &shape, options.common.rounds, !options.quick)?;
+    let terms = Terms { rounds: options.common.rounds, only: options.only.clone() };
+    let world = World::make(&work, &shape, terms, !options.quick)?;
     // What an agent that is told so does on its node (`handoff.huge_pages`).
     let _pages = Pages::set("advise").context("huge pages for shared memory, which takes root")?;
     let mut outcomes = Vec::new();
@@ -78,7 +82,7 @@ fn write(path: &Path, world: &World, outcomes: &[Outcome]) -> Result<()> {
          Memory and CPU are those of everything that works for a contender, without the bucket.\n\n{}; {}\n\nThe model has {:.2} GB. \
          The bucket holds it in memory; *shaped* is one that answers as a real one does: 50 ms to the first\nbyte, 150 MB/s a \
          connection, 10 Gbit/s a node, TLS.\n\n",
-        world.rounds,
+        world.terms.rounds,
         machine(),
         world.versions()?,
         world.gigabytes()

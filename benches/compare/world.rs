@@ -17,7 +17,7 @@ use weightd_harness::{
     BucketOptions, BucketProcess, Model, ModelShape, Placed, Shape, TensorDigest, mounts, tensor_digests,
 };
 
-use crate::contest::Run;
+use crate::contest::{Run, Terms};
 
 /// What goes when nobody leases it, so that the next run begins from nothing.
 const FORGET: &str = "[handoff]\nlinger = \"1ms\"";
@@ -26,7 +26,7 @@ const FORGET: &str = "[handoff]\nlinger = \"1ms\"";
 pub(crate) struct World {
     pub(crate) model: Model,
     pub(crate) digests: BTreeMap<String, TensorDigest>,
-    pub(crate) rounds: usize,
+    pub(crate) terms: Terms,
     pub(crate) with_peers: bool,
     python: Python,
     work: PathBuf,
@@ -62,7 +62,7 @@ impl Way {
 }
 
 impl World {
-    pub(crate) fn make(work: &Path, shape: &ModelShape, rounds: usize, with_peers: bool) -> Result<Self> {
+    pub(crate) fn make(work: &Path, shape: &ModelShape, terms: Terms, with_peers: bool) -> Result<Self> {
         let python = Python::find(work)?;
         let place = work.join("model");
         if place.exists() {
@@ -70,14 +70,14 @@ impl World {
         }
         let model = Model::write(&place, shape)?;
         let digests = tensor_digests(&model.directory)?;
-        Ok(Self { model, digests, rounds, with_peers, python, work: work.to_owned() })
+        Ok(Self { model, digests, terms, with_peers, python, work: work.to_owned() })
     }
 
     /// The same with another model, of about so many bytes, in a place of its own.
     pub(crate) fn of_bytes(&self, bytes: u64, name: &str) -> Result<Self> {
         let work = self.work.join(name);
         fs::create_dir_all(&work)?;
-        Self::make(&work, &ModelShape::of_bytes(bytes), self.rounds, self.with_peers)
+        Self::make(&work, &ModelShape::of_bytes(bytes), self.terms.clone(), self.with_peers)
     }
 
     /// A bucket that has a directory as `gs://bench/model`.

@@ -82,5 +82,5 @@ fn one(world: &World, bucket: &Bucket, node: &Node, is_warm: bool) -> Result<Out
             });
         }
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }

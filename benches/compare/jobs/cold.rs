@@ -39,7 +39,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
                 .with(Role::Peer, name, settings, move || by_gcsfuse(world, bucket, has_cache, &["copied"]));
         }
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 /// What the library brings, and nothing else.

@@ -49,7 +49,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
                 Ok(run)
             });
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 pub(super) fn weightctl(bucket: &Bucket, store: &Path) -> Result<std::process::Command> {

@@ -37,5 +37,5 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
                 by_gcsfuse(world, bucket, true, &each("copied"))
             });
     }
-    Ok(vec![contest.hold(world.rounds)?])
+    Ok(vec![contest.hold(&world.terms)?])
 }

@@ -46,7 +46,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
                 on_gcsfuse(world, bucket)
             });
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 fn on_gcsfuse(world: &World, bucket: &Bucket) -> Result<Run> {

@@ -36,7 +36,7 @@ fn by_size(world: &World) -> Result<Outcome> {
                 let store = world.fresh("out")?;
                 bucket.run(weightctl(bucket, &store)?.args(["prefetch", SOURCE]))
             });
-        contenders.extend(contest.standings(world.rounds)?);
+        contenders.extend(contest.standings(&world.terms)?);
     }
     Ok(Outcome::new(title, about, contenders))
 }
@@ -56,7 +56,7 @@ fn by_files(world: &World) -> Result<Outcome> {
             bucket.run(weightctl(bucket, &store)?.args(["prefetch", SOURCE]))
         });
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 fn by_clients(world: &World) -> Result<Outcome> {
@@ -69,7 +69,7 @@ fn by_clients(world: &World) -> Result<Outcome> {
         contest =
             contest.with(Role::Own, format!("{clients} clients"), "", move || hold(world, bucket, clients));
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 fn hold(world: &World, bucket: &Bucket, clients: usize) -> Result<crate::contest::Run> {

@@ -30,5 +30,5 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
                 by_gcsfuse(world, bucket, true, &RANKS)
             });
     }
-    Ok(vec![contest.hold(world.rounds)?])
+    Ok(vec![contest.hold(&world.terms)?])
 }

@@ -36,7 +36,7 @@ fn loading(world: &World, bucket: &Bucket) -> Result<Outcome> {
             });
         }
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 /// All is on the node's disk, and nothing in the page cache.
@@ -59,7 +59,7 @@ fn complete(world: &World, bucket: &Bucket) -> Result<Outcome> {
             cold(&[mounted.pid()], &mounted.model())
         });
     }
-    contest.hold(world.rounds)
+    contest.hold(&world.terms)
 }
 
 /// A mounted bucket whose cache has every file.

@@ -65,5 +65,5 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
                 run(Way::Download),
             );
     }
-    Ok(vec![contest.hold(world.rounds.min(ROUNDS))?])
+    Ok(vec![contest.hold(&world.terms.at_most(ROUNDS))?])
 }
