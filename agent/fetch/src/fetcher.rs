@@ -234,20 +234,37 @@ impl Inner {
         }
     }
 
-    async fn serve(self: Arc<Self>, request: Request) {
+    async fn serve(self: Arc<Self>, request: Request, arriving: Arriving) {
         let flying = self.airborne().get(&request.key).cloned();
         let _ended = Ended { inner: &self, flying: flying.as_ref(), request: &request };
         if let Some(flying) = &flying {
             tokio::select! {
                 biased;
                 () = flying.cancelled.cancelled() => {}
-                outcome = worker::run(&self, flying, &request) => {
+                outcome = worker::run(&self, flying, &request, arriving) => {
                     if let Err(error) = outcome {
                         self.crash(flying, error);
                     }
                 }
             }
         }
+    }
+}
+
+/// A request whose bytes still come. Dropped when they are here: who writes them needs no connection, and the next request can begin.
+pub(crate) struct Arriving(Arc<Inner>);
+
+impl Arriving {
+    fn begin(inner: &Arc<Inner>) -> Self {
+        inner.requests_in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(inner))
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.requests_in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.wake.notify_one();
     }
 }
 
@@ -277,11 +294,12 @@ async fn schedule(inner: Arc<Inner>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        while let Some(request) = inner.next_request(workers.len(), concurrency.limit()) {
-            workers.spawn(Arc::clone(&inner).serve(request));
+        let in_flight = || inner.requests_in_flight.load(Ordering::Relaxed);
+        while let Some(request) = inner.next_request(in_flight(), concurrency.limit()) {
+            let arriving = Arriving::begin(&inner);
+            workers.spawn(Arc::clone(&inner).serve(request, arriving));
         }
-        gauge.was_reached |= workers.len() >= concurrency.limit();
-        inner.requests_in_flight.store(workers.len(), Ordering::Relaxed);
+        gauge.was_reached |= in_flight() >= concurrency.limit();
         tokio::select! {
             () = inner.closing.cancelled() => break,
             () = inner.wake.notified() => {}

@@ -12,7 +12,12 @@ use tokio::task::JoinSet;
 use weightd_store::{PartialBlob, StoreError, io::Buffer};
 use weightd_types::{Crc32c, Piece};
 
-use crate::{FetchError, Request, fetcher::Inner, flight::Flying, range_reader::RangeReader};
+use crate::{
+    FetchError, Request,
+    fetcher::{Arriving, Inner},
+    flight::Flying,
+    range_reader::RangeReader,
+};
 
 /// Bytes that lie side by side in a blob, and the pieces they complete.
 struct Span {
@@ -29,9 +34,11 @@ pub(crate) async fn run(
     inner: &Arc<Inner>,
     flying: &Arc<Flying>,
     request: &Request,
+    arriving: Arriving,
 ) -> Result<(), FetchError> {
     let mut writes = JoinSet::new();
     let streamed = stream(inner, flying, request, &mut writes).await;
+    drop(arriving);
     // Also after a failure: what arrived whole is kept.
     let mut outcome = streamed;
     while let Some(written) = writes.join_next().await {

@@ -51,6 +51,9 @@ use self::{
 };
 use crate::{RequestLog, Upload, Uploaded, tls::Tls};
 
+/// How connections share the way to their clients.
+const CONGESTION: &str = "reno";
+
 /// A running server, ended with its connections when dropped.
 ///
 /// What [`FakeGcs`](crate::FakeGcs) has too is called and shaped the same, so that a test can have either.
@@ -93,6 +96,9 @@ impl BucketServer {
         let address = SocketAddr::new(address, options.port.unwrap_or(0));
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("listening on {address}"))?;
+        // What fits a wide network (BBR) paces its connections, which starves some of many on loopback and costs all of them.
+        rustix::net::sockopt::set_tcp_congestion(&listener, CONGESTION)
+            .with_context(|| format!("choosing {CONGESTION} for connections"))?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let shared = Arc::new(Shared {
             store: Store::default(),
