@@ -101,10 +101,7 @@ async fn main() -> Result<()> {
     let (writes, received) = mpsc::sync_channel::<Write>(16);
     let (spare, spares) = mpsc::channel();
     for _ in 0..32 {
-        let buffer = MmapMut::map_anon(WRITE_BYTES)?;
-        // The disk reads memory in 2 MiB pages about twice as fast as in 4 KiB ones.
-        buffer.advise(memmap2::Advice::HugePage)?;
-        spare.send(buffer)?;
+        spare.send(fresh(WRITE_BYTES as u64)?)?;
     }
     let buffers = Arc::new(Buffers { spares: Mutex::new(spares), count: Semaphore::new(32) });
     let received = Arc::new(std::sync::Mutex::new(received));
@@ -236,7 +233,7 @@ async fn into_memory(client: &Storage, bucket: &Arc<str>, items: Vec<Item>, opti
     Ok(())
 }
 
-/// Memory of so many bytes, in pages as large as the kernel gives.
+/// Memory of so many bytes, in pages as large as the kernel gives: the disk reads those of 2 MiB about twice as fast as those of 4 KiB.
 fn fresh(len: u64) -> Result<MmapMut> {
     let memory = MmapMut::map_anon(usize::try_from(len)?)?;
     memory.advise(memmap2::Advice::HugePage)?;

@@ -4,9 +4,6 @@ HOW is `pinned` (one copy of all bytes out of memory that cudaMallocHost gave: t
 included), `again` (weightd, once everything is registered), `staging` (weightd, through its buffers), or `safetensors`.
 """
 
-import glob
-import os
-
 import clients
 import torch
 import weightd
@@ -56,7 +53,7 @@ def of_weightd(expected):
 
 
 def by_safetensors():
-    for path in sorted(glob.glob(os.path.join(clients.SOURCE, "*.safetensors"))):
+    for path in clients.files():
         yield from load_file(path, device=str(DEVICE)).items()
     torch.cuda.synchronize(DEVICE)
 

@@ -3,9 +3,6 @@
 On a processor it has its copier `nogds`, threads that read into a bounce buffer and copy from there.
 """
 
-import glob
-import os
-
 import clients
 from fastsafetensors import SafeTensorsFileLoader, SingleGroup
 
@@ -14,9 +11,8 @@ held = []
 
 
 def load():
-    files = sorted(glob.glob(os.path.join(clients.SOURCE, "*.safetensors")))
     loader = SafeTensorsFileLoader(SingleGroup(), "cpu", nogds=True, framework="pytorch")
-    loader.add_filenames({0: files})
+    loader.add_filenames({0: clients.files()})
     buffers = loader.copy_files_to_device(max_copy_block_size=256 << 20)
     held.append((loader, buffers))
     for name in loader.get_keys():

@@ -4,16 +4,13 @@ What it gives lies in a mapping of the file, where nothing is read yet: so each 
 is copied to memory that is the process's own. With RANK/RANKS it reads its part of each, by `get_slice`.
 """
 
-import glob
-import os
-
 import clients
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 
 def load():
-    for path in sorted(glob.glob(os.path.join(clients.SOURCE, "*.safetensors"))):
+    for path in clients.files():
         yield from parts(path) if clients.PART else wholes(path)
 
 

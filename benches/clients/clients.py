@@ -45,6 +45,11 @@ def serve(load, is_kept=True, more=dict):
             raise SystemExit(f"{command!r} is no command")
 
 
+def files(directory=SOURCE):
+    """The files of weights of a directory, in their order."""
+    return sorted(glob.glob(os.path.join(directory, "*.safetensors")))
+
+
 def touch(tensor):
     """Reads a byte of every page."""
     as_bytes(tensor)[::_PAGE].sum()
@@ -108,7 +113,7 @@ def _check(tensors):
 
 def published():
     """Names of all tensors, each with its entry of the header and its bytes."""
-    for path in glob.glob(os.path.join(PUBLISHED, "*.safetensors")):
+    for path in files(PUBLISHED):
         with open(path, "rb") as file:
             # Never written to: this is what torch takes without a warning.
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

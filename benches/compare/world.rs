@@ -146,8 +146,7 @@ impl World {
         how: &str,
         environment: &[(&str, &str)],
     ) -> Result<Client> {
-        let published = self.model.directory.display().to_string();
-        Client::start(&self.python, script, &[source, &published, how], environment)
+        self.start(&self.python, script, source, how, environment)
     }
 
     /// The same that trusts a bucket's authority, whatever it reads it by.
@@ -159,10 +158,22 @@ impl World {
         how: &str,
         environment: &[(&str, &str)],
     ) -> Result<Client> {
+        let python = self.python.clone();
         let python = match bucket.ca_file() {
-            Some(ca) => &self.python.clone().trusting(ca),
-            None => &self.python,
+            Some(ca) => python.trusting(ca),
+            None => python,
         };
+        self.start(&python, script, source, how, environment)
+    }
+
+    fn start(
+        &self,
+        python: &Python,
+        script: &str,
+        source: &str,
+        how: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Client> {
         let published = self.model.directory.display().to_string();
         Client::start(python, script, &[source, &published, how], environment)
     }

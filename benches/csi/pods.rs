@@ -3,12 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
     process::Stdio,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tokio::time::sleep;
 use weightd_benches::{BUCKET, Bucket};
 use weightd_harness::{
@@ -91,7 +90,7 @@ async fn pod(cluster: &Cluster, bucket: &Bucket, kind: Kind, source: &str) -> Re
     let middle = fs::metadata(bucket.model.directory.join(last))?.len() / 2;
     let yaml = yaml(kind, source, &bucket.model.files[0], last, middle);
     let asked = uptime()?;
-    apply(cluster, &yaml)?;
+    cluster.give(&["create", "-f", "-"], &yaml)?;
     let begun = Instant::now();
     let lines = if kind == Kind::Nothing { 1 } else { 3 };
     let said = loop {
@@ -146,14 +145,6 @@ fn yaml(kind: Kind, source: &str, first: &str, last: &str, middle: u64) -> Strin
 fn uptime() -> Result<f64> {
     let text = fs::read_to_string("/proc/uptime")?;
     Ok(text.split(' ').next().unwrap_or_default().parse()?)
-}
-
-fn apply(cluster: &Cluster, yaml: &str) -> Result<()> {
-    let mut child =
-        cluster.kubectl().args(["create", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-    child.stdin.take().context("it is piped")?.write_all(yaml.as_bytes())?;
-    ensure!(child.wait()?.success(), "the pod was not made");
-    Ok(())
 }
 
 /// Runs `weightctl` in the agent's container.

@@ -14,7 +14,7 @@ use reqwest::Client;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use weightd_benches::wait_until;
+use weightd_benches::{vllm, wait_until};
 
 use crate::{
     memory::{self, Mapped},
@@ -71,24 +71,11 @@ impl Server {
         command.arg(world.python.with_file_name("vllm")).arg("serve").arg(launch.model);
         command.args(["--served-model-name", "model", "--host", "127.0.0.1", "--port", &port.to_string()]);
         command.args(["--load-format", launch.format, "--tensor-parallel-size", &launch.ranks.to_string()]);
-        command.args([
-            "--dtype",
-            "bfloat16",
-            "--enforce-eager",
-            "--max-model-len",
-            "256",
-            "--max-num-seqs",
-            "4",
-        ]);
+        command.args(vllm::ARGUMENTS).envs(vllm::ENVIRONMENT);
         if let Some(extra) = &launch.extra {
             command.args(["--model-loader-extra-config", &extra.to_string()]);
         }
         for (name, value) in [
-            ("HF_HUB_OFFLINE", "1"),
-            ("VLLM_NO_USAGE_STATS", "1"),
-            // The smallest cache there can be, and no trial runs: this is about weights.
-            ("VLLM_CPU_KVCACHE_SPACE", "1"),
-            ("VLLM_CPU_CI_ENV", "1"),
             // Offers sleep and reload over HTTP.
             ("VLLM_SERVER_DEV_MODE", "1"),
             // Ranks find each other on loopback, too.

@@ -10,6 +10,7 @@ mod node;
 mod pages;
 mod report;
 mod system;
+pub mod vllm;
 
 pub use bucket::{BUCKET, Bucket, Common, SOURCE};
 pub use client::{Client, Loaded, Python};

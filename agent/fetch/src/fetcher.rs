@@ -293,8 +293,8 @@ async fn schedule(inner: Arc<Inner>) {
     let mut gauge = Gauge::new();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let in_flight = || inner.requests_in_flight.load(Ordering::Relaxed);
     loop {
-        let in_flight = || inner.requests_in_flight.load(Ordering::Relaxed);
         while let Some(request) = inner.next_request(in_flight(), concurrency.limit()) {
             let arriving = Arriving::begin(&inner);
             workers.spawn(Arc::clone(&inner).serve(request, arriving));

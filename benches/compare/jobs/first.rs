@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::Result;
-use weightd_benches::{Client, SOURCE, run};
+use weightd_benches::{Client, Gcsfuse, SOURCE, run};
 
 use crate::{
     contest::{Contest, Outcome, Role, Run},
@@ -51,7 +51,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
 
 fn on_gcsfuse(world: &World, bucket: &Bucket) -> Result<Run> {
     let place = world.fresh("gcsfuse")?.join("mount");
-    let client = by_safetensors(world, &gcsfuse::model_in(&place))?;
+    let client = by_safetensors(world, &Gcsfuse::model_in(&place))?;
     let mut mounted = None;
     until_first(bucket, client, &[], || {
         mounted = Some(gcsfuse::mount(&place, bucket, true)?);

@@ -1,6 +1,6 @@
 //! Cloud Storage FUSE.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use weightd_benches::Gcsfuse;
@@ -22,9 +22,4 @@ pub(crate) fn settings(way: Way) -> impl Iterator<Item = (bool, &'static str)> {
 /// Mounts the bucket, with nothing cached yet.
 pub(crate) fn mount(directory: &Path, bucket: &Bucket, has_cache: bool) -> Result<Gcsfuse> {
     Gcsfuse::mount_with(directory, bucket.endpoint(), &bucket.environment(), has_cache)
-}
-
-/// Where the model's files will be once that is mounted.
-pub(crate) fn model_in(directory: &Path) -> PathBuf {
-    Gcsfuse::model_in(directory)
 }

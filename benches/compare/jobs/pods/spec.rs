@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use weightd_benches::{BUCKET, Gcsfuse, SOURCE};
+use weightd_benches::{BUCKET, Gcsfuse, SOURCE, vllm};
 
 use crate::{
     peers::gcloud,
@@ -134,14 +134,14 @@ impl Content {
         let model = if matches!(way, Way::Gcsfuse | Way::Download) { "/weights/model" } else { "/weights" };
         let format = if way == Way::Own { "weightd" } else { "auto" };
         let port = PORT.to_string();
-        let vllm = self.python.with_file_name("vllm");
+        let program = self.python.with_file_name("vllm");
         let command = [
             "/bin/sh",
             "-c",
             BEGINS,
             "sh",
             text(&self.python)?,
-            text(&vllm)?,
+            text(&program)?,
             "serve",
             model,
             "--served-model-name",
@@ -150,28 +150,17 @@ impl Content {
             &port,
             "--load-format",
             format,
-            "--dtype",
-            "bfloat16",
-            "--enforce-eager",
-            "--max-model-len",
-            "256",
-            "--max-num-seqs",
-            "4",
         ];
+        let command = [&command[..], &vllm::ARGUMENTS].concat();
+        let own = [("PYTHONPATH", text(&self.package)?), ("VLLM_CACHE_ROOT", "/vllm-cache")];
+        let variables =
+            own.into_iter().chain(vllm::ENVIRONMENT).map(|(name, value)| (name, value.to_owned()));
         let propagation = if way == Way::Gcsfuse { "HostToContainer" } else { "None" };
         let weights = json!({"name": "weights", "mountPath": "/weights", "readOnly": true, "mountPropagation": propagation});
         let cache = json!({"name": "vllm-cache", "mountPath": "/vllm-cache"});
         Ok(json!({
             "name": SERVER, "image": IMAGE, "command": command, "volumeMounts": self.mounts([weights, cache]),
-            "env": environment([
-                ("HF_HUB_OFFLINE", "1".to_owned()),
-                ("PYTHONPATH", text(&self.package)?.to_owned()),
-                ("VLLM_CACHE_ROOT", "/vllm-cache".to_owned()),
-                ("VLLM_NO_USAGE_STATS", "1".to_owned()),
-                // The smallest cache there can be, and no trial runs: this is about weights.
-                ("VLLM_CPU_KVCACHE_SPACE", "1".to_owned()),
-                ("VLLM_CPU_CI_ENV", "1".to_owned()),
-            ]),
+            "env": environment(variables),
         }))
     }
 

@@ -2,9 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -93,16 +92,7 @@ impl Stage {
     /// Asks for a pod.
     pub(super) fn apply(&self, way: Way) -> Result<()> {
         let pod = self.content.pod(way, &self.model, &self.bucket)?;
-        let mut child = self
-            .cluster
-            .kubectl()
-            .args(["apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        child.stdin.take().context("it is piped")?.write_all(pod.to_string().as_bytes())?;
-        ensure!(child.wait()?.success(), "the pod was not made");
-        Ok(())
+        self.cluster.give(&["apply", "-f", "-"], &pod.to_string())
     }
 
     /// Has the model in the page cache.

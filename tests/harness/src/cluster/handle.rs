@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    io::Write,
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -108,6 +109,19 @@ impl Cluster {
     /// When it fails.
     pub fn ask(&self, words: &[&str]) -> Result<String> {
         output(self.kubectl().args(words))
+    }
+
+    /// Has `kubectl` make of a text on its stdin what words say, which must succeed.
+    ///
+    /// # Errors
+    /// When it fails; what it wrote to stderr stands above.
+    pub fn give(&self, words: &[&str], text: &str) -> Result<()> {
+        let mut kubectl = self.kubectl();
+        let mut child = kubectl.args(words).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        child.stdin.take().context("it is piped")?.write_all(text.as_bytes())?;
+        let status = child.wait()?;
+        anyhow::ensure!(status.success(), "`kubectl {}` failed ({status})", words.join(" "));
+        Ok(())
     }
 
     /// Where clients of the API server find it and who they are.
