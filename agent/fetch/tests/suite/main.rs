@@ -12,6 +12,7 @@ mod common;
 mod content;
 mod faults;
 mod flights;
+mod held_disk;
 mod metrics;
 mod prefetch;
 mod resuming;
