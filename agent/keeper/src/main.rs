@@ -19,7 +19,15 @@ mod protocol;
 mod refuse;
 mod room;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use signal_hook::{consts::SIGTERM, flag::register_conditional_shutdown};
 
 const USAGE: &str = "usage: weightd-keeper --socket PATH [--resident-limit SIZE] [--replace]
 
@@ -33,11 +41,14 @@ fn main() -> ExitCode {
     let (mut socket, mut replace, mut resident_limit) = (None, false, 0);
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
-        match argument.to_str() {
-            Some("--socket") => socket = arguments.next().map(PathBuf::from),
-            Some("--replace") => replace = true,
+        let (name, value) = split(&argument);
+        let is_alone = value.is_none();
+        let value = || value.or_else(|| arguments.next());
+        match name.to_str() {
+            Some("--socket") => socket = value().map(PathBuf::from),
+            Some("--replace") if is_alone => replace = true,
             Some("--resident-limit") => {
-                let given = arguments.next().unwrap_or_default();
+                let given = value().unwrap_or_default();
                 match given.to_str().and_then(arenas::size) {
                     Some(size) => resident_limit = size,
                     None => {
@@ -48,11 +59,11 @@ fn main() -> ExitCode {
                     }
                 }
             }
-            Some("--help" | "-h") => {
+            Some("--help" | "-h") if is_alone => {
                 say(USAGE);
                 return ExitCode::SUCCESS;
             }
-            Some("--version") => {
+            Some("--version") if is_alone => {
                 say(concat!("weightd-keeper ", env!("CARGO_PKG_VERSION")));
                 return ExitCode::SUCCESS;
             }
@@ -60,10 +71,21 @@ fn main() -> ExitCode {
         }
     }
     let Some(socket) = socket else { return fail(64, USAGE) };
+    // In a container it is the first process, which the kernel spares every signal that it has no handler for.
+    if let Err(error) = register_conditional_shutdown(SIGTERM, 0, Arc::new(AtomicBool::new(true))) {
+        return fail(71, &format!("SIGTERM cannot be handled: {error}"));
+    }
     match keeper::run(&socket, replace, resident_limit) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(69, &format!("{}: {error}", socket.display())),
     }
+}
+
+/// An option's name, and what follows it behind an equals sign.
+fn split(argument: &OsStr) -> (&OsStr, Option<OsString>) {
+    let bytes = argument.as_bytes();
+    let Some(at) = bytes.iter().position(|&byte| byte == b'=') else { return (argument, None) };
+    (OsStr::from_bytes(&bytes[..at]), Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned()))
 }
 
 fn fail(code: u8, text: &str) -> ExitCode {

@@ -22,6 +22,7 @@ use rustix::{
 };
 
 mod arenas;
+mod first;
 mod limit;
 mod refuse;
 mod replace;
