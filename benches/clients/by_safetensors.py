@@ -1,7 +1,7 @@
 """Loads every tensor of a directory with safetensors: by_safetensors.py DIRECTORY PUBLISHED [copied | RANK/RANKS]
 
 What it gives lies in a mapping of the file, where nothing is read yet: so each page is touched, or with `copied` each tensor
-is copied to memory that is the process's own. With RANK/RANKS it reads its part of each, by `get_slice`.
+is copied to memory that is the process's own. With RANK/RANKS it takes its part of each, by `get_slice`.
 """
 
 import clients
@@ -28,7 +28,9 @@ def parts(path):
         for name in file.keys():
             tensor = file.get_slice(name)
             shape = tensor.get_shape()
-            yield name, tensor[clients.rows(shape)] if clients.is_cut(shape) else file.get_tensor(name)
+            tensor = tensor[clients.rows(shape)] if clients.is_cut(shape) else file.get_tensor(name)
+            clients.touch(tensor)
+            yield name, tensor
 
 
 clients.serve(load)

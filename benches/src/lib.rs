@@ -21,5 +21,5 @@ pub use pages::Pages;
 pub use report::{Row, Table, gibibytes, gigabytes, median, percentile};
 pub use system::{
     Memory, busy, cores, cpu_of, forget_pages, forget_pages_of, give_up_memory, hold_memory,
-    memory_available, memory_of, peak_of, take_memory, wait_until, written_by,
+    memory_available, memory_of, peak_of, peak_together, take_memory, wait_until, written_by,
 };

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use weightd_harness::mounts;
 
-use crate::{SOURCE, binary, cpu_of, peak_of, run, wait_until};
+use crate::{SOURCE, binary, cpu_of, gibibytes, peak_of, run, wait_until};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -218,7 +218,16 @@ impl Node {
     /// # Errors
     /// When they have ended.
     pub fn peaks(&self) -> Result<(f64, f64)> {
-        Ok((peak_of(self.agent.0.id())?, peak_of(self.keeper.0.id())?))
+        let [agent, keeper] = self.processes().map(|pid| peak_of(pid).map(|peak| gibibytes(peak) * 1024.0));
+        Ok((agent?, keeper?))
+    }
+
+    /// The sum of these in bytes.
+    ///
+    /// # Errors
+    /// When they have ended.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.processes().into_iter().map(peak_of).sum()
     }
 
     /// Agent and keeper, for measuring.

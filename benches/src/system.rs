@@ -110,22 +110,41 @@ pub fn memory_available() -> Result<u64> {
 
 /// Bytes that `/proc/meminfo` says of something.
 fn available(what: &str) -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(what)).context("no such line")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib << 10)
+    bytes_in(&fs::read_to_string("/proc/meminfo")?, what)
 }
 
-/// Most memory that a running process had resident at once, in MiB.
+/// Bytes that a process's status says of something, or another of its files of that form.
+fn told_of(pid: u32, file: &str, what: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/{file}");
+    bytes_in(&fs::read_to_string(path).with_context(|| format!("process {pid} is gone"))?, what)
+}
+
+/// What a text says in a line that begins so, in KiB.
+fn bytes_in(text: &str, what: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(what));
+    let words = line.with_context(|| format!("there is no {what}"))?.trim().trim_end_matches(" kB");
+    Ok(words.parse::<u64>()? << 10)
+}
+
+/// Most memory that a running process had resident at once, in bytes.
 ///
 /// # Errors
 /// When there is no such process.
-pub fn peak_of(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))
-        .with_context(|| format!("process {pid} is gone"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
+pub fn peak_of(pid: u32) -> Result<u64> {
+    told_of(pid, "status", "VmHWM:")
+}
+
+/// Most memory that running processes had resident, in bytes. Memory that they share now counts once.
+///
+/// # Errors
+/// When one of them is gone.
+pub fn peak_together(pids: &[u32]) -> Result<u64> {
+    let one = |pid: &u32| -> Result<u64> {
+        let status = |what| told_of(*pid, "status", what);
+        let own = status("VmHWM:")?.saturating_sub(status("RssShmem:")?);
+        Ok(own + told_of(*pid, "smaps_rollup", "Pss_Shmem:")?)
+    };
+    pids.iter().map(one).sum()
 }
 
 /// Memory of a running process, in bytes.
@@ -142,12 +161,7 @@ pub struct Memory {
 /// # Errors
 /// When there is no such process.
 pub fn memory_of(pid: u32) -> Result<Memory> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .with_context(|| format!("process {pid} is gone"))?;
-    let bytes = |what: &str| -> Result<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(what)).context("no such line")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
-    };
+    let bytes = |what| told_of(pid, "smaps_rollup", what);
     Ok(Memory { proportional: bytes("Pss:")?, anonymous: bytes("Anonymous:")? })
 }
 

@@ -6,9 +6,10 @@ use std::{
     io::Read,
     os::unix::fs::FileExt,
     path::Path,
+    thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use safetensors::tensor::Metadata;
 use sha2::{Digest, Sha256};
 
@@ -32,16 +33,22 @@ pub struct TensorDigest {
 /// # Errors
 /// When a file cannot be read, or the library refuses its header.
 pub fn tensor_digests(directory: &Path) -> Result<BTreeMap<String, TensorDigest>> {
-    let mut digests = BTreeMap::new();
-    for entry in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            let of_file = file_digests(&path).with_context(|| format!("reading {}", path.display()))?;
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            digests.extend(of_file.into_iter().map(|(tensor, digest)| (format!("{file}:{tensor}"), digest)));
-        }
+    let entries = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    // Gigabytes take seconds on one core.
+    let digests = thread::scope(|scope| {
+        let files: Vec<_> = paths.iter().map(|path| scope.spawn(move || file_digests(path))).collect();
+        files.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+    });
+    let mut all = BTreeMap::new();
+    for (path, digests) in paths.iter().zip(digests) {
+        let digests = digests.map_err(|_| anyhow!("a thread panicked")).flatten();
+        let digests = digests.with_context(|| format!("reading {}", path.display()))?;
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        all.extend(digests.into_iter().map(|(tensor, digest)| (format!("{file}:{tensor}"), digest)));
     }
-    Ok(digests)
+    Ok(all)
 }
 
 /// Fails the test unless both directories hold the same tensors in files of the same names.
