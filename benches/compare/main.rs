@@ -14,12 +14,15 @@ mod world;
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use weightd_benches::{Common, Pages, machine};
 use weightd_harness::{ModelShape, mounts};
 
 use contest::{Outcome, Terms};
 use world::World;
+
+/// Runs of each job, unless it is told.
+const ROUNDS: &str = "3";
 
 /// Measures weightd beside its peers.
 #[derive(Parser)]
@@ -44,7 +47,14 @@ struct Options {
 async fn main() -> Result<()> {
     // Buckets, agents, programs and mounts end with what holds them, also when it is interrupted: nobody begins after that.
     tokio::spawn(contest::stop_when_interrupted());
-    measure(&Options::parse())
+    measure(&options())
+}
+
+/// What it is told to do.
+fn options() -> Options {
+    // With as many as elsewhere all jobs take more than an hour.
+    let command = Options::command().mut_arg("rounds", |rounds| rounds.default_value(ROUNDS));
+    Options::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 fn measure(options: &Options) -> Result<()> {
@@ -77,12 +87,14 @@ fn write(path: &Path, world: &World, outcomes: &[Outcome]) -> Result<()> {
     }
     let stem = path.file_stem().context("the report is a file")?.to_string_lossy();
     let mut text = format!(
-        "# Beside the peers\n\nThe last run of `cargo xtask bench compare --report docs/benchmarks/compare.md`. Everyone does the same work in turn,\n\
-         {} rounds, medians; ratios are medians of round-by-round ratios. Bucket, client and disk share the machine's cores.\n\
-         Memory and CPU are those of everything that works for a contender, without the bucket.\n\n{}; {}\n\nThe model has {:.2} GB. \
-         The bucket holds it in memory; *shaped* is one that answers as a real one does: 50 ms to the first\nbyte, 150 MB/s a \
-         connection, 10 Gbit/s a node, TLS.\n\n",
-        world.terms.rounds,
+        "# Beside the peers\n\nThe last run of `cargo xtask bench compare --report docs/benchmarks/compare.md`. Everyone does the same \
+         work in turn, and what came of it is\ncompared with the model as it was published. Figures are medians of as many rounds as the \
+         tables say, ratios medians of round-by-round\nratios. A peer that takes long is asked less often. Bucket, client and disk share \
+         the machine's cores. Memory and CPU are those of\neverything that works for a contender, without the bucket; memory that its \
+         processes share counts once. weightd's is in huge pages\n(`handoff.huge_pages`).\n\n{}; {}\n\nThe model has {:.2} GB. The bucket \
+         holds it in memory; *shaped* is one that answers as a real one does: 50 ms to the first\nbyte, 150 MB/s a connection, 10 Gbit/s \
+         a node, TLS. A *limit* is what the machine does in the same run when nothing but the\nbytes is asked for: Google's own client, \
+         eight requests of 64 MiB, or a program that reads files.\n\n",
         machine(),
         world.versions()?,
         world.gigabytes()

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use weightd_benches::{
     BUCKET, Client, Cost, Node, Python, binary, cpu_of, forget_pages_of, gigabytes, give_up_memory,
-    hold_memory, peak_of, run,
+    hold_memory, peak_together, run,
 };
 use weightd_harness::{
     BucketOptions, BucketProcess, Model, ModelShape, Placed, Shape, TensorDigest, mounts, tensor_digests,
@@ -133,9 +133,14 @@ impl World {
 
     /// A node whose tensors go as soon as nobody leases them.
     pub(crate) fn node(&self, bucket: &Bucket) -> Result<Node> {
+        self.node_with(bucket, FORGET)
+    }
+
+    /// A node with more in its configuration.
+    pub(crate) fn node_with(&self, bucket: &Bucket, more: &str) -> Result<Node> {
         let place = self.fresh("node")?;
         let limit = 2 * self.model.tensor_bytes + (1 << 30);
-        Node::start_in(&place, bucket.environment(), FORGET, limit)
+        Node::start_in(&place, bucket.environment(), more, limit)
     }
 
     /// A program in Python that is ready to load a model, and can compare it.
@@ -273,7 +278,7 @@ impl Bucket {
         Ok(Run {
             wall: started.elapsed().as_secs_f64(),
             cpu: (cost.cpu + cpu(helpers)?.saturating_sub(before)).as_secs_f64(),
-            peak_bytes: Some(cost.peak_bytes + peaks(helpers)?),
+            peak_bytes: Some(cost.peak_bytes + peak_together(helpers)?),
             origin_bytes: self.sent()? - sent,
             ..Run::default()
         })
@@ -293,7 +298,7 @@ impl Bucket {
             wall,
             first: first.into_iter().reduce(f64::max),
             cpu: cpu(&all)?.saturating_sub(before).as_secs_f64(),
-            peak_bytes: Some(peaks(&all)?),
+            peak_bytes: Some(peak_together(&all)?),
             origin_bytes: self.sent()? - sent,
             ..Run::default()
         })
@@ -308,13 +313,6 @@ pub(crate) fn wait<T>(what: impl Future<Output = T>) -> T {
 /// Processor time of processes.
 fn cpu(pids: &[u32]) -> Result<Duration> {
     pids.iter().map(|pid| cpu_of(*pid)).sum()
-}
-
-/// Most memory resident at once in processes, in bytes. Memory that they share counts in each.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "mebibytes to bytes")]
-fn peaks(pids: &[u32]) -> Result<u64> {
-    let mebibytes: f64 = pids.iter().map(|pid| peak_of(*pid)).sum::<Result<_>>()?;
-    Ok((mebibytes * f64::from(1 << 20)) as u64)
 }
 
 /// Text of a path for a program's arguments.

@@ -1,6 +1,10 @@
 //! From the bucket to files on the disk that stay.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use weightd_benches::{BUCKET, SOURCE, binary};
@@ -52,14 +56,17 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     contest.hold(&world.terms)
 }
 
-pub(super) fn weightctl(bucket: &Bucket, store: &Path) -> Result<std::process::Command> {
+/// Our command with a store, on a disk that it may fill like everyone else.
+pub(super) fn weightctl(bucket: &Bucket, store: &Path) -> Result<Command> {
+    let config = store.with_extension("toml");
+    fs::write(&config, format!("[store]\ndirectory = {store:?}\nfloor = 0.01\n"))?;
     let mut command = bucket.command(binary("weightctl")?);
-    command.arg("--store").arg(store);
+    command.arg("--config").arg(config);
     Ok(command)
 }
 
 /// Where the model's files are in a store.
-fn path(bucket: &Bucket, store: &Path) -> Result<std::path::PathBuf> {
+fn path(bucket: &Bucket, store: &Path) -> Result<PathBuf> {
     let output = weightctl(bucket, store)?.args(["path", SOURCE]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.trim().into())

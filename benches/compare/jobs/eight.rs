@@ -12,17 +12,21 @@ use crate::{
 /// Each of the peers' has a copy of its own: a model of which eight fit.
 const BYTES: u64 = 1_000_000_000;
 const SERVERS: usize = 8;
-
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     let world = &world.of_bytes(BYTES, "smaller")?;
-    let bucket = world.bucket(Way::Plain)?;
+    [Way::Plain, Way::Tls].into_iter().map(|way| one(world, way)).collect()
+}
+
+fn one(world: &World, way: Way) -> Result<Outcome> {
+    let bucket = world.bucket(way)?;
     let bucket = &bucket;
+    let title = format!("Eight servers start at once, {}", way.words());
     let about = format!(
         "The job is done when the last of {SERVERS} programs holds every tensor of a model of {:.2} GB; GB/s counts the model once.",
         world.gigabytes()
     );
     let each = |how| [how; SERVERS];
-    let mut contest = Contest::new("Eight servers start at once", about, world.tensor_bytes()).with(
+    let mut contest = Contest::new(title, about, world.tensor_bytes()).with(
         Role::Own,
         "weightd",
         "`weightd.open`",
@@ -37,5 +41,5 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
                 by_gcsfuse(world, bucket, true, &each("copied"))
             });
     }
-    Ok(vec![contest.hold(&world.terms)?])
+    contest.hold(&world.terms)
 }

@@ -70,11 +70,11 @@ fn until_first(
     helpers: &[u32],
     come: impl FnOnce() -> Result<()>,
 ) -> Result<Run> {
-    let (mut clients, started) = ([client], Instant::now());
+    let (mut clients, started, sent) = ([client], Instant::now(), bucket.sent()?);
     come()?;
     let before = started.elapsed().as_secs_f64();
     let run = bucket.load(&mut clients, helpers)?;
     clients[0].check()?;
     let first = before + run.first.unwrap_or(run.wall);
-    Ok(Run { wall: first, first: Some(first), ..run })
+    Ok(Run { wall: first, first: Some(first), origin_bytes: bucket.sent()? - sent, ..run })
 }

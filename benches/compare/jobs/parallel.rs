@@ -12,10 +12,15 @@ use crate::{
 const RANKS: [&str; 4] = ["0/4", "1/4", "2/4", "3/4"];
 
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
-    let bucket = world.bucket(Way::Plain)?;
+    [Way::Plain, Way::Tls].into_iter().map(|way| one(world, way)).collect()
+}
+
+fn one(world: &World, way: Way) -> Result<Outcome> {
+    let bucket = world.bucket(way)?;
     let bucket = &bucket;
+    let title = format!("Bucket to four tensor-parallel ranks, {}", way.words());
     let about = "The job is done when the last of four programs holds its quarter of every tensor, cut along the first dimension.";
-    let mut contest = Contest::new("Bucket to four tensor-parallel ranks", about, world.tensor_bytes()).with(
+    let mut contest = Contest::new(title, about, world.tensor_bytes()).with(
         Role::Own,
         "weightd",
         "`weightd.open` with `slices`",
@@ -30,5 +35,5 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
                 by_gcsfuse(world, bucket, true, &RANKS)
             });
     }
-    Ok(vec![contest.hold(&world.terms)?])
+    contest.hold(&world.terms)
 }

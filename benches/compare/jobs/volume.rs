@@ -12,21 +12,28 @@ use crate::{
 };
 
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
-    let bucket = world.bucket(Way::Plain)?;
-    Ok(vec![loading(world, &bucket)?, complete(world, &bucket)?])
+    let ways = [Way::Plain, Way::Tls].into_iter().map(|way| loading(world, way));
+    ways.chain([complete(world)]).collect()
 }
 
 /// Nothing is there yet: mounting is part of it.
-fn loading(world: &World, bucket: &Bucket) -> Result<Outcome> {
+fn loading(world: &World, way: Way) -> Result<Outcome> {
+    let bucket = world.bucket(way)?;
+    let bucket = &bucket;
+    let title = format!("Map and touch a volume that still loads, {}", way.words());
     let about = "From the command that mounts a model that the node does not have, until every page of every shard was touched.";
-    let mut contest = Contest::new("Map and touch a volume that still loads", about, world.tensor_bytes())
-        .with(Role::Own, "weightctl mount", "as it comes", move || {
+    let mut contest = Contest::new(title, about, world.tensor_bytes()).with(
+        Role::Own,
+        "weightctl mount",
+        "as it comes",
+        move || {
             let node = world.node(bucket)?;
             bucket.timed(&node.processes(), || {
                 let volume = node.mount("model", &[])?;
                 touch(world, &volume)
             })
-        });
+        },
+    );
     if world.with_peers {
         for (has_cache, settings) in [(true, gcsfuse::CACHED), (false, gcsfuse::UNCACHED)] {
             let name = if has_cache { "gcsfuse, file cache" } else { "gcsfuse" };
@@ -40,7 +47,9 @@ fn loading(world: &World, bucket: &Bucket) -> Result<Outcome> {
 }
 
 /// All is on the node's disk, and nothing in the page cache.
-fn complete(world: &World, bucket: &Bucket) -> Result<Outcome> {
+fn complete(world: &World) -> Result<Outcome> {
+    let bucket = world.bucket(Way::Plain)?;
+    let bucket = &bucket;
     let node = world.node(bucket)?;
     let volume = node.mount("model", &["--wait"])?;
     let native = node.native()?;
