@@ -119,7 +119,7 @@ fn told_of(pid: u32, file: &str, what: &str) -> Result<u64> {
     bytes_in(&fs::read_to_string(path).with_context(|| format!("process {pid} is gone"))?, what)
 }
 
-/// What a text says in a line that begins so, in KiB.
+/// Bytes that a text tells of something, in a line that begins so and counts KiB.
 fn bytes_in(text: &str, what: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(what));
     let words = line.with_context(|| format!("there is no {what}"))?.trim().trim_end_matches(" kB");
