@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crc_fast::{CrcAlgorithm, Digest as Sum, checksum, checksum_combine};
+use crc_fast::{CrcAlgorithm, checksum_combine};
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -22,16 +22,14 @@ impl Crc32c {
 
     /// The checksum of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        Self::narrow(checksum(CASTAGNOLI, bytes))
+        Self::EMPTY.append(bytes)
     }
 
     /// The checksum of what was summed so far, followed by `bytes`.
     #[must_use]
     pub fn append(self, bytes: &[u8]) -> Self {
-        // What a sum goes on from is the sum before it was inverted at the end.
-        let mut sum = Sum::new_with_init_state(CASTAGNOLI, u64::from(!self.0));
-        sum.update(bytes);
-        Self::narrow(sum.finalize())
+        // Where processors have an instruction for this sum, three of them at a time: 1.4 times what `crc_fast` takes there.
+        Self(crc32c::crc32c_append(self.0, bytes))
     }
 
     /// The checksum of what was summed so far, followed by `next_len` bytes whose checksum is `next`.
@@ -44,15 +42,8 @@ impl Crc32c {
         if self == Self::EMPTY {
             return next;
         }
-        Self::narrow(checksum_combine(CASTAGNOLI, self.0.into(), next.0.into(), next_len))
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "sums of any length come in 64 bits, and this one has 32"
-    )]
-    const fn narrow(sum: u64) -> Self {
-        Self(sum as u32)
+        let both = checksum_combine(CASTAGNOLI, self.0.into(), next.0.into(), next_len);
+        Self(u32::try_from(both).expect("sums of any length come in 64 bits, and this one has 32"))
     }
 }
 
@@ -119,5 +110,18 @@ mod tests {
         assert_eq!(Crc32c::EMPTY.combine(Crc32c::EMPTY, 0), Crc32c::EMPTY);
         // The value every implementation of CRC-32C is checked against (RFC 3720, appendix B.4).
         assert_eq!(Crc32c::of(&[0; 32]), Crc32c(0x8a91_36aa));
+    }
+
+    #[test]
+    fn two_libraries_say_the_same_of_any_length() {
+        let bytes: Vec<u8> =
+            (0_u32..40_000).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
+        for len in (0..300).chain([1023, 1024, 8191, 8192, 24_576, 24_577, 39_999]) {
+            for start in [0, 1, 5] {
+                let part = &bytes[start..start + len.min(bytes.len() - start)];
+                let other = crc_fast::checksum(CASTAGNOLI, part);
+                assert_eq!(u64::from(Crc32c::of(part).0), other, "{} bytes from {start}", part.len());
+            }
+        }
     }
 }
