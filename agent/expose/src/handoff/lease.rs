@@ -36,9 +36,9 @@ use crate::{
     shown::Condition,
 };
 
-/// Chunks that are brought for a lease at once: enough to keep a disk busy, and few enough that what a client wants next comes
-/// next.
-const AT_ONCE: usize = 8;
+/// Chunks that are brought for a lease at once, in pieces of which each has one under way: enough to keep a disk busy, and few enough
+/// that what a client wants next comes next.
+const AT_ONCE: usize = 16;
 
 /// Files of a client that are preferred at once.
 const PREFERRED: usize = 2;

@@ -12,6 +12,10 @@ use super::{Buffer, IoFile, file::block_bytes};
 /// queue that only the disk can see, waits for milliseconds.
 const WRITES_AT_ONCE: usize = 4;
 
+/// Most bytes that a step reads past the cache: of those that were tried, disks read fastest in pieces of 2 MiB of several reads in
+/// turn.
+const READ_STEP_BYTES: usize = 2 << 20;
+
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
@@ -241,7 +245,7 @@ fn plan(
     } else if head > 0 {
         (false, head.min(remaining))
     } else if direction == Direction::Read {
-        (true, remaining.next_multiple_of(block))
+        (true, remaining.next_multiple_of(block).min(READ_STEP_BYTES))
     } else if remaining >= block {
         (true, remaining - remaining % block)
     } else {
@@ -297,6 +301,8 @@ mod tests {
     #[test]
     fn reads_take_whole_blocks() {
         assert_eq!(steps(Read, 4096, 5000, 512, usize::MAX), [(true, 8192)]);
+        let (step, rest) = (READ_STEP_BYTES, 5000);
+        assert_eq!(steps(Read, 0, step + rest, 512, usize::MAX), [(true, step), (true, 8192)]);
         assert_eq!(plan(Read, 0, 0, 100, None), (false, 100));
     }
 
