@@ -3,7 +3,7 @@
 //! Ranges are streamed with google-cloud-storage, written with O_DIRECT through io_uring into preallocated files, and
 //! synced at the end. There is no checksum, no index, no resume, and none of weightd's own code: what this program
 //! reaches is the limit that a prefetch is compared with. With `--keep` nothing is written, and all of it is in memory at the end;
-//! with `--discard` it is not even kept.
+//! with `--first-tensor` only that is, as soon as may be; with `--discard` nothing is even kept.
 
 use std::{
     fs::File,
@@ -18,6 +18,7 @@ use google_cloud_auth::credentials::anonymous;
 use google_cloud_storage::{client::Storage, model_ext::ReadRange};
 use io_uring::{IoUring, opcode, types::Fd};
 use memmap2::MmapMut;
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tokio::{
     sync::{Mutex, Semaphore},
@@ -28,6 +29,8 @@ use tokio::{
 const WRITE_BYTES: usize = 8 << 20;
 /// Writes in flight, each with a ring of its own, so that none waits for another.
 const WRITERS: usize = 8;
+/// More than headers of most files have.
+const HEADER_BYTES: u64 = 128 << 10;
 /// O_DIRECT wants whole blocks; the files are cut to length at the end.
 const BLOCK: u64 = 4096;
 
@@ -42,14 +45,17 @@ struct Options {
     #[arg(long)]
     prefix: String,
     /// Directory to write to; made when missing.
-    #[arg(long, required_unless_present_any = ["discard", "keep"], conflicts_with_all = ["discard", "keep"])]
+    #[arg(long, required_unless_present_any = ["discard", "keep", "first_tensor"])]
     out: Option<PathBuf>,
     /// Writes nothing: what arrives is thrown away.
-    #[arg(long, conflicts_with = "keep")]
+    #[arg(long, conflicts_with_all = ["out", "keep", "first_tensor"])]
     discard: bool,
     /// Writes nothing: what arrives is kept in memory that this process never had before.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["out", "first_tensor"])]
     keep: bool,
+    /// The same, of nothing but the first tensor of the first file, shared out among all requests.
+    #[arg(long, conflicts_with = "out")]
+    first_tensor: bool,
     /// Requests in flight.
     #[arg(long, default_value_t = 8)]
     requests: usize,
@@ -95,7 +101,14 @@ async fn main() -> Result<()> {
         .await?;
     let items = list(&options).await?;
     let bucket: Arc<str> = format!("projects/_/buckets/{}", options.bucket).into();
-    let Some(out) = &options.out else { return into_memory(&client, &bucket, items, &options).await };
+    let Some(out) = &options.out else {
+        let pieces = if options.first_tensor {
+            first_tensor(&client, &bucket, &items, options.requests).await?
+        } else {
+            pieces(&items, options.range)?
+        };
+        return into_memory(&client, &bucket, pieces, &options).await;
+    };
     std::fs::create_dir_all(out)?;
     let (ranges, files) = plan(items, out, options.range)?;
     let (writes, received) = mpsc::sync_channel::<Write>(16);
@@ -108,9 +121,13 @@ async fn main() -> Result<()> {
     let writers: Vec<_> = (0..WRITERS)
         .map(|_| {
             let (received, spare, returns) = (Arc::clone(&received), spare.clone(), Arc::clone(&buffers));
-            std::thread::spawn(move || drive(&received, &spare, &returns))
+            std::thread::spawn(move || {
+                // Nobody waits for buffers that do not come back.
+                drive(&received, &spare, &returns).inspect_err(|_| returns.count.close())
+            })
         })
         .collect();
+    drop(received);
     let queue = Arc::new(Mutex::new(ranges.into_iter()));
     let mut workers = JoinSet::new();
     for _ in 0..options.requests {
@@ -194,18 +211,59 @@ fn plan(items: Vec<Item>, out: &Path, range: u64) -> Result<(Vec<Range>, Files)>
     Ok((ranges, files))
 }
 
-/// Streams all objects, and keeps what arrives until all of it is there, or nothing.
-async fn into_memory(client: &Storage, bucket: &Arc<str>, items: Vec<Item>, options: &Options) -> Result<()> {
-    let mut ranges = Vec::new();
+/// A part of an object that one request is for: its name, start and end.
+type Piece = (Arc<str>, (u64, u64));
+
+/// All objects, cut into ranges.
+fn pieces(items: &[Item], range: u64) -> Result<Vec<Piece>> {
+    let mut pieces = Vec::new();
     for item in items {
-        let object: Arc<str> = item.name.into();
-        ranges.extend(cut(item.size.parse()?, options.range).map(|range| (Arc::clone(&object), range)));
+        let object: Arc<str> = item.name.as_str().into();
+        pieces.extend(cut(item.size.parse()?, range).map(|range| (Arc::clone(&object), range)));
     }
-    let queue = Arc::new(Mutex::new(ranges.into_iter()));
+    Ok(pieces)
+}
+
+/// The first tensor of the first file, cut into as many parts as there are requests. It is found by a request of its own.
+async fn first_tensor(
+    client: &Storage,
+    bucket: &Arc<str>,
+    items: &[Item],
+    requests: usize,
+) -> Result<Vec<Piece>> {
+    let files = items.iter().filter(|item| item.name.ends_with(".safetensors"));
+    let file = files.min_by_key(|item| &item.name).context("there are no files of tensors")?;
+    let wanted = ReadRange::head(HEADER_BYTES);
+    let mut response = client.read_object(&**bucket, &file.name).set_read_range(wanted).send().await?;
+    let mut head = Vec::new();
+    while let Some(bytes) = response.next().await {
+        head.extend_from_slice(&bytes?);
+    }
+    let (length, rest) = head.split_first_chunk().context("the file has no header")?;
+    let header = u64::from_le_bytes(*length);
+    let text =
+        rest.get(..usize::try_from(header)?).context("the header is longer than what was asked for")?;
+    let metadata: Metadata = serde_json::from_slice(text)?;
+    let ends = metadata.tensors().into_values().map(|info| info.data_offsets.1 as u64);
+    let end = ends.min().context("the file has no tensors")?;
+    let start = 8 + header;
+    let object: Arc<str> = file.name.as_str().into();
+    let parts = cut(end, end.div_ceil(requests as u64));
+    Ok(parts.map(|(from, to)| (Arc::clone(&object), (start + from, start + to))).collect())
+}
+
+/// Streams parts of objects, and keeps what arrives until all of it is there, or nothing.
+async fn into_memory(
+    client: &Storage,
+    bucket: &Arc<str>,
+    pieces: Vec<Piece>,
+    options: &Options,
+) -> Result<()> {
+    let queue = Arc::new(Mutex::new(pieces.into_iter()));
     let mut workers = JoinSet::new();
     for _ in 0..options.requests {
         let (client, bucket, queue) = (client.clone(), Arc::clone(bucket), Arc::clone(&queue));
-        let keep = options.keep;
+        let keep = !options.discard;
         workers.spawn(async move {
             let mut kept = Vec::new();
             loop {

@@ -29,6 +29,8 @@ enum How {
     Touch { files: Vec<PathBuf> },
     /// Past the page cache, 16 times 2 MiB at a time; nothing is done with them.
     Direct { files: Vec<PathBuf> },
+    /// By a thread for each core, into memory that this process never had before, and kept until all is there.
+    Kept { files: Vec<PathBuf> },
 }
 
 const READ_BYTES: usize = 1 << 20;
@@ -42,6 +44,7 @@ fn main() -> Result<()> {
         How::Sequential { files } => files.iter().try_for_each(|path| sequential(path)),
         How::Touch { files } => files.iter().try_for_each(|path| touch(path)),
         How::Direct { files } => direct(&files),
+        How::Kept { files } => kept(&files),
     }
 }
 
@@ -79,23 +82,48 @@ fn direct(paths: &[PathBuf]) -> Result<()> {
         files.iter().flat_map(|(len, file)| (0..*len).step_by(CHUNK_BYTES).map(move |offset| (file, offset)));
     let chunks = Mutex::new(chunks);
     let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    at_once(CHUNKS_AT_ONCE, || {
+        let mut buffer = fresh(CHUNK_BYTES)?;
+        while let Some((file, offset)) = next() {
+            // Short at the end of a file only.
+            black_box(file.read_at(&mut buffer, offset)?);
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn kept(paths: &[PathBuf]) -> Result<()> {
+    let left = Mutex::new(paths.iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let all = at_once(thread::available_parallelism()?.get(), || {
+        let mut all = Vec::new();
+        while let Some(path) = next() {
+            let mut file = open(path)?;
+            let mut memory = fresh(usize::try_from(file.metadata()?.len())?)?;
+            file.read_exact(&mut memory).with_context(|| format!("reading {}", path.display()))?;
+            all.push(memory);
+        }
+        Ok(all)
+    })?;
+    black_box(all);
+    Ok(())
+}
+
+/// Has so many threads do the same; gives what each did.
+fn at_once<T: Send>(threads: usize, work: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
     thread::scope(|scope| {
-        let readers: Vec<_> = (0..CHUNKS_AT_ONCE)
-            .map(|_| {
-                scope.spawn(|| -> Result<()> {
-                    // Anonymous memory begins on a page, as direct reads want it.
-                    let mut buffer = MmapMut::map_anon(CHUNK_BYTES)?;
-                    buffer.advise(memmap2::Advice::HugePage)?;
-                    while let Some((file, offset)) = next() {
-                        // Short at the end of a file only.
-                        black_box(file.read_at(&mut buffer, offset)?);
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        readers
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        threads
             .into_iter()
-            .try_for_each(|reader| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     })
+}
+
+/// Memory that this process never had before, in pages as large as the kernel gives. It begins on a page, as direct reads want it.
+fn fresh(len: usize) -> Result<MmapMut> {
+    let memory = MmapMut::map_anon(len)?;
+    memory.advise(memmap2::Advice::HugePage)?;
+    Ok(memory)
 }

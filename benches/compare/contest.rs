@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use weightd_benches::{Table, gibibytes, gigabytes, median};
+use tokio::signal::unix::{SignalKind, signal};
+use weightd_benches::{Table, gibibytes, gigabytes, mebibytes, median};
 
 /// How long a peer may take in all rounds of one job, with what prepares and checks it, before it is left with the rounds that it has.
 const ENOUGH: Duration = Duration::from_secs(30);
@@ -16,11 +17,14 @@ const ENOUGH: Duration = Duration::from_secs(30);
 /// Whether someone wants it to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Waits for an interrupt, after which no contest goes on.
+/// Waits until someone wants it to end, after which no contest goes on.
 pub(crate) async fn stop_when_interrupted() {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        INTERRUPTED.store(true, Relaxed);
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
     }
+    INTERRUPTED.store(true, Relaxed);
 }
 
 /// What one run did.
@@ -74,7 +78,7 @@ pub(crate) struct Contender<'w> {
     /// How it was told to do it: its documented best, in words.
     settings: String,
     role: Role,
-    /// Bytes of work.
+    /// Bytes of work; 0 where there is no such number.
     bytes: u64,
     run: Box<dyn FnMut() -> Result<Run> + 'w>,
     /// What it has taken so far.
@@ -116,7 +120,7 @@ pub(crate) struct Standing {
     pub(crate) name: String,
     pub(crate) settings: String,
     pub(crate) role: Role,
-    /// Bytes of work.
+    /// Bytes of work; 0 where there is no such number.
     pub(crate) bytes: u64,
     /// One a round; empty if it failed.
     pub(crate) runs: Vec<Run>,
@@ -221,7 +225,14 @@ impl Standing {
 
     /// How many times as fast this was as another, the median of rounds.
     pub(crate) fn speed_relative_to(&self, other: &Self) -> f64 {
-        median(self.runs.iter().zip(&other.runs).map(|(own, other)| other.wall / own.wall))
+        // Where there is more to do, more time is no less speed.
+        let work = if other.bytes == 0 { 1.0 } else { gigabytes(self.bytes) / gigabytes(other.bytes) };
+        median(self.runs.iter().zip(&other.runs).map(|(own, other)| work * other.wall / own.wall))
+    }
+
+    /// Work done in a second, in GB/s, where there is such a number.
+    pub(crate) fn speed(&self) -> Option<f64> {
+        (self.bytes > 0).then(|| gigabytes(self.bytes) / self.median(|run| run.wall))
     }
 }
 
@@ -270,16 +281,14 @@ impl Outcome {
             .filter(|standing| !standing.settings.is_empty())
             .map(|standing| format!("- {}: {}", standing.name, standing.settings))
             .collect();
-        let verdict = match (own, self.best_peer()) {
-            (Some(own), Some(peer)) => {
-                format!(
-                    "weightd is {:.1} times as fast as the fastest peer, {}.\n\n",
-                    own.speed_relative_to(peer),
-                    peer.name
-                )
-            }
-            _ => String::new(),
-        };
+        let verdict = self.best_peer().map_or_else(String::new, |peer| {
+            let own = self.contenders.iter().filter(|standing| standing.role == Role::Own);
+            let lines = own.map(|own| {
+                let times = own.speed_relative_to(peer);
+                format!("{} is {times:.1} times as fast as the fastest peer, {}.\n\n", own.name, peer.name)
+            });
+            lines.collect()
+        });
         format!(
             "## {}\n\n{}\n\n{verdict}{}\n{}{}\n\n",
             self.title,
@@ -326,7 +335,7 @@ impl Standing {
             self.name.clone(),
             self.runs.len().to_string(),
             format!("{:.2}", self.median(|run| run.wall)),
-            format!("{:.2}", gigabytes(self.bytes) / self.median(|run| run.wall)),
+            self.speed().map_or_else(|| "-".to_owned(), |speed| format!("{speed:.2}")),
             ratio(own, &|own| own.speed_relative_to(self)),
             ratio(limit, &|limit| self.speed_relative_to(limit)),
             if first {
@@ -334,9 +343,13 @@ impl Standing {
             } else {
                 "-".to_owned()
             },
-            format!("{:.2}", self.median(|run| run.cpu) / gibibytes(self.bytes)),
+            if self.bytes > 0 {
+                format!("{:.2}", self.median(|run| run.cpu) / gibibytes(self.bytes))
+            } else {
+                "-".to_owned()
+            },
             if peak {
-                format!("{:.0}", self.median(|run| gibibytes(run.peak_bytes.unwrap_or_default()) * 1024.0))
+                format!("{:.0}", self.median(|run| mebibytes(run.peak_bytes.unwrap_or_default())))
             } else {
                 "-".to_owned()
             },

@@ -13,7 +13,7 @@ mod world;
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser};
 use weightd_benches::{Common, Pages, machine};
 use weightd_harness::{ModelShape, mounts};
@@ -38,8 +38,8 @@ struct Options {
     /// Has these take part only, by what their names begin with: weightd,runai.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Does these jobs only: durable, cold, again, parallel, volume, eight, first, growth, pods.
-    #[arg(long, value_delimiter = ',')]
+    /// Does these jobs only.
+    #[arg(long, value_delimiter = ',', value_parser = jobs::ALL.map(|(name, _)| name))]
     jobs: Vec<String>,
 }
 
@@ -58,6 +58,11 @@ fn options() -> Options {
 }
 
 fn measure(options: &Options) -> Result<()> {
+    let is_whole = !options.quick && options.only.is_empty() && options.jobs.is_empty();
+    ensure!(
+        is_whole || options.common.report.is_none(),
+        "the page is of everyone and all jobs: leave out --report, or --quick, --only and --jobs"
+    );
     let work = options.common.directory.join("compare");
     fs::create_dir_all(&work)?;
     let work = work.canonicalize()?;
@@ -88,13 +93,14 @@ fn write(path: &Path, world: &World, outcomes: &[Outcome]) -> Result<()> {
     let stem = path.file_stem().context("the report is a file")?.to_string_lossy();
     let mut text = format!(
         "# Beside the peers\n\nThe last run of `cargo xtask bench compare --report docs/benchmarks/compare.md`. Everyone does the same \
-         work in turn, and what came of it is\ncompared with the model as it was published. Figures are medians of as many rounds as the \
+         work in turn, and what came of it is\ncompared with the model as it was published, but for that of limits and of how weightd \
+         grows. Figures are medians of as many rounds as the \
          tables say, ratios medians of round-by-round\nratios. A peer that takes long is asked less often. Bucket, client and disk share \
          the machine's cores. Memory and CPU are those of\neverything that works for a contender, without the bucket; memory that its \
-         processes share counts once. weightd's is in huge pages\n(`handoff.huge_pages`).\n\n{}; {}\n\nThe model has {:.2} GB. The bucket \
+         processes share counts once,\nand of a command that starts others the largest counts. weightd's is in huge pages\n(`handoff.huge_pages`).\n\n{}; {}\n\nThe model has {:.2} GB. The bucket \
          holds it in memory; *shaped* is one that answers as a real one does: 50 ms to the first\nbyte, 150 MB/s a connection, 10 Gbit/s \
          a node, TLS. A *limit* is what the machine does in the same run when nothing but the\nbytes is asked for: Google's own client, \
-         eight requests of 64 MiB, or a program that reads files.\n\n",
+         eight requests of 64 MiB (16 to the shaped bucket), or a program that reads files.\n\n",
         machine(),
         world.versions()?,
         world.gigabytes()

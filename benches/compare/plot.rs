@@ -1,10 +1,9 @@
-//! Pictures: a bar for each contender, in GB/s, or in seconds where it is seen what took them.
+//! Pictures: a bar for each contender, in GB/s, or in seconds where it is seen what took them or bytes are not what counts.
 
 use std::{fmt::Display, path::Path};
 
 use anyhow::{Result, anyhow};
 use plotters::{coord::Shift, prelude::*};
-use weightd_benches::gigabytes;
 
 use crate::contest::{Outcome, Role, Standing};
 
@@ -40,7 +39,8 @@ pub(crate) fn bars(path: &Path, outcome: &Outcome) -> Result<()> {
     let phases = standings.first().map(|standing| standing.phases()).unwrap_or_default();
     let all: Vec<Vec<Part>> = standings.iter().map(|standing| parts(standing)).collect();
     let longest = all.iter().map(|parts| length(parts)).fold(f64::MIN_POSITIVE, f64::max);
-    let unit = if phases.is_empty() { "GB/s" } else { "s" };
+    let is_speed = phases.is_empty() && standings.iter().all(|standing| standing.speed().is_some());
+    let unit = if is_speed { "GB/s" } else { "s" };
     let rows = u32::try_from(standings.len())?;
     let area = SVGBackend::new(path, (WIDTH, ROW * rows + 3 * ROW / 2)).into_drawing_area();
     area.fill(&WHITE).map_err(|error| anyhow!("drawing {}: {error}", path.display()))?;
@@ -75,7 +75,7 @@ fn bar(area: &Area<'_>, parts: &[Part], longest: f64, top: i32) -> Result<()> {
 fn parts(standing: &Standing) -> Vec<Part> {
     let phases = standing.phases();
     if phases.is_empty() {
-        let length = gigabytes(standing.bytes) / standing.median(|run| run.wall);
+        let length = standing.speed().unwrap_or_else(|| standing.median(|run| run.wall));
         return vec![Part { length, colour: colour(standing.role) }];
     }
     phases.iter().zip(PHASES).map(|(phase, colour)| Part { length: phase.seconds, colour }).collect()

@@ -10,14 +10,17 @@ use std::{
 
 use anyhow::{Context, Result};
 use weightd_benches::{
-    BUCKET, Client, Cost, Node, Python, binary, cpu_of, forget_pages_of, gigabytes, give_up_memory,
-    hold_memory, peak_together, run,
+    BUCKET, Client, Cost, Node, Python, binary, cpu_of, forget_pages_of, forget_peak_of, gigabytes,
+    give_up_memory, hold_memory, peak_together, run,
 };
 use weightd_harness::{
     BucketOptions, BucketProcess, Model, ModelShape, Placed, Shape, TensorDigest, mounts, tensor_digests,
 };
 
-use crate::contest::{Run, Terms};
+use crate::{
+    contest::{Run, Terms},
+    peers,
+};
 
 /// What goes when nobody leases it, so that the next run begins from nothing.
 const FORGET: &str = "[handoff]\nlinger = \"1ms\"";
@@ -47,6 +50,8 @@ pub(crate) enum Way {
 pub(crate) struct Bucket {
     server: BucketProcess,
     endpoint: String,
+    /// How many requests at once bring most of what it gives.
+    requests: &'static str,
 }
 
 impl Way {
@@ -93,7 +98,8 @@ impl World {
     fn serve(&self, directory: &Path, way: Way) -> Result<Bucket> {
         let shape = if way == Way::Shaped { Shape::like_a_bucket() } else { Shape::default() };
         let tls = if way == Way::Plain { None } else { Some(self.fresh("certificates")?) };
-        Bucket::start(directory, BucketOptions { tls, shape, ..BucketOptions::default() })
+        let bucket = Bucket::start(directory, BucketOptions { tls, shape, ..BucketOptions::default() })?;
+        Ok(Bucket { requests: if way == Way::Shaped { "16" } else { bucket.requests }, ..bucket })
     }
 
     /// Length of all files in bytes.
@@ -115,7 +121,8 @@ impl World {
     }
 
     pub(crate) fn versions(&self) -> Result<String> {
-        self.python.versions()
+        let peers = if self.with_peers { peers::versions()? } else { String::new() };
+        Ok(format!("{}{peers}", self.python.versions()?))
     }
 
     /// An empty directory; what the last run left is gone and its blocks are free.
@@ -204,6 +211,15 @@ impl World {
         self.shards(directory).iter().try_for_each(|path| forget_pages_of(path))
     }
 
+    /// What comes from a bucket by nothing but Google's own client, told what to do with it.
+    pub(crate) fn floor(&self, bucket: &Bucket, what_then: &str) -> Result<Run> {
+        self.hold(1)?;
+        let mut floor = bucket.command(binary("floor")?);
+        floor.args(["--bucket", BUCKET, "--prefix", "model", "--requests", bucket.requests, what_then]);
+        self.give_up()?;
+        bucket.run(&mut floor)
+    }
+
     /// Holds memory for so many copies of the model while a run is prepared, so that nobody pays for having it from the hypervisor.
     pub(crate) fn hold(&self, copies: u64) -> Result<()> {
         hold_memory(&self.work, copies * self.model.tensor_bytes + (1 << 30))
@@ -222,12 +238,17 @@ impl Bucket {
         let place = vec![Placed { bucket, prefix, directory: directory.to_owned() }];
         let server = wait(BucketProcess::start(&BucketOptions { place, ..options }))?;
         let endpoint = server.endpoint();
-        Ok(Self { server, endpoint })
+        Ok(Self { server, endpoint, requests: "8" })
     }
 
     /// Scheme, host and port, without a slash at the end.
     pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// How many requests at once a limit makes.
+    pub(crate) fn requests(&self) -> &'static str {
+        self.requests
     }
 
     /// What clients must trust, if it speaks TLS.
@@ -273,6 +294,7 @@ impl Bucket {
 
     /// Does something, while processes work for it.
     pub(crate) fn timed(&self, helpers: &[u32], job: impl FnOnce() -> Result<Cost>) -> Result<Run> {
+        helpers.iter().try_for_each(|pid| forget_peak_of(*pid))?;
         let (started, sent, before) = (Instant::now(), self.sent()?, cpu(helpers)?);
         let cost = job()?;
         Ok(Run {
@@ -287,6 +309,7 @@ impl Bucket {
     /// Has programs load at the same moment, while other processes work for them.
     pub(crate) fn load(&self, clients: &mut [Client], helpers: &[u32]) -> Result<Run> {
         let all: Vec<u32> = clients.iter().map(Client::pid).chain(helpers.iter().copied()).collect();
+        all.iter().try_for_each(|pid| forget_peak_of(*pid))?;
         let (started, sent, before) = (Instant::now(), self.sent()?, cpu(&all)?);
         clients.iter_mut().try_for_each(Client::begin)?;
         let mut first = Vec::new();

@@ -80,7 +80,7 @@ impl Python {
     /// When the interpreter fails.
     pub fn versions(&self) -> Result<String> {
         let code = "import importlib.metadata as packages\n\
-                    names = ['torch', 'safetensors', 'transformers', 'vllm', 'runai-model-streamer', 'runai-model-streamer-gcs', 'fastsafetensors']\n\
+                    names = ['torch', 'safetensors', 'transformers', 'vllm', 'runai-model-streamer', 'runai-model-streamer-gcs', 'fastsafetensors', 'instanttensor']\n\
                     there = {each.metadata['Name'] for each in packages.distributions()}\n\
                     print(', '.join(f'{name} {packages.version(name)}' for name in names if name in there))";
         let output = self.command().args(["-c", code]).output()?;

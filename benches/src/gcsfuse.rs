@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -14,6 +15,9 @@ use crate::wait_until;
 
 /// How long it may take to mount.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How far the kernel reads ahead of a reader: what the documentation advises for model weights.
+const READ_AHEAD_KIB: u32 = 1024;
 
 /// Where `cargo xtask bench` puts it.
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/go/bin/gcsfuse");
@@ -53,18 +57,28 @@ impl Gcsfuse {
         let cache = directory.join("cache");
         let config = Self::config(endpoint, has_cache.then_some(cache.as_path()));
         fs::write(directory.join("config.yaml"), config)?;
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(Self::program()?);
         command.arg("--foreground").arg("--config-file").arg(directory.join("config.yaml"));
         command.args(["-o", "allow_other", "bench"]).arg(directory.join("bucket"));
         command.envs(environment.iter().cloned());
         let log = fs::File::create(directory.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = command.spawn().context("starting gcsfuse")?;
-        let mounted = Self { directory, process };
-        let is_mounted = wait_until(PATIENCE, || mounted.model().join("config.json").exists());
+        let mut mounted = Self { directory, process };
+        let config = mounted.model().join("config.json");
+        wait_until(PATIENCE, || config.exists() || !matches!(mounted.process.try_wait(), Ok(None)));
         let log = || fs::read_to_string(mounted.directory.join("log")).unwrap_or_default();
-        ensure!(is_mounted, "gcsfuse does not mount: {}", log());
+        ensure!(config.exists(), "gcsfuse does not mount: {}", log());
+        mounted.read_ahead()?;
         Ok(mounted)
+    }
+
+    /// Has the kernel read as far ahead of readers as its documentation advises for model weights.
+    fn read_ahead(&self) -> Result<()> {
+        let device = fs::metadata(self.model())?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        fs::write(&setting, READ_AHEAD_KIB.to_string()).with_context(|| format!("writing {setting}"))
     }
 
     /// Its configuration, with a cache of files in a directory, or without one: what its documentation advises for model weights.

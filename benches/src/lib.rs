@@ -18,8 +18,8 @@ pub use gcsfuse::Gcsfuse;
 pub use measure::{Cost, Sample, binary, machine, run};
 pub use node::{Node, Process};
 pub use pages::Pages;
-pub use report::{Row, Table, gibibytes, gigabytes, median, percentile};
+pub use report::{Row, Table, gibibytes, gigabytes, mebibytes, median, percentile};
 pub use system::{
-    Memory, busy, cores, cpu_of, forget_pages, forget_pages_of, give_up_memory, hold_memory,
+    Memory, busy, cores, cpu_of, forget_pages, forget_pages_of, forget_peak_of, give_up_memory, hold_memory,
     memory_available, memory_of, peak_of, peak_together, take_memory, wait_until, written_by,
 };

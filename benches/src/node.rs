@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use weightd_harness::mounts;
 
-use crate::{SOURCE, binary, cpu_of, gibibytes, peak_of, run, wait_until};
+use crate::{SOURCE, binary, cpu_of, peak_of, run, wait_until};
 
 /// How long anything may take to come up or go away.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,7 +74,11 @@ impl Node {
         command.arg("--resident-limit").arg(resident_limit.to_string());
         let keeper = Process::start(&mut command, &directory.join("keeper.log"))?;
         let socket = directory.join("keeper.sock");
-        ensure!(wait_until(PATIENCE, || socket.exists()), "the keeper does not listen");
+        ensure!(
+            wait_until(PATIENCE, || socket.exists()),
+            "the keeper does not listen: {}",
+            log(&directory, "keeper.log")
+        );
         let agent = start_agent(&directory, &environment, more)?;
         Ok(Self { directory, environment, more: more.to_owned(), keeper, agent })
     }
@@ -213,21 +217,13 @@ impl Node {
         Ok(cpu_of(self.agent.0.id())? + cpu_of(self.keeper.0.id())?)
     }
 
-    /// Most memory resident at once in agent and keeper, in MiB.
+    /// Most memory resident at once in agent and keeper, in bytes.
     ///
     /// # Errors
     /// When they have ended.
-    pub fn peaks(&self) -> Result<(f64, f64)> {
-        let [agent, keeper] = self.processes().map(|pid| peak_of(pid).map(|peak| gibibytes(peak) * 1024.0));
-        Ok((agent?, keeper?))
-    }
-
-    /// The sum of these in bytes.
-    ///
-    /// # Errors
-    /// When they have ended.
-    pub fn peak_bytes(&self) -> Result<u64> {
-        self.processes().into_iter().map(peak_of).sum()
+    pub fn peaks(&self) -> Result<[u64; 2]> {
+        let [agent, keeper] = self.processes().map(peak_of);
+        Ok([agent?, keeper?])
     }
 
     /// Agent and keeper, for measuring.
@@ -290,8 +286,17 @@ fn start_agent(directory: &Path, environment: &[(&'static str, String)], more: &
     let mut command = Command::new(binary("weightd")?);
     command.arg("--config").arg(&config).envs(environment.iter().cloned());
     let agent = Process::start(&mut command, &directory.join("agent.log"))?;
-    ensure!(wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok()), "the agent does not listen");
+    ensure!(
+        wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok()),
+        "the agent does not listen: {}",
+        log(directory, "agent.log")
+    );
     Ok(agent)
+}
+
+/// What a program has written.
+fn log(directory: &Path, name: &str) -> String {
+    fs::read_to_string(directory.join(name)).unwrap_or_default()
 }
 
 impl Process {

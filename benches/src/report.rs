@@ -41,6 +41,12 @@ pub fn gibibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
+/// For tables: 2^20 bytes.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 impl Sample {
     /// Median wall time in seconds.
     pub fn wall(&self) -> f64 {
@@ -54,8 +60,7 @@ impl Sample {
 
     /// Median peak memory in MiB.
     pub fn peak_mib(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-        median(self.costs.iter().map(|cost| cost.peak_bytes as f64 / f64::from(1 << 20)))
+        median(self.costs.iter().map(|cost| mebibytes(cost.peak_bytes)))
     }
 
     /// Median of this sample's speed relative to another's, run by run: both ran in turn, so the ratio holds when the

@@ -134,6 +134,14 @@ pub fn peak_of(pid: u32) -> Result<u64> {
     told_of(pid, "status", "VmHWM:")
 }
 
+/// Has the kernel forget that peak: it begins again at what the process has now. Needs root.
+///
+/// # Errors
+/// When there is no such process.
+pub fn forget_peak_of(pid: u32) -> Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").with_context(|| format!("process {pid} is gone"))
+}
+
 /// Most memory that running processes had resident, in bytes. Memory that they share now counts once.
 ///
 /// # Errors

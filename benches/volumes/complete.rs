@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use weightd_benches::{Gcsfuse, Node, Sample, Table, forget_pages_of, gigabytes};
+use weightd_benches::{Gcsfuse, Node, Sample, Table, forget_pages_of, gigabytes, mebibytes};
 
 use crate::Bench;
 
@@ -100,7 +100,7 @@ pub(crate) fn by_the_agent(bench: &Bench) -> Result<String> {
             ]);
         }
     }
-    let (agent, keeper) = node.peaks()?;
+    let [agent, keeper] = node.peaks()?.map(mebibytes);
     Ok(format!(
         "## A complete volume, read by the agent\n\nPassthrough off, as on kernels before 6.9; gcsfuse with its file cache \
          full. Peak memory: agent {agent:.0} MiB, keeper {keeper:.1} MiB.\n\n{}\n",

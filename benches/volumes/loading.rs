@@ -3,7 +3,7 @@
 use std::{fs, process::Command, time::Duration};
 
 use anyhow::Result;
-use weightd_benches::{Gcsfuse, Node, SOURCE, Sample, Table, binary, cores, median, run};
+use weightd_benches::{Gcsfuse, Node, SOURCE, Sample, Table, binary, cores, mebibytes, median, run};
 
 use crate::{Bench, whole_machine};
 
@@ -22,7 +22,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         })?;
         volume.costs.push(cost);
         agent_cpu.push(node.cpu()?.as_secs_f64());
-        let (agent, keeper) = node.peaks()?;
+        let [agent, keeper] = node.peaks()?.map(mebibytes);
         agent_peak.push(agent);
         keeper_peak.push(keeper);
         drop(node);

@@ -1,6 +1,6 @@
 //! A second start on the same node: from its disk to every tensor in memory.
 
-use std::{path::Path, process::Command};
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 use weightd_benches::{Client, Node, binary};
@@ -14,89 +14,138 @@ use crate::{
 /// Longer than a server takes to end and another to begin, and shorter than anyone wants to wait.
 const LINGER: &str = "[handoff]\nlinger = \"5s\"";
 
+/// A node that has the model.
+struct Second<'w> {
+    world: &'w World,
+    node: Node,
+    bucket: Bucket,
+    /// The model's files in the store, which peers read.
+    files: PathBuf,
+    /// The volume that shows them.
+    volume: PathBuf,
+}
+
+/// Where the files of weights are before a run.
+#[derive(Clone, Copy)]
+enum Files {
+    OnDisk,
+    InPageCache,
+}
+
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     let bucket = world.bucket(Way::Plain)?;
     let node = world.node_with(&bucket, LINGER)?;
-    node.mount("model", &["--mode", "bind", "--wait"])?;
-    [false, true].into_iter().map(|is_warm| one(world, &bucket, &node, is_warm)).collect()
+    let volume = node.mount("model", &["--mode", "bind", "--wait"])?;
+    let second = Second { world, bucket, files: node.native()?, node, volume };
+    Ok(vec![second.cold()?, second.warm()?])
 }
 
-fn one(world: &World, bucket: &Bucket, node: &Node, is_warm: bool) -> Result<Outcome> {
-    let (files, volume) = (node.native()?, node.target("model"));
-    let (title, about, limit) = match is_warm {
-        true => (
-            "A second start, memory warm",
-            "The job is done when a program holds every tensor as a torch tensor. The files are in the page cache.",
-            "limit: read into memory that is there, nothing kept",
-        ),
-        false => (
-            "A second start, page cache empty",
-            "The job is done when a program holds every tensor as a torch tensor. Nothing is in memory, neither pages of the files nor \
-             weightd's own.",
-            "limit: read past the page cache, nothing kept",
-        ),
-    };
-    let prepared = move |files: &Path| if is_warm { world.warm(files) } else { world.cool(files) };
-    let (here, there) = (&files, &volume);
-    let load = move |client: Result<Client>, helpers: &[u32]| -> Result<Run> {
-        let mut clients = [client?];
-        prepared(here)?;
-        world.give_up()?;
-        let run = bucket.load(&mut clients, helpers)?;
+impl Second<'_> {
+    fn cold(&self) -> Result<Outcome> {
+        let about = "The job is done when a program holds every tensor as a torch tensor. Nothing is in memory, neither pages of the \
+                     files nor weightd's own.";
+        let contest = self
+            .contest("A second start, page cache empty", about)
+            .with(Role::Limit, "limit: read past the page cache, nothing kept", "", || {
+                self.read("direct", Files::OnDisk)
+            })
+            .with(Role::Own, "weightd", "`weightd.open` of the volume's path", || {
+                self.load(|| self.borrower(), &self.node.processes(), Files::OnDisk)
+            });
+        self.with_peers(contest, Files::OnDisk).hold(&self.world.terms)
+    }
+
+    fn warm(&self) -> Result<Outcome> {
+        let about = "The job is done when a program holds every tensor as a torch tensor. The files are in the page cache.";
+        let contest = self
+            .contest("A second start, memory warm", about)
+            .with(Role::Limit, "limit: read into new memory", "", || {
+                self.read("kept", Files::InPageCache)
+            })
+            .with(
+                Role::Own,
+                "weightd",
+                "`weightd.open` of the volume's path; the tensors of the server that ended are still there, as they are for 10 \
+                 minutes unless memory is short",
+                || self.take_over(),
+            )
+            .with(
+                Role::Own,
+                "weightd, its memory dropped",
+                "the same later; the files are still in the page cache",
+                || self.load(|| self.borrower(), &self.node.processes(), Files::InPageCache),
+            );
+        self.with_peers(contest, Files::InPageCache).hold(&self.world.terms)
+    }
+
+    fn contest<'c>(&'c self, title: &str, about: &str) -> Contest<'c> {
+        Contest::new(title, about, self.world.tensor_bytes())
+    }
+
+    fn with_peers<'c>(&'c self, mut contest: Contest<'c>, files: Files) -> Contest<'c> {
+        let world = self.world;
+        for (name, how) in
+            [("safetensors, each tensor copied", "copied"), ("safetensors, each page touched", "")]
+        {
+            let start = move || world.client("by_safetensors.py", text(&self.files)?, how, &[]);
+            contest = contest
+                .with(Role::Peer, name, "`load_file` of each shard", move || self.load(start, &[], files));
+        }
+        if world.with_peers {
+            type Start = fn(&World, &str) -> Result<Client>;
+            let peers: [(&str, &str, Start); 3] = [
+                ("runai-model-streamer", runai::SETTINGS, runai::of_files),
+                ("fastsafetensors", fastsafetensors::SETTINGS, fastsafetensors::of_files),
+                ("instanttensor", instanttensor::SETTINGS, instanttensor::of_files),
+            ];
+            for (name, settings, start) in peers {
+                let start = move || start(world, text(&self.files)?);
+                contest = contest.with(Role::Peer, name, settings, move || self.load(start, &[], files));
+            }
+        }
+        contest
+    }
+
+    /// What the machine gives of these files at most.
+    fn read(&self, how: &str, files: Files) -> Result<Run> {
+        let mut reader = Command::new(binary("reader")?);
+        reader.arg(how).args(self.world.shards(&self.files));
+        self.prepare(files)?;
+        self.world.give_up()?;
+        self.bucket.run(&mut reader)
+    }
+
+    /// A program that is started has the model, with the help of others, when nothing of it is in weightd's own memory.
+    fn load(&self, start: impl Fn() -> Result<Client>, helpers: &[u32], files: Files) -> Result<Run> {
+        let mut clients = [start()?];
+        self.prepare(files)?;
+        self.world.give_up()?;
+        let run = self.bucket.load(&mut clients, helpers)?;
         clients[0].check()?;
         Ok(run)
-    };
-    let borrower = move || world.client("by_weightd.py", text(there)?, "", &[]);
-    let mut contest =
-        Contest::new(title, about, world.tensor_bytes()).with(Role::Limit, limit, "", move || {
-            let mut reader = Command::new(binary("reader")?);
-            reader.arg(if is_warm { "sequential" } else { "direct" }).args(world.shards(here));
-            prepared(here)?;
-            bucket.run(&mut reader)
-        });
-    if is_warm {
-        let settings = "`weightd.open` of the volume's path; the tensors of the server that ended are still there, as they are for \
-                        10 minutes unless memory is short";
-        contest = contest.with(Role::Own, "weightd", settings, move || {
-            let (mut last, mut next) = (borrower()?, [borrower()?]);
-            last.load()?;
-            drop(last);
-            let run = bucket.load(&mut next, &node.processes())?;
-            next[0].check()?;
-            Ok(run)
-        });
     }
-    let (name, settings) = match is_warm {
-        true => ("weightd, its memory dropped", "the same later; the files are still in the page cache"),
-        false => ("weightd", "`weightd.open` of the volume's path"),
-    };
-    contest = contest.with(Role::Own, name, settings, move || {
-        node.until_forgotten()?;
-        world.hold(1)?;
-        load(borrower(), &node.processes())
-    });
-    for (name, how) in [("safetensors, each tensor copied", "copied"), ("safetensors, each page touched", "")]
-    {
-        contest = contest.with(Role::Peer, name, "`load_file` of each shard", move || {
-            node.until_forgotten()?;
-            world.hold(1)?;
-            load(world.client("by_safetensors.py", text(here)?, how, &[]), &[])
-        });
+
+    /// A program has what another had, which has just ended.
+    fn take_over(&self) -> Result<Run> {
+        let (mut last, mut next) = (self.borrower()?, [self.borrower()?]);
+        last.load()?;
+        drop(last);
+        let run = self.bucket.load(&mut next, &self.node.processes())?;
+        next[0].check()?;
+        Ok(run)
     }
-    if world.with_peers {
-        type Start = fn(&World, &str) -> Result<Client>;
-        let peers: [(&str, &str, Start); 3] = [
-            ("runai-model-streamer", runai::SETTINGS, runai::of_files),
-            ("fastsafetensors", fastsafetensors::SETTINGS, fastsafetensors::of_files),
-            ("instanttensor", instanttensor::SETTINGS, instanttensor::of_files),
-        ];
-        for (name, settings, start) in peers {
-            contest = contest.with(Role::Peer, name, settings, move || {
-                node.until_forgotten()?;
-                world.hold(1)?;
-                load(start(world, text(here)?), &[])
-            });
+
+    fn borrower(&self) -> Result<Client> {
+        self.world.client("by_weightd.py", text(&self.volume)?, "touched", &[])
+    }
+
+    /// Nothing is in weightd's memory, files are where they are to be, and memory is held for the page cache and a copy.
+    fn prepare(&self, files: Files) -> Result<()> {
+        self.node.until_forgotten()?;
+        match files {
+            Files::OnDisk => self.world.cool(&self.files)?,
+            Files::InPageCache => self.world.warm(&self.files)?,
         }
+        self.world.hold(2)
     }
-    contest.hold(&world.terms)
 }

@@ -1,13 +1,17 @@
 //! From the bucket to every tensor in memory, on a node that has never heard of the model.
 
 use anyhow::{Result, ensure};
-use weightd_benches::{BUCKET, Client, SOURCE, binary};
+use weightd_benches::{Client, SOURCE};
 
 use crate::{
     contest::{Contest, Outcome, Role, Run},
     peers::{gcsfuse, runai},
     world::{Bucket, Way, World, text},
 };
+
+/// The limit of whoever wants the whole model in memory, and what it leaves out.
+pub(super) const IN_MEMORY: &str = "limit: streamed into memory";
+pub(super) const NEITHER: &str = "no checksum, no disk";
 
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     Way::ALL.into_iter().map(|way| one(world, way)).collect()
@@ -20,11 +24,9 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     let about = "The job is done when a program holds every tensor as a torch tensor; it had imported everything before. What weightd \
                  brings is also kept on the node's disk, verified, which nobody else does.";
     let mut contest = Contest::new(title, about, world.tensor_bytes())
-        .with(Role::Limit, "limit: streamed into memory", "no checksum, no disk", move || {
-            streamed(world, bucket, "--keep")
-        })
+        .with(Role::Limit, IN_MEMORY, NEITHER, move || world.floor(bucket, "--keep"))
         .with(Role::Limit, "streamed and thrown away", "not even kept", move || {
-            streamed(world, bucket, "--discard")
+            world.floor(bucket, "--discard")
         })
         .with(Role::Own, "weightd", "`weightd.open`, tensors in the order of the files", move || {
             own(world, bucket, &["ordered"])
@@ -40,15 +42,6 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         }
     }
     contest.hold(&world.terms)
-}
-
-/// What the library brings, and nothing else.
-fn streamed(world: &World, bucket: &Bucket, what_then: &str) -> Result<Run> {
-    world.hold(1)?;
-    let mut floor = bucket.command(binary("floor")?);
-    floor.args(["--bucket", BUCKET, "--prefix", "model", what_then]);
-    world.give_up()?;
-    bucket.run(&mut floor)
 }
 
 /// Programs that take tensors from an agent that has nothing, one for each of what they are told.
@@ -81,7 +74,8 @@ pub(super) fn by_runai(world: &World, bucket: &Bucket, told: &[&str]) -> Result<
 /// The same by safetensors from a mounted bucket.
 pub(super) fn by_gcsfuse(world: &World, bucket: &Bucket, has_cache: bool, told: &[&str]) -> Result<Run> {
     let mounted = gcsfuse::mount(&world.fresh("gcsfuse")?.join("mount"), bucket, has_cache)?;
-    world.hold(1)?;
+    // The page cache has it once, and each program.
+    world.hold(u64::try_from(told.len())? + 1)?;
     let source = mounted.model();
     let start = |how: &&str| world.client("by_safetensors.py", text(&source)?, how, &[]);
     let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;

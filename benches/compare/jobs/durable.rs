@@ -29,10 +29,11 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         .with(Role::Limit, "limit: streamed and written", "no checksum, no index, no resume", move || {
             let out = world.fresh("out")?;
             let mut floor = bucket.command(binary("floor")?);
-            floor.args(["--bucket", BUCKET, "--prefix", "model", "--out"]).arg(&out);
+            floor.args(["--bucket", BUCKET, "--prefix", "model", "--requests", bucket.requests()]);
+            floor.arg("--out").arg(&out);
             bucket.run(&mut floor)
         })
-        .with(Role::Own, "weightctl prefetch", "as it comes", move || {
+        .with(Role::Own, "weightd", "`weightctl prefetch`", move || {
             let store = world.fresh("out")?;
             let run = bucket.run(weightctl(bucket, &store)?.args(["prefetch", SOURCE]))?;
             check(world, &path(bucket, &store)?)?;
@@ -42,7 +43,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         contest = contest
             .with(Role::Peer, "gcloud storage cp", gcloud::SETTINGS, move || {
                 let out = world.fresh("out")?;
-                let run = bucket.run(&mut gcloud::copy(bucket, &out))?;
+                let run = bucket.run(&mut gcloud::copy_durably(bucket, &out))?;
                 check(world, &out.join("model"))?;
                 Ok(run)
             })

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::cold::{by_gcsfuse, by_runai, own};
+use super::cold::{IN_MEMORY, NEITHER, by_gcsfuse, by_runai, own};
 use crate::{
     contest::{Contest, Outcome, Role},
     peers::{gcsfuse, runai},
@@ -26,18 +26,18 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         world.gigabytes()
     );
     let each = |how| [how; SERVERS];
-    let mut contest = Contest::new(title, about, world.tensor_bytes()).with(
-        Role::Own,
-        "weightd",
-        "`weightd.open`",
-        move || own(world, bucket, &each("ordered")),
-    );
+    let mut contest = Contest::new(title, about, world.tensor_bytes())
+        .with(Role::Limit, IN_MEMORY, NEITHER, move || world.floor(bucket, "--keep"))
+        .with(Role::Own, "weightd", "`weightd.open`", move || own(world, bucket, &each("ordered")));
     if world.with_peers {
-        contest = contest
-            .with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
-                by_runai(world, bucket, &each(""))
-            })
-            .with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
+        contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
+            by_runai(world, bucket, &each(""))
+        });
+    }
+    // Far behind already without TLS.
+    if world.with_peers && way == Way::Plain {
+        contest =
+            contest.with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
                 by_gcsfuse(world, bucket, true, &each("copied"))
             });
     }

@@ -10,8 +10,15 @@ pub(crate) const SETTINGS: &str =
 /// The same where nothing has to be durable.
 pub(crate) const COPYING: &str = "`gcloud storage cp -r`";
 
-/// Copies the model below a directory, and has it durable.
+/// Copies the model below a directory.
 pub(crate) fn copy(bucket: &Bucket, out: &Path) -> Command {
+    let mut command = bucket.command("gcloud");
+    command.envs(environment(bucket)).args(["storage", "cp", "-r", "gs://bench/model"]).arg(out);
+    command
+}
+
+/// The same, and has it durable.
+pub(crate) fn copy_durably(bucket: &Bucket, out: &Path) -> Command {
     let line = format!("gcloud storage cp -r gs://bench/model {out} && sync -f {out}", out = out.display());
     let mut command = bucket.command("sh");
     command.envs(environment(bucket)).args(["-c", &line]);

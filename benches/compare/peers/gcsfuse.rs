@@ -9,9 +9,9 @@ use crate::world::{Bucket, Way};
 
 /// How it is told to, with its cache.
 pub(crate) const CACHED: &str =
-    "metadata cached for ever, file cache with parallel downloads on the same disk";
+    "metadata cached for ever, file cache with parallel downloads on the same disk, 1 MiB read ahead";
 /// How it is told to, without.
-pub(crate) const UNCACHED: &str = "metadata cached for ever, no file cache";
+pub(crate) const UNCACHED: &str = "metadata cached for ever, no file cache, 1 MiB read ahead";
 
 /// For a job that reads all of a model in order: with its cache, and over plain HTTP also without, which takes about as long. Without it
 /// a shaped bucket takes tens of minutes, because each of many small requests waits for the first byte.

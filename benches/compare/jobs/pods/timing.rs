@@ -35,11 +35,15 @@ pub(super) async fn run(stage: &Stage, way: Way) -> Result<Run> {
     let run =
         timeout(PATIENCE, one(stage, way)).await.unwrap_or_else(|_| bail!("no token after {PATIENCE:?}"));
     let run = run.map_err(|error| error.context(trouble(stage)));
-    stage.cluster.ask(&["delete", "pod", POD, "--ignore-not-found", "--wait", "--grace-period=10"])?;
+    let gone =
+        stage.cluster.ask(&["delete", "pod", POD, "--ignore-not-found", "--wait", "--grace-period=10"]);
+    // What was wrong with the pod says more than what is wrong with taking it away.
+    let run = run?;
+    gone?;
     if way == Way::Own {
         stage.forget().await?;
     }
-    run
+    Ok(run)
 }
 
 async fn one(stage: &Stage, way: Way) -> Result<Run> {
