@@ -210,7 +210,7 @@ fn programs(wanted: &[(&str, &str)]) {
     }
 }
 
-/// The tool that a prefetch is measured beside: the Google Cloud CLI where it is, else rclone. Without either that row
+/// A tool that a prefetch is measured beside: rclone. The Google Cloud CLI, the other, is not Debian's to install. Without one its row
 /// is left out.
 pub(crate) fn peer() {
     if find("rclone").is_none()
