@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Args, Parser};
 use google_cloud_auth::credentials::anonymous;
 use google_cloud_storage::{client::Storage, model_ext::ReadRange};
 use io_uring::{IoUring, opcode, types::Fd};
@@ -24,6 +24,7 @@ use tokio::{
     sync::{Mutex, Semaphore},
     task::JoinSet,
 };
+use weightd_benches::fresh_memory;
 
 /// Bytes of one write.
 const WRITE_BYTES: usize = 8 << 20;
@@ -44,24 +45,32 @@ struct Options {
     bucket: String,
     #[arg(long)]
     prefix: String,
-    /// Directory to write to; made when missing.
-    #[arg(long, required_unless_present_any = ["discard", "keep", "first_tensor"])]
-    out: Option<PathBuf>,
-    /// Writes nothing: what arrives is thrown away.
-    #[arg(long, conflicts_with_all = ["out", "keep", "first_tensor"])]
-    discard: bool,
-    /// Writes nothing: what arrives is kept in memory that this process never had before.
-    #[arg(long, conflicts_with_all = ["out", "first_tensor"])]
-    keep: bool,
-    /// The same, of nothing but the first tensor of the first file, shared out among all requests.
-    #[arg(long, conflicts_with = "out")]
-    first_tensor: bool,
+    #[command(flatten)]
+    then: Then,
     /// Requests in flight.
     #[arg(long, default_value_t = 8)]
     requests: usize,
     /// Bytes of one request.
     #[arg(long, default_value_t = 64 << 20)]
     range: u64,
+}
+
+/// What becomes of what arrives: one of these.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Then {
+    /// Directory to write to; made when missing.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Writes nothing: what arrives is thrown away.
+    #[arg(long)]
+    discard: bool,
+    /// Writes nothing: what arrives is kept in memory that this process never had before.
+    #[arg(long)]
+    keep: bool,
+    /// The same, of nothing but the first tensor of the first file, shared out among all requests.
+    #[arg(long)]
+    first_tensor: bool,
 }
 
 #[derive(Deserialize)]
@@ -101,8 +110,8 @@ async fn main() -> Result<()> {
         .await?;
     let items = list(&options).await?;
     let bucket: Arc<str> = format!("projects/_/buckets/{}", options.bucket).into();
-    let Some(out) = &options.out else {
-        let pieces = if options.first_tensor {
+    let Some(out) = &options.then.out else {
+        let pieces = if options.then.first_tensor {
             first_tensor(&client, &bucket, &items, options.requests).await?
         } else {
             pieces(&items, options.range)?
@@ -114,7 +123,7 @@ async fn main() -> Result<()> {
     let (writes, received) = mpsc::sync_channel::<Write>(16);
     let (spare, spares) = mpsc::channel();
     for _ in 0..32 {
-        spare.send(fresh(WRITE_BYTES as u64)?)?;
+        spare.send(fresh_memory(WRITE_BYTES)?)?;
     }
     let buffers = Arc::new(Buffers { spares: Mutex::new(spares), count: Semaphore::new(32) });
     let received = Arc::new(std::sync::Mutex::new(received));
@@ -263,7 +272,7 @@ async fn into_memory(
     let mut workers = JoinSet::new();
     for _ in 0..options.requests {
         let (client, bucket, queue) = (client.clone(), Arc::clone(bucket), Arc::clone(&queue));
-        let keep = !options.discard;
+        let keep = !options.then.discard;
         workers.spawn(async move {
             let mut kept = Vec::new();
             loop {
@@ -271,7 +280,7 @@ async fn into_memory(
                 let wanted = ReadRange::segment(start, end - start);
                 let request = client.read_object(&*bucket, &*object).set_read_range(wanted);
                 let (mut response, mut arrived) = (request.send().await?, 0);
-                let mut memory = if keep { Some(fresh(end - start)?) } else { None };
+                let mut memory = if keep { Some(fresh_memory(usize::try_from(end - start)?)?) } else { None };
                 while let Some(bytes) = response.next().await {
                     let bytes = bytes?;
                     if let Some(memory) = &mut memory {
@@ -289,13 +298,6 @@ async fn into_memory(
         all.push(ended.context("a worker panicked").and_then(|outcome: Result<Vec<MmapMut>>| outcome)?);
     }
     Ok(())
-}
-
-/// Memory of so many bytes, in pages as large as the kernel gives: the disk reads those of 2 MiB about twice as fast as those of 4 KiB.
-fn fresh(len: u64) -> Result<MmapMut> {
-    let memory = MmapMut::map_anon(usize::try_from(len)?)?;
-    memory.advise(memmap2::Advice::HugePage)?;
-    Ok(memory)
 }
 
 async fn stream(

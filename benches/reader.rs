@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use memmap2::{Mmap, MmapMut};
+use memmap2::Mmap;
+use weightd_benches::fresh_memory;
 
 /// Reads files.
 #[derive(Parser)]
@@ -83,7 +84,7 @@ fn direct(paths: &[PathBuf]) -> Result<()> {
     let chunks = Mutex::new(chunks);
     let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
     at_once(CHUNKS_AT_ONCE, || {
-        let mut buffer = fresh(CHUNK_BYTES)?;
+        let mut buffer = fresh_memory(CHUNK_BYTES)?;
         while let Some((file, offset)) = next() {
             // Short at the end of a file only.
             black_box(file.read_at(&mut buffer, offset)?);
@@ -100,7 +101,7 @@ fn kept(paths: &[PathBuf]) -> Result<()> {
         let mut all = Vec::new();
         while let Some(path) = next() {
             let mut file = open(path)?;
-            let mut memory = fresh(usize::try_from(file.metadata()?.len())?)?;
+            let mut memory = fresh_memory(usize::try_from(file.metadata()?.len())?)?;
             file.read_exact(&mut memory).with_context(|| format!("reading {}", path.display()))?;
             all.push(memory);
         }
@@ -119,11 +120,4 @@ fn at_once<T: Send>(threads: usize, work: impl Fn() -> Result<T> + Sync) -> Resu
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
-}
-
-/// Memory that this process never had before, in pages as large as the kernel gives. It begins on a page, as direct reads want it.
-fn fresh(len: usize) -> Result<MmapMut> {
-    let memory = MmapMut::map_anon(len)?;
-    memory.advise(memmap2::Advice::HugePage)?;
-    Ok(memory)
 }

@@ -326,33 +326,23 @@ impl Standing {
                 .map(str::to_owned)
                 .collect();
         }
-        let ratio = |other: Option<&Self>, of: &dyn Fn(&Self) -> f64| {
-            other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}", of(other)))
+        let shown = |number: Option<f64>, digits: usize| {
+            number.map_or_else(|| "-".to_owned(), |number| format!("{number:.digits$}"))
         };
-        let first = self.runs.iter().any(|run| run.first.is_some());
-        let peak = self.runs.iter().any(|run| run.peak_bytes.is_some());
+        let is_seen = |of: fn(&Run) -> bool| self.runs.iter().any(of);
+        let first = || self.median(|run| run.first.unwrap_or(run.wall)) * 1e3;
+        let peak = || self.median(|run| mebibytes(run.peak_bytes.unwrap_or_default()));
+        let cpu = || self.median(|run| run.cpu) / gibibytes(self.bytes);
         vec![
             self.name.clone(),
             self.runs.len().to_string(),
             format!("{:.2}", self.median(|run| run.wall)),
-            self.speed().map_or_else(|| "-".to_owned(), |speed| format!("{speed:.2}")),
-            ratio(own, &|own| own.speed_relative_to(self)),
-            ratio(limit, &|limit| self.speed_relative_to(limit)),
-            if first {
-                format!("{:.0}", self.median(|run| run.first.unwrap_or(run.wall)) * 1e3)
-            } else {
-                "-".to_owned()
-            },
-            if self.bytes > 0 {
-                format!("{:.2}", self.median(|run| run.cpu) / gibibytes(self.bytes))
-            } else {
-                "-".to_owned()
-            },
-            if peak {
-                format!("{:.0}", self.median(|run| mebibytes(run.peak_bytes.unwrap_or_default())))
-            } else {
-                "-".to_owned()
-            },
+            shown(self.speed(), 2),
+            shown(own.map(|own| own.speed_relative_to(self)), 2),
+            shown(limit.map(|limit| self.speed_relative_to(limit)), 2),
+            shown(is_seen(|run| run.first.is_some()).then(first), 0),
+            shown((self.bytes > 0).then(cpu), 2),
+            shown(is_seen(|run| run.peak_bytes.is_some()).then(peak), 0),
             format!("{:.2}", self.median(|run| gigabytes(run.origin_bytes))),
         ]
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use weightd_benches::{
     BUCKET, Client, Cost, Node, Python, binary, cpu_of, forget_pages_of, forget_peak_of, gigabytes,
     give_up_memory, hold_memory, peak_together, run,
@@ -121,7 +121,7 @@ impl World {
     }
 
     pub(crate) fn versions(&self) -> Result<String> {
-        let peers = if self.with_peers { peers::versions()? } else { String::new() };
+        let peers = if self.with_peers { peers::versions() } else { String::new() };
         Ok(format!("{}{peers}", self.python.versions()?))
     }
 
@@ -213,11 +213,21 @@ impl World {
 
     /// What comes from a bucket by nothing but Google's own client, told what to do with it.
     pub(crate) fn floor(&self, bucket: &Bucket, what_then: &str) -> Result<Run> {
-        self.hold(1)?;
-        let mut floor = bucket.command(binary("floor")?);
-        floor.args(["--bucket", BUCKET, "--prefix", "model", "--requests", bucket.requests, what_then]);
-        self.give_up()?;
-        bucket.run(&mut floor)
+        self.have(1)?;
+        bucket.run(bucket.floor()?.arg(what_then))
+    }
+
+    /// What lies or is shown in a directory has the model's tensors.
+    pub(crate) fn check(&self, directory: &Path) -> Result<()> {
+        let found = tensor_digests(directory)?;
+        ensure!(found == self.digests, "tensors of {} are not the model's", directory.display());
+        Ok(())
+    }
+
+    /// The machine has memory for so many copies of the model, for whoever wants it next.
+    pub(crate) fn have(&self, copies: u64) -> Result<()> {
+        self.hold(copies)?;
+        self.give_up()
     }
 
     /// Holds memory for so many copies of the model while a run is prepared, so that nobody pays for having it from the hypervisor.
@@ -246,9 +256,11 @@ impl Bucket {
         &self.endpoint
     }
 
-    /// How many requests at once a limit makes.
-    pub(crate) fn requests(&self) -> &'static str {
-        self.requests
+    /// Google's own client and nothing else, which has to be told what becomes of what arrives.
+    pub(crate) fn floor(&self) -> Result<Command> {
+        let mut floor = self.command(binary("floor")?);
+        floor.args(["--bucket", BUCKET, "--prefix", "model", "--requests", self.requests]);
+        Ok(floor)
     }
 
     /// What clients must trust, if it speaks TLS.

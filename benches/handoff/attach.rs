@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
-use weightd_benches::{BUCKET, Client, Loaded, Memory, Node, Table, median, memory_of};
+use weightd_benches::{BUCKET, Client, Loaded, Memory, Node, Table, mebibytes, median, memory_of};
 use weightd_harness::{Dtype, Tensor, write_safetensors};
 
 use crate::world::{World, text};
@@ -121,9 +121,4 @@ fn section(title: &str, what: &str, limit: &str, all: &[Attached]) -> Result<Str
         grown(2),
     ]);
     Ok(format!("## {title}\n\n{}\n", table.markdown()))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "one digit is shown")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

@@ -16,9 +16,6 @@ use crate::wait_until;
 /// How long it may take to mount.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How far the kernel reads ahead of a reader: what the documentation advises for model weights.
-const READ_AHEAD_KIB: u32 = 1024;
-
 /// Where `cargo xtask bench` puts it.
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.tools/go/bin/gcsfuse");
 
@@ -29,6 +26,9 @@ pub struct Gcsfuse {
 }
 
 impl Gcsfuse {
+    /// How far the kernel reads ahead of a reader, in KiB: what its documentation advises for model weights.
+    pub const READ_AHEAD_KIB: u32 = 1024;
+
     /// Whether it can be run here.
     pub fn is_here() -> bool {
         Path::new(PROGRAM).exists()
@@ -73,12 +73,12 @@ impl Gcsfuse {
         Ok(mounted)
     }
 
-    /// Has the kernel read as far ahead of readers as its documentation advises for model weights.
+    /// Has the kernel read that far ahead.
     fn read_ahead(&self) -> Result<()> {
         let device = fs::metadata(self.model())?.dev();
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        fs::write(&setting, READ_AHEAD_KIB.to_string()).with_context(|| format!("writing {setting}"))
+        fs::write(&setting, Self::READ_AHEAD_KIB.to_string()).with_context(|| format!("writing {setting}"))
     }
 
     /// Its configuration, with a cache of files in a directory, or without one: what its documentation advises for model weights.

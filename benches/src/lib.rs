@@ -17,7 +17,7 @@ pub use client::{Client, Loaded, Python};
 pub use gcsfuse::Gcsfuse;
 pub use measure::{Cost, Sample, binary, machine, run};
 pub use node::{Node, Process};
-pub use pages::Pages;
+pub use pages::{Pages, fresh_memory};
 pub use report::{Row, Table, gibibytes, gigabytes, mebibytes, median, percentile};
 pub use system::{
     Memory, busy, cores, cpu_of, forget_pages, forget_pages_of, forget_peak_of, give_up_memory, hold_memory,

@@ -1,8 +1,21 @@
-//! Which pages the machine gives to memory that is shared.
+//! Memory in large pages, and which pages the machine gives to memory that is shared.
 
 use std::{fs, io};
 
+use memmap2::{Advice, MmapMut};
+
 const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Memory of so many bytes that this process never had before, in pages as large as the kernel gives: the disk reads those of 2 MiB
+/// about twice as fast as those of 4 KiB. It begins on a page, as direct reads and writes want it.
+///
+/// # Errors
+/// When there is none.
+pub fn fresh_memory(len: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(len)?;
+    memory.advise(Advice::HugePage)?;
+    Ok(memory)
+}
 
 /// A setting of the machine, which is what it was before when this is dropped.
 #[derive(Debug)]

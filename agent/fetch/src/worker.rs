@@ -1,9 +1,9 @@
 //! One request: bytes stream in, are summed piece by piece, and leave for the disk a chunk at a time.
 //!
 //! A worker holds one chunk buffer, the place in memory where the chunk is to stay if someone wants it there, filled with
-//! bytes that lie side by side in the blob. It is written when it reaches
-//! the end of its chunk, or when the next piece lies elsewhere. Writes go on while the next bytes stream in, and after the
-//! request has ended: the pool bounds how many of its buffers wait for the disk. What lies where it is to stay waits there.
+//! bytes that lie side by side in the blob. It is written when it reaches the end of its chunk, or when the next piece lies
+//! elsewhere. Writes go on while the next bytes stream in, and after the request has ended: the pool bounds how many of its
+//! buffers wait for the disk. What lies where it is to stay waits there.
 
 use std::sync::Arc;
 

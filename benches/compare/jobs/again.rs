@@ -47,7 +47,7 @@ impl Second<'_> {
         let contest = self
             .contest("A second start, page cache empty", about)
             .with(Role::Limit, "limit: read past the page cache, nothing kept", "", || {
-                self.read("direct", Files::OnDisk)
+                self.read(Files::OnDisk)
             })
             .with(Role::Own, "weightd", "`weightd.open` of the volume's path", || {
                 self.load(|| self.borrower(), &self.node.processes(), Files::OnDisk)
@@ -59,9 +59,7 @@ impl Second<'_> {
         let about = "The job is done when a program holds every tensor as a torch tensor. The files are in the page cache.";
         let contest = self
             .contest("A second start, memory warm", about)
-            .with(Role::Limit, "limit: read into new memory", "", || {
-                self.read("kept", Files::InPageCache)
-            })
+            .with(Role::Limit, "limit: read into new memory", "", || self.read(Files::InPageCache))
             .with(
                 Role::Own,
                 "weightd",
@@ -107,7 +105,11 @@ impl Second<'_> {
     }
 
     /// What the machine gives of these files at most.
-    fn read(&self, how: &str, files: Files) -> Result<Run> {
+    fn read(&self, files: Files) -> Result<Run> {
+        let how = match files {
+            Files::OnDisk => "direct",
+            Files::InPageCache => "kept",
+        };
         let mut reader = Command::new(binary("reader")?);
         reader.arg(how).args(self.world.shards(&self.files));
         self.prepare(files)?;

@@ -9,10 +9,6 @@ use crate::{
     world::{Bucket, Way, World, text},
 };
 
-/// The limit of whoever wants the whole model in memory, and what it leaves out.
-pub(super) const IN_MEMORY: &str = "limit: streamed into memory";
-pub(super) const NEITHER: &str = "no checksum, no disk";
-
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     Way::ALL.into_iter().map(|way| one(world, way)).collect()
 }
@@ -23,8 +19,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     let title = format!("Bucket to all tensors in memory, {}", way.words());
     let about = "The job is done when a program holds every tensor as a torch tensor; it had imported everything before. What weightd \
                  brings is also kept on the node's disk, verified, which nobody else does.";
-    let mut contest = Contest::new(title, about, world.tensor_bytes())
-        .with(Role::Limit, IN_MEMORY, NEITHER, move || world.floor(bucket, "--keep"))
+    let mut contest = beside_streaming(Contest::new(title, about, world.tensor_bytes()), world, bucket)
         .with(Role::Limit, "streamed and thrown away", "not even kept", move || {
             world.floor(bucket, "--discard")
         })
@@ -42,6 +37,17 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         }
     }
     contest.hold(&world.terms)
+}
+
+/// Adds the limit of whoever wants the whole model in memory.
+pub(super) fn beside_streaming<'w>(
+    contest: Contest<'w>,
+    world: &'w World,
+    bucket: &'w Bucket,
+) -> Contest<'w> {
+    contest.with(Role::Limit, "limit: streamed into memory", "no checksum, no disk", move || {
+        world.floor(bucket, "--keep")
+    })
 }
 
 /// Programs that take tensors from an agent that has nothing, one for each of what they are told.

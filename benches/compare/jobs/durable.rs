@@ -7,8 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use weightd_benches::{BUCKET, SOURCE, binary};
-use weightd_harness::tensor_digests;
+use weightd_benches::{SOURCE, binary};
 
 use crate::{
     contest::{Contest, Outcome, Role},
@@ -28,10 +27,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     let mut contest = Contest::new(title, about, world.file_bytes()?)
         .with(Role::Limit, "limit: streamed and written", "no checksum, no index, no resume", move || {
             let out = world.fresh("out")?;
-            let mut floor = bucket.command(binary("floor")?);
-            floor.args(["--bucket", BUCKET, "--prefix", "model", "--requests", bucket.requests()]);
-            floor.arg("--out").arg(&out);
-            bucket.run(&mut floor)
+            bucket.run(bucket.floor()?.arg("--out").arg(&out))
         })
         .with(Role::Own, "weightd", "`weightctl prefetch`", move || {
             let store = world.fresh("out")?;
@@ -75,11 +71,7 @@ fn path(bucket: &Bucket, store: &Path) -> Result<PathBuf> {
 
 /// What lies there is the model.
 fn check(world: &World, directory: &Path) -> Result<()> {
-    ensure!(
-        tensor_digests(directory)? == world.digests,
-        "tensors of {} are not the model's",
-        directory.display()
-    );
+    world.check(directory)?;
     let config = |directory: &Path| fs::read(directory.join("config.json")).context("reading config.json");
     ensure!(config(directory)? == config(&world.model.directory)?, "config.json is another");
     Ok(())

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::cold::{IN_MEMORY, NEITHER, by_gcsfuse, by_runai, own};
+use super::cold::{beside_streaming, by_gcsfuse, by_runai, own};
 use crate::{
     contest::{Contest, Outcome, Role},
     peers::{gcsfuse, runai},
@@ -26,9 +26,12 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
         world.gigabytes()
     );
     let each = |how| [how; SERVERS];
-    let mut contest = Contest::new(title, about, world.tensor_bytes())
-        .with(Role::Limit, IN_MEMORY, NEITHER, move || world.floor(bucket, "--keep"))
-        .with(Role::Own, "weightd", "`weightd.open`", move || own(world, bucket, &each("ordered")));
+    let mut contest = beside_streaming(Contest::new(title, about, world.tensor_bytes()), world, bucket).with(
+        Role::Own,
+        "weightd",
+        "`weightd.open`",
+        move || own(world, bucket, &each("ordered")),
+    );
     if world.with_peers {
         contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
             by_runai(world, bucket, &each(""))

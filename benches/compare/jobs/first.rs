@@ -30,18 +30,18 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
             let node = world.node(bucket)?;
             let volume = node.target("model");
             let client = world.client("by_weightd.py", text(&volume)?, "ordered", &[])?;
-            until_first(world, bucket, client, &node.processes(), || node.mount("model", &[]).map(drop))
+            until_first(world, bucket, client, || node.mount("model", &[]).map(drop))
         });
     if world.with_peers {
         contest = contest
             .with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
                 let client = runai::of_bucket(world, bucket, SOURCE, "")?;
-                until_first(world, bucket, client, &[], || Ok(()))
+                until_first(world, bucket, client, || Ok(()))
             })
             .with(Role::Peer, "gcloud storage cp, then safetensors", gcloud::COPYING, move || {
                 let out = world.fresh("out")?;
                 let client = by_safetensors(world, &out.join("model"))?;
-                until_first(world, bucket, client, &[], || run(&mut gcloud::copy(bucket, &out)).map(drop))
+                until_first(world, bucket, client, || run(&mut gcloud::copy(bucket, &out)).map(drop))
             })
             .with(Role::Peer, "safetensors on gcsfuse, file cache", gcsfuse::CACHED, move || {
                 on_gcsfuse(world, bucket)
@@ -54,7 +54,7 @@ fn on_gcsfuse(world: &World, bucket: &Bucket) -> Result<Run> {
     let place = world.fresh("gcsfuse")?.join("mount");
     let client = by_safetensors(world, &Gcsfuse::model_in(&place))?;
     let mut mounted = None;
-    until_first(world, bucket, client, &[], || {
+    until_first(world, bucket, client, || {
         mounted = Some(gcsfuse::mount(&place, bucket, true)?);
         Ok(())
     })
@@ -69,18 +69,16 @@ fn until_first(
     world: &World,
     bucket: &Bucket,
     client: Client,
-    helpers: &[u32],
     come: impl FnOnce() -> Result<()>,
 ) -> Result<Run> {
-    world.hold(1)?;
-    world.give_up()?;
+    world.have(1)?;
     let (mut clients, started, sent) = ([client], Instant::now(), bucket.sent()?);
     come()?;
     let before = started.elapsed().as_secs_f64();
-    let run = bucket.load(&mut clients, helpers)?;
+    let run = bucket.load(&mut clients, &[])?;
     clients[0].check()?;
     let first = before + run.first.unwrap_or(run.wall);
     let origin_bytes = bucket.sent()? - sent;
     // What came before the load, and what went on after the first tensor, are not of one kind.
-    Ok(Run { wall: first, first: Some(first), origin_bytes, cpu: 0.0, peak_bytes: None, phases: run.phases })
+    Ok(Run { wall: first, first: Some(first), origin_bytes, ..Run::default() })
 }

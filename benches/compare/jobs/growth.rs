@@ -82,8 +82,7 @@ fn hold(world: &World, bucket: &Bucket, clients: usize) -> Result<Run> {
     let node = world.node(bucket)?;
     let mut borrower = Command::new(binary("borrower")?);
     borrower.arg(node.handoff_socket()?).arg(SOURCE).arg(clients.to_string());
-    world.hold(1)?;
-    world.give_up()?;
+    world.have(1)?;
     let run = bucket.timed(&node.processes(), || run(&mut borrower))?;
     // One process stands for all clients: each of their mappings of the same memory would count.
     Ok(Run { peak_bytes: Some(node.peaks()?.iter().sum()), ..run })

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::cold::{IN_MEMORY, NEITHER, by_gcsfuse, by_runai, own};
+use super::cold::{beside_streaming, by_gcsfuse, by_runai, own};
 use crate::{
     contest::{Contest, Outcome, Role},
     peers::{gcsfuse, runai},
@@ -20,9 +20,12 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     let bucket = &bucket;
     let title = format!("Bucket to four tensor-parallel ranks, {}", way.words());
     let about = "The job is done when the last of four programs holds its quarter of every tensor, cut along the first dimension.";
-    let mut contest = Contest::new(title, about, world.tensor_bytes())
-        .with(Role::Limit, IN_MEMORY, NEITHER, move || world.floor(bucket, "--keep"))
-        .with(Role::Own, "weightd", "`weightd.open` with `slices`", move || own(world, bucket, &RANKS));
+    let mut contest = beside_streaming(Contest::new(title, about, world.tensor_bytes()), world, bucket).with(
+        Role::Own,
+        "weightd",
+        "`weightd.open` with `slices`",
+        move || own(world, bucket, &RANKS),
+    );
     if world.with_peers {
         contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
             by_runai(world, bucket, &RANKS)

@@ -2,11 +2,10 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use weightd_benches::{Cost, Gcsfuse, binary, cpu_of, forget_pages, peak_of, run};
-use weightd_harness::tensor_digests;
 
-use super::cold::{IN_MEMORY, NEITHER};
+use super::cold::beside_streaming;
 use crate::{
     contest::{Contest, Outcome, Role, Run},
     peers::gcsfuse,
@@ -24,26 +23,27 @@ fn loading(world: &World, way: Way) -> Result<Outcome> {
     let bucket = &bucket;
     let title = format!("Map and touch a volume that still loads, {}", way.words());
     let about = "From the command that mounts a model that the node does not have, until every page of every shard was touched.";
-    let mut contest = Contest::new(title, about, world.tensor_bytes())
-        .with(Role::Limit, IN_MEMORY, NEITHER, move || world.floor(bucket, "--keep"))
-        .with(Role::Own, "weightd", "`weightctl mount`", move || {
+    let mut contest = beside_streaming(Contest::new(title, about, world.tensor_bytes()), world, bucket).with(
+        Role::Own,
+        "weightd",
+        "`weightctl mount`",
+        move || {
             let node = world.node(bucket)?;
-            world.hold(1)?;
-            world.give_up()?;
+            world.have(1)?;
             let run = bucket.timed(&node.processes(), || {
                 let volume = node.mount("model", &[])?;
                 touch(world, &volume)
             })?;
-            check(world, &node.target("model"))?;
+            world.check(&node.target("model"))?;
             Ok(run)
-        });
+        },
+    );
     if world.with_peers {
         for (has_cache, settings) in [(true, gcsfuse::CACHED), (false, gcsfuse::UNCACHED)] {
             let name = if has_cache { "gcsfuse, file cache" } else { "gcsfuse" };
             contest = contest.with(Role::Peer, name, settings, move || {
                 let place = world.fresh("gcsfuse")?.join("mount");
-                world.hold(1)?;
-                world.give_up()?;
+                world.have(1)?;
                 let mut mounted = None;
                 let run = bucket.timed(&[], || {
                     let mounted = mounted.insert(gcsfuse::mount(&place, bucket, has_cache)?);
@@ -52,7 +52,7 @@ fn loading(world: &World, way: Way) -> Result<Outcome> {
                     let cpu = cost.cpu + cpu_of(mounted.pid())?;
                     Ok(Cost { cpu, peak_bytes: cost.peak_bytes + peak_of(mounted.pid())?, ..cost })
                 })?;
-                check(world, &Gcsfuse::model_in(&place))?;
+                world.check(&Gcsfuse::model_in(&place))?;
                 Ok(run)
             });
         }
@@ -73,7 +73,7 @@ fn complete(world: &World) -> Result<Outcome> {
         bucket.timed(helpers, || touch(world, directory))
     };
     let (node, volume, native) = (&node, &volume, &native);
-    check(world, volume)?;
+    world.check(volume)?;
     let filled = if world.with_peers { Some(filled(world, bucket)?) } else { None };
     let mut contest = Contest::new("Map and touch a complete volume", about, world.tensor_bytes())
         .with(Role::Limit, "limit: the store's own files", "", move || cold(&[], native))
@@ -89,15 +89,8 @@ fn complete(world: &World) -> Result<Outcome> {
 /// A mounted bucket whose cache has every file.
 fn filled(world: &World, bucket: &Bucket) -> Result<Gcsfuse> {
     let mounted = gcsfuse::mount(&world.fresh("gcsfuse")?.join("mount"), bucket, true)?;
-    check(world, &mounted.model())?;
+    world.check(&mounted.model())?;
     Ok(mounted)
-}
-
-/// What is shown there is the model.
-fn check(world: &World, directory: &Path) -> Result<()> {
-    let shown = tensor_digests(directory)?;
-    ensure!(shown == world.digests, "{} does not show the model's tensors", directory.display());
-    Ok(())
 }
 
 fn touch(world: &World, directory: &Path) -> Result<Cost> {

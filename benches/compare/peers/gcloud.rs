@@ -12,16 +12,21 @@ pub(crate) const COPYING: &str = "`gcloud storage cp -r`";
 
 /// Copies the model below a directory.
 pub(crate) fn copy(bucket: &Bucket, out: &Path) -> Command {
-    let mut command = bucket.command("gcloud");
-    command.envs(environment(bucket)).args(["storage", "cp", "-r", "gs://bench/model"]).arg(out);
-    command
+    shell(bucket, &copying(out))
 }
 
 /// The same, and has it durable.
 pub(crate) fn copy_durably(bucket: &Bucket, out: &Path) -> Command {
-    let line = format!("gcloud storage cp -r gs://bench/model {out} && sync -f {out}", out = out.display());
+    shell(bucket, &format!("{} && sync -f {}", copying(out), out.display()))
+}
+
+fn copying(out: &Path) -> String {
+    format!("gcloud storage cp -r gs://bench/model {}", out.display())
+}
+
+fn shell(bucket: &Bucket, line: &str) -> Command {
     let mut command = bucket.command("sh");
-    command.envs(environment(bucket)).args(["-c", &line]);
+    command.envs(environment(bucket)).args(["-c", line]);
     command
 }
 

@@ -9,18 +9,15 @@ pub(crate) mod runai;
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
-
-/// What versions of programs there are, in words that go on.
-pub(crate) fn versions() -> Result<String> {
+/// What versions there are of the programs that are here, in words that go on.
+pub(crate) fn versions() -> String {
     let programs = [("gcloud", "--version"), ("rclone", "version")];
-    programs.into_iter().map(|(program, argument)| Ok(format!(", {}", version(program, argument)?))).collect()
+    programs.into_iter().filter_map(|(program, argument)| version(program, argument)).collect()
 }
 
 /// The first line of what it says of itself.
-fn version(program: &str, argument: &str) -> Result<String> {
-    let output =
-        Command::new(program).arg(argument).output().with_context(|| format!("starting {program}"))?;
-    let text = String::from_utf8(output.stdout)?;
-    Ok(text.lines().next().unwrap_or(program).to_owned())
+fn version(program: &str, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next().map(|line| format!(", {line}"))
 }

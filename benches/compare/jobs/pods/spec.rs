@@ -25,17 +25,14 @@ pub(super) const SERVER: &str = "server";
 pub(super) const PORT: u16 = 8000;
 /// The first that a container says.
 const BEGINS: &str = "echo begins; exec \"$@\"";
-/// What a FUSE mount reads ahead, in KiB, as its documentation advises for model weights.
-const READ_AHEAD: u32 = 1024;
-/// Where that is set.
+/// Where it is set how far a FUSE mount reads ahead.
 const BDI: &str = "/sys/devices/virtual/bdi";
 
 /// How weightd is told to.
 pub(super) const OWN: &str = "inline CSI volume with `resident: \"true\"`, `--load-format weightd`, a keeper that may hold the model, \
                               `huge_pages = true`";
 /// How gcsfuse is told to, beside its cache.
-pub(super) const GCSFUSE: &str =
-    "a read-ahead of 1 MiB, in a native sidecar with a startup probe; vLLM's own loader";
+pub(super) const GCSFUSE: &str = "in a native sidecar with a startup probe; vLLM's own loader";
 /// How a download goes on.
 pub(super) const DOWNLOAD: &str = "into an `emptyDir`; vLLM's own loader";
 
@@ -172,9 +169,10 @@ impl Content {
              {} --foreground --config-file /tmp/config.yaml -o ro -o allow_other {BUCKET} /weights &\n\
              trap 'umount --lazy /weights; exit 0' TERM\n\
              until test -e /weights/model/config.json; do sleep 0.1; done\n\
-             echo {READ_AHEAD} >{BDI}/$(mountpoint -d /weights)/read_ahead_kb && touch /tmp/mounted\n\
+             echo {} >{BDI}/$(mountpoint -d /weights)/read_ahead_kb && touch /tmp/mounted\n\
              wait",
-            text(&program)?
+            text(&program)?,
+            Gcsfuse::READ_AHEAD_KIB
         );
         let mounts = [
             json!({"name": "weights", "mountPath": "/weights", "mountPropagation": "Bidirectional"}),
