@@ -28,7 +28,7 @@ enum How {
     Sequential { files: Vec<PathBuf> },
     /// By a mapping, one byte of every page in order.
     Touch { files: Vec<PathBuf> },
-    /// Past the page cache, 16 times 2 MiB at a time; nothing is done with them.
+    /// Past the page cache, 64 times 2 MiB at a time; nothing is done with them.
     Direct { files: Vec<PathBuf> },
     /// By a thread for each core, into memory that this process never had before, and kept until all is there.
     Kept { files: Vec<PathBuf> },
@@ -36,9 +36,9 @@ enum How {
 
 const READ_BYTES: usize = 1 << 20;
 const PAGE_BYTES: usize = 4096;
-/// Of the lengths and numbers that were tried, what a disk of ours gives most for.
+/// Of the lengths and numbers that were tried, what disks give most for.
 const CHUNK_BYTES: usize = 2 << 20;
-const CHUNKS_AT_ONCE: usize = 16;
+const CHUNKS_AT_ONCE: usize = 64;
 
 fn main() -> Result<()> {
     match Options::parse().how {

@@ -1,18 +1,15 @@
 //! One job, done by everyone in turn: whoever goes first in one round goes last in the next, and ratios are taken round by round, so
 //! that they hold although the machine does not keep its speed.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::{Duration, Instant},
-};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use weightd_benches::{Table, gibibytes, gigabytes, mebibytes, median};
 
-/// How long a peer may take in all rounds of one job, with what prepares and checks it, before it is left with the rounds that it has.
-const ENOUGH: Duration = Duration::from_secs(30);
+/// How long a peer may take in all rounds of one job before it is left with the rounds that it has.
+const ENOUGH_SECONDS: f64 = 12.0;
 
 /// Whether someone wants it to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -81,8 +78,6 @@ pub(crate) struct Contender<'w> {
     /// Bytes of work; 0 where there is no such number.
     bytes: u64,
     run: Box<dyn FnMut() -> Result<Run> + 'w>,
-    /// What it has taken so far.
-    spent: Duration,
 }
 
 /// What a contender is there for.
@@ -143,14 +138,7 @@ impl<'w> Contest<'w> {
     ) -> Self {
         let (name, settings) = (name.into(), settings.into());
         let bytes = self.bytes;
-        self.contenders.push(Contender {
-            name,
-            settings,
-            role,
-            bytes,
-            run: Box::new(run),
-            spent: Duration::ZERO,
-        });
+        self.contenders.push(Contender { name, settings, role, bytes, run: Box::new(run) });
         self
     }
 
@@ -175,18 +163,18 @@ impl<'w> Contest<'w> {
             for at in 0..self.contenders.len() {
                 let at = (at + round) % self.contenders.len();
                 let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);
-                if standing.failure.is_some() || contender.has_been_slow() {
+                if standing.failure.is_some() || standing.has_been_slow() {
                     continue;
                 }
                 ensure!(!INTERRUPTED.load(Relaxed), "interrupted");
-                eprintln!("{}, round {}: {}", self.title, round + 1, contender.name);
-                let started = Instant::now();
-                let run = (contender.run)();
-                contender.spent += started.elapsed();
-                match run {
-                    Ok(run) => standing.runs.push(run),
+                eprint!("{}, round {}: {}", self.title, round + 1, contender.name);
+                match (contender.run)() {
+                    Ok(run) => {
+                        eprintln!(": {:.2} s", run.wall);
+                        standing.runs.push(run);
+                    }
                     Err(error) if contender.role == Role::Peer && !INTERRUPTED.load(Relaxed) => {
-                        eprintln!("warning: {} FAILED AND IS NOT MEASURED: {error:#}", contender.name);
+                        eprintln!("\nwarning: {} FAILED AND IS NOT MEASURED: {error:#}", contender.name);
                         standing.runs.clear();
                         standing.failure = Some(format!("{error:#}"));
                     }
@@ -203,14 +191,14 @@ impl Contender<'_> {
         let (name, settings) = (self.name.clone(), self.settings.clone());
         Standing { name, settings, role: self.role, bytes: self.bytes, runs: Vec::new(), failure: None }
     }
-
-    /// Whether it is a peer that has taken so long that nothing is gained by more rounds.
-    fn has_been_slow(&self) -> bool {
-        self.role == Role::Peer && self.spent > ENOUGH
-    }
 }
 
 impl Standing {
+    /// Whether it is a peer that has taken so long that nothing is gained by more rounds.
+    fn has_been_slow(&self) -> bool {
+        self.role == Role::Peer && self.runs.iter().map(|run| run.wall).sum::<f64>() > ENOUGH_SECONDS
+    }
+
     /// Median of something, in its unit.
     pub(crate) fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
         median(self.runs.iter().map(of))

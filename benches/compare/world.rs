@@ -150,7 +150,7 @@ impl World {
         Node::start_in(&place, bucket.environment(), more, limit)
     }
 
-    /// A program in Python that is ready to load a model, and can compare it.
+    /// A program in Python that loads a model once it has imported what it needs, and can compare it.
     pub(crate) fn client(
         &self,
         script: &str,
@@ -187,7 +187,7 @@ impl World {
         environment: &[(&str, &str)],
     ) -> Result<Client> {
         let published = self.model.directory.display().to_string();
-        Client::start(python, script, &[source, &published, how], environment)
+        Client::spawn(python, script, &[source, &published, how], environment)
     }
 
     /// The model's files of weights below a directory.
@@ -224,19 +224,17 @@ impl World {
         Ok(())
     }
 
-    /// The machine has memory for so many copies of the model, for whoever wants it next.
+    /// The machine has memory for so many copies of the model, for whoever wants it next: nobody pays for having it from the
+    /// hypervisor.
     pub(crate) fn have(&self, copies: u64) -> Result<()> {
-        self.hold(copies)?;
-        self.give_up()
+        self.have_with(copies, &mut [])
     }
 
-    /// Holds memory for so many copies of the model while a run is prepared, so that nobody pays for having it from the hypervisor.
-    pub(crate) fn hold(&self, copies: u64) -> Result<()> {
-        hold_memory(&self.work, copies * self.model.tensor_bytes + (1 << 30))
-    }
-
-    /// Gives up what was held: the run begins.
-    pub(crate) fn give_up(&self) -> Result<()> {
+    /// The same, and programs that were just started have imported everything.
+    pub(crate) fn have_with(&self, copies: u64, clients: &mut [Client]) -> Result<()> {
+        hold_memory(&self.work, copies * self.model.tensor_bytes + (1 << 30))?;
+        clients.iter_mut().try_for_each(Client::until_ready)?;
+        // Not before: the kernel gives free memory back after some seconds.
         give_up_memory(&self.work)
     }
 }

@@ -181,6 +181,21 @@ impl Client {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
+        let mut client = Self::spawn(python, script, arguments, environment)?;
+        client.until_ready()?;
+        Ok(client)
+    }
+
+    /// Starts a script of `benches/clients`, which imports all it needs before it does as it is told.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn spawn(
+        python: &Python,
+        script: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut command = python.command();
         command.arg(Path::new(ROOT).join("benches/clients").join(script)).args(arguments);
         command.envs(environment.iter().copied());
@@ -189,9 +204,16 @@ impl Client {
         let mut process = command.spawn().with_context(|| format!("starting {script}"))?;
         let input = process.stdin.take();
         let output = BufReader::new(process.stdout.take().context("it has an stdout")?);
-        let mut client = Self { script: script.to_owned(), process, input, output, log };
-        ensure!(client.hear::<Ready>()?.ready, "{script} is not ready");
-        Ok(client)
+        Ok(Self { script: script.to_owned(), process, input, output, log })
+    }
+
+    /// Waits until one that was spawned has imported everything. Once.
+    ///
+    /// # Errors
+    /// When it ends instead.
+    pub fn until_ready(&mut self) -> Result<()> {
+        ensure!(self.hear::<Ready>()?.ready, "{} is not ready", self.script);
+        Ok(())
     }
 
     /// Its process, for measuring.

@@ -112,16 +112,14 @@ impl Second<'_> {
         };
         let mut reader = Command::new(binary("reader")?);
         reader.arg(how).args(self.world.shards(&self.files));
-        self.prepare(files)?;
-        self.world.give_up()?;
+        self.prepare(files, &mut [])?;
         self.bucket.run(&mut reader)
     }
 
     /// A program that is started has the model, with the help of others, when nothing of it is in weightd's own memory.
     fn load(&self, start: impl Fn() -> Result<Client>, helpers: &[u32], files: Files) -> Result<Run> {
         let mut clients = [start()?];
-        self.prepare(files)?;
-        self.world.give_up()?;
+        self.prepare(files, &mut clients)?;
         let run = self.bucket.load(&mut clients, helpers)?;
         clients[0].check()?;
         Ok(run)
@@ -130,6 +128,7 @@ impl Second<'_> {
     /// A program has what another had, which has just ended.
     fn take_over(&self) -> Result<Run> {
         let (mut last, mut next) = (self.borrower()?, [self.borrower()?]);
+        [&mut last, &mut next[0]].into_iter().try_for_each(Client::until_ready)?;
         last.load()?;
         drop(last);
         let run = self.bucket.load(&mut next, &self.node.processes())?;
@@ -141,13 +140,14 @@ impl Second<'_> {
         self.world.client("by_weightd.py", text(&self.volume)?, "touched", &[])
     }
 
-    /// Nothing is in weightd's memory, files are where they are to be, and memory is held for the page cache and a copy.
-    fn prepare(&self, files: Files) -> Result<()> {
+    /// Nothing is in weightd's memory, files are where they are to be, there is memory for the page cache and a copy, and programs that
+    /// were just started are ready.
+    fn prepare(&self, files: Files, clients: &mut [Client]) -> Result<()> {
         self.node.until_forgotten()?;
         match files {
             Files::OnDisk => self.world.cool(&self.files)?,
             Files::InPageCache => self.world.warm(&self.files)?,
         }
-        self.world.hold(2)
+        self.world.have_with(2, clients)
     }
 }

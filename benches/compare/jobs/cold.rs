@@ -19,13 +19,12 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
     let title = format!("Bucket to all tensors in memory, {}", way.words());
     let about = "The job is done when a program holds every tensor as a torch tensor; it had imported everything before. What weightd \
                  brings is also kept on the node's disk, verified, which nobody else does.";
-    let mut contest = beside_streaming(Contest::new(title, about, world.tensor_bytes()), world, bucket)
-        .with(Role::Limit, "streamed and thrown away", "not even kept", move || {
-            world.floor(bucket, "--discard")
-        })
-        .with(Role::Own, "weightd", "`weightd.open`, tensors in the order of the files", move || {
-            own(world, bucket, &["ordered"])
-        });
+    let mut contest = beside_streaming(Contest::new(title, about, world.tensor_bytes()), world, bucket).with(
+        Role::Own,
+        "weightd",
+        "`weightd.open`, tensors in the order of the files",
+        move || own(world, bucket, &["ordered"]),
+    );
     if world.with_peers {
         contest = contest.with(Role::Peer, "runai-model-streamer", runai::SETTINGS, move || {
             by_runai(world, bucket, &[""])
@@ -53,12 +52,11 @@ pub(super) fn beside_streaming<'w>(
 /// Programs that take tensors from an agent that has nothing, one for each of what they are told.
 pub(super) fn own(world: &World, bucket: &Bucket, told: &[&str]) -> Result<Run> {
     let node = world.node(bucket)?;
-    world.hold(1)?;
     let socket = node.handoff_socket()?;
     let environment = [("WEIGHTD_HANDOFF_SOCKET", text(&socket)?)];
     let start = |how: &&str| world.client("by_weightd.py", SOURCE, how, &environment);
     let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;
-    world.give_up()?;
+    world.have_with(1, &mut clients)?;
     let run = bucket.load(&mut clients, &node.processes())?;
     clients.iter_mut().try_for_each(Client::check)?;
     node.prefetch(SOURCE)?;
@@ -68,10 +66,9 @@ pub(super) fn own(world: &World, bucket: &Bucket, told: &[&str]) -> Result<Run> 
 
 /// The same by runai-model-streamer, which has no agent.
 pub(super) fn by_runai(world: &World, bucket: &Bucket, told: &[&str]) -> Result<Run> {
-    world.hold(u64::try_from(told.len())?)?;
     let start = |how: &&str| runai::of_bucket(world, bucket, SOURCE, how);
     let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;
-    world.give_up()?;
+    world.have_with(u64::try_from(told.len())?, &mut clients)?;
     let run = bucket.load(&mut clients, &[])?;
     clients.iter_mut().try_for_each(Client::check)?;
     Ok(run)
@@ -80,12 +77,11 @@ pub(super) fn by_runai(world: &World, bucket: &Bucket, told: &[&str]) -> Result<
 /// The same by safetensors from a mounted bucket.
 pub(super) fn by_gcsfuse(world: &World, bucket: &Bucket, has_cache: bool, told: &[&str]) -> Result<Run> {
     let mounted = gcsfuse::mount(&world.fresh("gcsfuse")?.join("mount"), bucket, has_cache)?;
-    // The page cache has it once, and each program.
-    world.hold(u64::try_from(told.len())? + 1)?;
     let source = mounted.model();
     let start = |how: &&str| world.client("by_safetensors.py", text(&source)?, how, &[]);
     let mut clients = told.iter().map(start).collect::<Result<Vec<_>>>()?;
-    world.give_up()?;
+    // The page cache has it once, and each program.
+    world.have_with(u64::try_from(told.len())? + 1, &mut clients)?;
     let run = bucket.load(&mut clients, &[mounted.pid()])?;
     clients.iter_mut().try_for_each(Client::check)?;
     Ok(run)

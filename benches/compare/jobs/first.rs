@@ -71,8 +71,9 @@ fn until_first(
     client: Client,
     come: impl FnOnce() -> Result<()>,
 ) -> Result<Run> {
-    world.have(1)?;
-    let (mut clients, started, sent) = ([client], Instant::now(), bucket.sent()?);
+    let mut clients = [client];
+    world.have_with(1, &mut clients)?;
+    let (started, sent) = (Instant::now(), bucket.sent()?);
     come()?;
     let before = started.elapsed().as_secs_f64();
     let run = bucket.load(&mut clients, &[])?;

@@ -36,9 +36,9 @@ use crate::{
     shown::Condition,
 };
 
-/// Chunks that are brought for a lease at once, in pieces of which each has one under way: enough to keep a disk busy, and few enough
+/// Chunks that are brought for a lease at once, a piece of each under way: 128 MiB, which disks want to be asked for, and few enough
 /// that what a client wants next comes next.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 
 /// Files of a client that are preferred at once.
 const PREFERRED: usize = 2;
