@@ -104,15 +104,14 @@ pub(crate) fn plain(status: StatusCode, text: &str) -> Response<Body> {
 /// The part of `bytes` a request asks for, with the headers of RFC 9110 that say so.
 pub(crate) fn ranged(bytes: &Bytes, headers: &HeaderMap) -> Response<Body> {
     let length = bytes.len();
-    let wanted = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let builder = Response::builder().header(header::ACCEPT_RANGES, "bytes");
-    let answer = match wanted.map(|text| range(text, length)) {
-        None => builder.body(Body::from(bytes.clone())),
-        Some(None) => builder
+    let answer = match wanted(headers, length) {
+        Wanted::All => builder.body(Body::from(bytes.clone())),
+        Wanted::Nothing => builder
             .status(StatusCode::RANGE_NOT_SATISFIABLE)
             .header(header::CONTENT_RANGE, format!("bytes */{length}"))
             .body(Body::empty()),
-        Some(Some(range)) => builder
+        Wanted::Part(range) => builder
             .status(StatusCode::PARTIAL_CONTENT)
             .header(header::CONTENT_RANGE, format!("bytes {}-{}/{length}", range.start, range.end - 1))
             .body(Body::from(bytes.slice(range))),
@@ -120,15 +119,35 @@ pub(crate) fn ranged(bytes: &Bytes, headers: &HeaderMap) -> Response<Body> {
     answer.expect("these headers are valid")
 }
 
-/// One range of bytes; several at once are not asked for by anything here.
-pub(crate) fn range(text: &str, length: usize) -> Option<Range<usize>> {
+/// What a request wants of something that has bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    All,
+    Part(Range<usize>),
+    /// Bytes that it does not have.
+    Nothing,
+}
+
+/// Reads `Range`. What is not one range of bytes is as good as not said, as RFC 9110 has it.
+pub(crate) fn wanted(headers: &HeaderMap, length: usize) -> Wanted {
+    let said = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    match said.and_then(|text| range(text, length)) {
+        None => Wanted::All,
+        Some(range) if range.start < range.end => Wanted::Part(range),
+        Some(_) => Wanted::Nothing,
+    }
+}
+
+fn range(text: &str, length: usize) -> Option<Range<usize>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
-    let range = match (first, last) {
-        ("", suffix) => length.saturating_sub(suffix.parse().ok()?)..length,
-        (first, "") => first.parse().ok()?..length,
-        (first, last) => first.parse().ok()?..last.parse::<usize>().ok()?.saturating_add(1).min(length),
-    };
-    (range.start < range.end).then_some(range)
+    match (first, last) {
+        ("", suffix) => Some(length.saturating_sub(suffix.parse().ok()?)..length),
+        (first, "") => Some(first.parse().ok()?..length),
+        (first, last) => {
+            let (first, last) = (first.parse().ok()?, last.parse::<usize>().ok()?);
+            (first <= last).then(|| first..last.saturating_add(1).min(length))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -137,11 +156,20 @@ mod tests {
 
     #[test]
     fn ranges_are_read_as_in_rfc_9110() {
-        assert_eq!(range("bytes=0-0", 10), Some(0..1));
-        assert_eq!(range("bytes=3-", 10), Some(3..10));
-        assert_eq!(range("bytes=-4", 10), Some(6..10));
-        assert_eq!(range("bytes=5-99", 10), Some(5..10));
-        assert_eq!(range("bytes=10-12", 10), None);
-        assert_eq!(range("items=0-1", 10), None);
+        let read = |text: &str| {
+            let headers = [(header::RANGE, text.parse().unwrap())].into_iter().collect();
+            wanted(&headers, 10)
+        };
+        assert_eq!(read("bytes=0-0"), Wanted::Part(0..1));
+        assert_eq!(read("bytes=3-"), Wanted::Part(3..10));
+        assert_eq!(read("bytes=-4"), Wanted::Part(6..10));
+        assert_eq!(read("bytes=5-99"), Wanted::Part(5..10));
+        for beyond in ["bytes=10-12", "bytes=10-", "bytes=-0"] {
+            assert_eq!(read(beyond), Wanted::Nothing, "{beyond}");
+        }
+        for none in ["items=0-1", "bytes=5-3", "bytes=-", "bytes=x-3", "bytes"] {
+            assert_eq!(read(none), Wanted::All, "{none}");
+        }
+        assert_eq!(wanted(&HeaderMap::new(), 10), Wanted::All);
     }
 }

@@ -27,7 +27,10 @@ use super::{
     store::Store,
     upload,
 };
-use crate::{RequestLog, serve};
+use crate::{
+    RequestLog,
+    serve::{self, Wanted},
+};
 
 /// Bytes that a request to make a bucket may have.
 const BUCKET_BYTES: usize = 1 << 20;
@@ -184,9 +187,11 @@ impl Shared {
     ) -> Result<Response<Body>, Refusal> {
         let stored = self.find(named, query, headers)?;
         let length = stored.content.bytes.len();
-        let wanted = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
-        let wanted = wanted.map(|text| serve::range(text, length).ok_or(Refusal::Unsatisfiable { length }));
-        let range = wanted.transpose()?;
+        let range = match serve::wanted(headers, length) {
+            Wanted::All => None,
+            Wanted::Part(range) => Some(range),
+            Wanted::Nothing => return Err(Refusal::Unsatisfiable { length }),
+        };
         let bytes = match &range {
             Some(range) => stored.content.bytes.slice(range.clone()),
             None => stored.content.bytes.clone(),

@@ -18,6 +18,8 @@ use super::{
 
 /// Bytes that the list of sources may have.
 const LIST_BYTES: usize = 1 << 20;
+/// Most sources of one object.
+const MOST_SOURCES: usize = 32;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +48,12 @@ pub(super) async fn compose(
     let body = body.map_err(|error| Refusal::invalid(error.to_string()))?;
     let composition: Composition =
         serde_json::from_slice(&body).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let count = composition.source_objects.len();
+    if !(1..=MOST_SOURCES).contains(&count) {
+        let why =
+            format!("An object is made of 1 to {MOST_SOURCES} source components, and {count} are named.");
+        return Err(Refusal::invalid(why));
+    }
     let mut pieces = Vec::new();
     for source in composition.source_objects {
         let generation = source.generation.map(|generation| generation.parse()).transpose();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -33,7 +33,8 @@ pub(super) struct Session {
     described: Described,
     conditions: Conditions,
     received: Vec<Bytes>,
-    ended: Option<Result<Arc<Stored>, Refusal>>,
+    /// The object, whose memory goes with it when it is replaced or removed, or why there is none.
+    ended: Option<Result<Weak<Stored>, Refusal>>,
 }
 
 /// Where a body belongs, as `Content-Range` says it.
@@ -110,7 +111,8 @@ impl Session {
     ) -> Result<Standing, Refusal> {
         if let Some(ended) = &self.ended {
             read(body).await;
-            return ended.clone().map(Standing::Ended);
+            let stored = ended.clone()?;
+            return stored.upgrade().map(Standing::Ended).ok_or(Refusal::NoUpload);
         }
         // The request before may have broken off.
         self.cut();
@@ -130,7 +132,7 @@ impl Session {
             return Ok(Standing::Open(self.length()));
         }
         let ended = self.finish(claimed, store).await;
-        self.ended = Some(ended.clone());
+        self.ended = Some(ended.as_ref().map(Arc::downgrade).map_err(Refusal::clone));
         ended.map(Standing::Ended)
     }
 

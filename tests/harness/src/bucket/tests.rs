@@ -76,6 +76,10 @@ async fn ranges_come_with_what_clients_check_them_by() {
     let gone = client.get(format!("{url}&generation={}", old.generation)).send().await.unwrap();
     assert_eq!(gone.status(), 404);
     assert_eq!(value(gone).await["error"]["message"], "No such object: models/a/w");
+    for odd in ["bytes=4-2", "items=2-4", "bytes"] {
+        let whole = client.get(&url).header("range", odd).send().await.unwrap();
+        assert_eq!((whole.status().as_u16(), header(&whole, "content-length")), (200, "10"), "{odd}");
+    }
 }
 
 #[tokio::test]
@@ -201,6 +205,10 @@ async fn one_request_brings_an_object_with_what_is_said_of_it() {
     let wrong =
         client.post(uploading(&server, "uploadType=media&name=x")).header("x-goog-hash", "crc32c=AAAAAA==");
     assert_eq!(status(wrong.body("hello")).await, 400);
+    // Of several lines each counts.
+    let wrong = client.post(uploading(&server, "uploadType=media&name=x"));
+    let wrong = wrong.header("x-goog-hash", "crc32c=mnG7TA==").header("x-goog-hash", "md5=AAAA");
+    assert_eq!(status(wrong.body("hello")).await, 400);
     assert!(server.stat("models", "x").await.is_err());
 }
 
@@ -219,6 +227,11 @@ async fn an_object_is_made_of_others() {
     assert_eq!((&resource["name"], &resource["contentType"]), (&json!("a/w"), &json!("text/plain")));
     assert_eq!(server.download("models", "a/w").await.unwrap(), "one, two");
     assert_eq!(status(compose(one.generation)).await, 412);
+    for count in [0, 33] {
+        let sources = json!({"sourceObjects": vec![json!({"name": "parts/1"}); count]}).to_string();
+        let request = client.post(api(&server, "o/many/compose")).body(sources);
+        assert_eq!(status(request).await, 400, "{count} sources");
+    }
 }
 
 async fn begin(client: &Client, server: &BucketServer, parameters: &str) -> String {

@@ -183,6 +183,8 @@ async fn pieces(body: Body) -> Result<Vec<Bytes>, Refusal> {
     pieces.map_err(|error| Refusal::invalid(format!("It broke off: {error}")))
 }
 
+/// What headers of a name say. Several lines are one list.
 fn said(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers.get(name)?.to_str().ok().map(str::to_owned)
+    let lines = headers.get_all(name).iter().map(HeaderValue::to_str).collect::<Result<Vec<_>, _>>().ok()?;
+    (!lines.is_empty()).then(|| lines.join(","))
 }
