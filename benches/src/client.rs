@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, de::DeserializeOwned};
 use tempfile::NamedTempFile;
 
-use crate::{binary, wait_until};
+use crate::{binary, wait_until, watchdog::Watchdog};
 
 /// How long one may take to leave.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -273,10 +273,12 @@ impl Client {
 
     fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
         let mut line = String::new();
+        let watchdog = Watchdog::of(self.process.id())?;
         self.output.read_line(&mut line)?;
         if line.is_empty() {
             let said = fs::read_to_string(self.log.path()).unwrap_or_default();
-            anyhow::bail!("{} ended: {}", self.script, said.trim());
+            let why = watchdog.words().map_or_else(String::new, |words| format!(", because {words}"));
+            anyhow::bail!("{} ended{why}: {}", self.script, said.trim());
         }
         serde_json::from_str(&line).with_context(|| format!("{} said {line}", self.script))
     }

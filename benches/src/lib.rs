@@ -11,6 +11,7 @@ mod pages;
 mod report;
 mod system;
 pub mod vllm;
+mod watchdog;
 
 pub use bucket::{BUCKET, Bucket, Common, SOURCE};
 pub use client::{Client, Loaded, Python};

@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use wait4::Wait4;
 
+use crate::watchdog::Watchdog;
+
 /// What one run of a program cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
@@ -37,11 +39,13 @@ pub fn run(command: &mut Command) -> Result<Cost> {
     let log = tempfile::NamedTempFile::new()?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.reopen()?);
     let child = command.spawn().with_context(|| format!("starting {name}"))?;
+    let watchdog = Watchdog::of(child.id())?;
     let used = child.wait4().with_context(|| format!("waiting for {name}"))?;
     let wall = started.elapsed();
     if !used.status.success() {
         let words = std::fs::read_to_string(log.path()).unwrap_or_default();
-        bail!("{name} failed ({}): {}", used.status, words.trim());
+        let why = watchdog.words().unwrap_or_else(|| used.status.to_string());
+        bail!("{name} failed ({why}): {}", words.trim());
     }
     let cpu = used.rusage.utime + used.rusage.stime;
     Ok(Cost { wall, cpu, peak_bytes: used.rusage.maxrss })
