@@ -8,8 +8,8 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use weightd_benches::{Table, gibibytes, gigabytes, mebibytes, median};
 
-/// How long a peer may take in all rounds of one job before it is left with the rounds that it has.
-const ENOUGH_SECONDS: f64 = 12.0;
+/// How many times weightd's time a peer may take before it is left with the rounds that it has: so far behind, nothing hangs on more.
+const FAR_BEHIND: f64 = 2.0;
 
 /// Whether someone wants it to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -152,7 +152,7 @@ impl<'w> Contest<'w> {
     }
 
     /// How everyone did. Who fails once is out, and the table says why: a peer that does not run here is no reason to measure
-    /// nothing. A peer that has taken long enough is not asked again: its place does not hang on a few percent.
+    /// nothing. A peer that is far behind is not asked again.
     ///
     /// # Errors
     /// When weightd or a limit fails.
@@ -162,10 +162,10 @@ impl<'w> Contest<'w> {
         for round in 0..terms.rounds {
             for at in 0..self.contenders.len() {
                 let at = (at + round) % self.contenders.len();
-                let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);
-                if standing.failure.is_some() || standing.has_been_slow() {
+                if standings[at].failure.is_some() || is_far_behind(&standings[at], &standings) {
                     continue;
                 }
+                let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);
                 ensure!(!INTERRUPTED.load(Relaxed), "interrupted");
                 eprint!("{}, round {}: {}", self.title, round + 1, contender.name);
                 match (contender.run)() {
@@ -193,12 +193,16 @@ impl Contender<'_> {
     }
 }
 
-impl Standing {
-    /// Whether it is a peer that has taken so long that nothing is gained by more rounds.
-    fn has_been_slow(&self) -> bool {
-        self.role == Role::Peer && self.runs.iter().map(|run| run.wall).sum::<f64>() > ENOUGH_SECONDS
-    }
+/// Whether a peer is so much slower than weightd that nothing is gained by more rounds.
+fn is_far_behind(standing: &Standing, all: &[Standing]) -> bool {
+    let seconds = |standing: &Standing| standing.median(|run| run.wall);
+    let own = all.iter().find(|standing| standing.role == Role::Own && !standing.runs.is_empty());
+    standing.role == Role::Peer
+        && !standing.runs.is_empty()
+        && own.is_some_and(|own| seconds(standing) > FAR_BEHIND * seconds(own))
+}
 
+impl Standing {
     /// Median of something, in its unit.
     pub(crate) fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
         median(self.runs.iter().map(of))

@@ -95,7 +95,7 @@ fn write(path: &Path, world: &World, outcomes: &[Outcome]) -> Result<()> {
         "# Beside the peers\n\nThe last run of `cargo xtask bench compare --report docs/benchmarks/compare.md`. Everyone does the same \
          work in turn, and what came of it is\ncompared with the model as it was published, but for that of limits and of how weightd \
          grows. Figures are medians of as many rounds as the \
-         tables say, ratios medians of round-by-round\nratios. A peer that takes long is asked less often. Bucket, client and disk share \
+         tables say, ratios medians of round-by-round\nratios. A peer that takes more than twice weightd's time is not asked again. Bucket, client and disk share \
          the machine's cores. Memory and CPU are those of\neverything that works for a contender, without the bucket; memory that its \
          processes share counts once,\nand of a command that starts others the largest counts. weightd's is in huge pages\n(`handoff.huge_pages`).\n\n{}; {}\n\nThe model has {:.2} GB. The bucket \
          holds it in memory; *shaped* is one that answers as a real one does: 50 ms to the first\nbyte, 150 MB/s a connection, 10 Gbit/s \

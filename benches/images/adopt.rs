@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use weightd_benches::{Process, Table, binary, forget_pages, median, wait_until};
+use weightd_benches::{Process, Table, binary, forget_pages, mebibytes, median, wait_until};
 use weightd_harness::LoopMount;
 
 use crate::Bench;
@@ -45,7 +45,7 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
         let before = bytes_read(disk.path())?;
         let pattern = work.join("disks/*");
         with.push(ready(&work, &format!("[tiers]\ndirectories = [{pattern:?}]"), MODELS)?);
-        read.push((bytes_read(disk.path())? - before) as f64);
+        read.push(mebibytes(bytes_read(disk.path())? - before));
     }
     let mut table = Table::new(&["agent", "ready after ms", "slowest ms"]);
     for (name, times) in [("without a tier", without), ("with the disk, page cache empty", with)] {
@@ -59,8 +59,8 @@ pub(crate) fn measure(bench: &Bench) -> Result<String> {
     Ok(format!(
         "## Adopting a disk with {MODELS} models of {FILES} files\n\nFrom the start of the program until it answers with all models known. \
          Read from the disk for that: {:.1} MiB of {:.0}.\n\n{}\n",
-        median(read) / f64::from(1 << 20),
-        (MODELS * FILES * FILE_BYTES) as f64 / f64::from(1 << 20),
+        median(read),
+        mebibytes((MODELS * FILES * FILE_BYTES) as u64),
         table.markdown()
     ))
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Longer than a server takes to end and another to begin, and shorter than anyone wants to wait.
-const LINGER: &str = "[handoff]\nlinger = \"5s\"";
+const LINGER: &str = "[handoff]\nlinger = \"2s\"";
 
 /// A node that has the model.
 struct Second<'w> {
@@ -140,14 +140,20 @@ impl Second<'_> {
         self.world.client("by_weightd.py", text(&self.volume)?, "touched", &[])
     }
 
-    /// Nothing is in weightd's memory, files are where they are to be, there is memory for the page cache and a copy, and programs that
-    /// were just started are ready.
+    /// Nothing is in weightd's memory, files are where they are to be, there is memory for a copy and for what of the page cache is yet to
+    /// come, and programs that were just started are ready.
     fn prepare(&self, files: Files, clients: &mut [Client]) -> Result<()> {
         self.node.until_forgotten()?;
-        match files {
-            Files::OnDisk => self.world.cool(&self.files)?,
-            Files::InPageCache => self.world.warm(&self.files)?,
-        }
-        self.world.have_with(2, clients)
+        let copies = match files {
+            Files::OnDisk => {
+                self.world.cool(&self.files)?;
+                2
+            }
+            Files::InPageCache => {
+                self.world.warm(&self.files)?;
+                1
+            }
+        };
+        self.world.have_with(copies, clients)
     }
 }

@@ -50,10 +50,12 @@ fn by_size(world: &World) -> Result<Outcome> {
 fn by_files(world: &World) -> Result<Outcome> {
     let mut buckets = Vec::new();
     for count in FILES {
-        let directory = world.fresh(&format!("in-{count}-files"))?;
+        let directory = world.fresh("files")?;
         write_files(&directory, count)?;
+        // It holds them in memory from here on.
         buckets.push((count, world.bucket_of(&directory)?));
     }
+    world.fresh("files")?;
     let mut contest = Contest::new("Prefetching as many bytes in more files", "", BYTES);
     for (count, bucket) in &buckets {
         contest = contest.with(Role::Own, format!("weightd, files: {count}"), "", move || {
