@@ -162,7 +162,8 @@ impl<'w> Contest<'w> {
         for round in 0..terms.rounds {
             for at in 0..self.contenders.len() {
                 let at = (at + round) % self.contenders.len();
-                if standings[at].failure.is_some() || is_far_behind(&standings[at], &standings) {
+                let is_out = standings[at].failure.is_some() || standings[at].runs.len() < round;
+                if is_out || is_far_behind(&standings[at], &standings) {
                     continue;
                 }
                 let (contender, standing) = (&mut self.contenders[at], &mut standings[at]);
@@ -178,7 +179,10 @@ impl<'w> Contest<'w> {
                         standing.runs.clear();
                         standing.failure = Some(format!("{error:#}"));
                     }
-                    Err(error) => return Err(error.context(contender.name.clone())),
+                    Err(error) => {
+                        eprintln!();
+                        return Err(error.context(contender.name.clone()));
+                    }
                 }
             }
         }
@@ -193,13 +197,14 @@ impl Contender<'_> {
     }
 }
 
-/// Whether a peer is so much slower than weightd that nothing is gained by more rounds.
+/// Whether a peer is so much slower than weightd, in each of its ways, that nothing is gained by more rounds.
 fn is_far_behind(standing: &Standing, all: &[Standing]) -> bool {
     let seconds = |standing: &Standing| standing.median(|run| run.wall);
-    let own = all.iter().find(|standing| standing.role == Role::Own && !standing.runs.is_empty());
+    let own = all.iter().filter(|standing| standing.role == Role::Own && !standing.runs.is_empty());
+    let slowest = own.map(seconds).reduce(f64::max);
     standing.role == Role::Peer
         && !standing.runs.is_empty()
-        && own.is_some_and(|own| seconds(standing) > FAR_BEHIND * seconds(own))
+        && slowest.is_some_and(|slowest| seconds(standing) > FAR_BEHIND * slowest)
 }
 
 impl Standing {

@@ -52,7 +52,7 @@ async fn main() -> Result<()> {
 
 /// What it is told to do.
 fn options() -> Options {
-    // With as many as elsewhere all jobs take more than an hour.
+    // With as many as elsewhere all jobs take an hour.
     let command = Options::command().mut_arg("rounds", |rounds| rounds.default_value(ROUNDS));
     Options::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }

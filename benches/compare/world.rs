@@ -233,9 +233,10 @@ impl World {
     /// The same, and programs that were just started have imported everything.
     pub(crate) fn have_with(&self, copies: u64, clients: &mut [Client]) -> Result<()> {
         hold_memory(&self.work, copies * self.model.tensor_bytes + (1 << 30))?;
-        clients.iter_mut().try_for_each(Client::until_ready)?;
+        let ready = clients.iter_mut().try_for_each(Client::until_ready);
         // Not before: the kernel gives free memory back after some seconds.
-        give_up_memory(&self.work)
+        give_up_memory(&self.work)?;
+        ready
     }
 }
 

@@ -92,6 +92,7 @@ fn take(directory: &Path, wanted: u64) -> Result<()> {
     let file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
     let file = &file.with_context(|| format!("opening {}", path.display()))?;
     let bytes = available("MemFree:")?.saturating_sub(KEPT_FREE_BYTES).min(wanted);
+    // What is in the page cache of an earlier file behind that is gone.
     file.set_len(bytes)?;
     // A part for each core: one alone waits for the hypervisor most of the time.
     let parts = thread::available_parallelism()?.get() as u64;

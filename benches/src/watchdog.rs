@@ -19,6 +19,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Ends a process that does not end. Gives up when dropped.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
+    limit: Duration,
     has_bitten: Arc<AtomicBool>,
     until: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -42,15 +43,18 @@ impl Watchdog {
         let bites = Arc::clone(&has_bitten);
         let thread = thread::spawn(move || {
             if over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                bites.store(pidfd_send_signal(&process, Signal::KILL).is_ok(), Ordering::Release);
+                // First: whoever sees it end asks why.
+                bites.store(true, Ordering::Release);
+                // It fails only when it has just ended, which took that long, too.
+                let _ = pidfd_send_signal(&process, Signal::KILL);
             }
         });
-        Ok(Self { has_bitten, until: Some(until), thread: Some(thread) })
+        Ok(Self { limit, has_bitten, until: Some(until), thread: Some(thread) })
     }
 
     /// What it did, if it has ended the process.
     pub(crate) fn words(&self) -> Option<String> {
-        let words = || format!("it did not end within {} minutes, and was ended", LIMIT.as_secs() / 60);
+        let words = || format!("it did not end within {} s, and was ended", self.limit.as_secs());
         self.has_bitten.load(Ordering::Acquire).then(words)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use weightd_benches::{Client, Node, binary};
 
 use crate::{
@@ -131,6 +131,7 @@ impl Second<'_> {
         [&mut last, &mut next[0]].into_iter().try_for_each(Client::until_ready)?;
         last.load()?;
         drop(last);
+        ensure!(self.node.metric("weightd_expose_resident_bytes")? > 0, "the tensors are gone already");
         let run = self.bucket.load(&mut next, &self.node.processes())?;
         next[0].check()?;
         Ok(run)

@@ -277,6 +277,9 @@ async fn an_object_comes_in_parts_and_is_there_at_the_end() {
     assert_eq!(server.download("models", "a/w").await.unwrap(), whole);
     // Who did not hear of the end asks again.
     assert_eq!(send(&client, &session, "bytes */*", vec![]).await.0, 200);
+    // Its object is another's by then.
+    server.upload("models", "a/w", "another").await.unwrap();
+    assert_eq!(send(&client, &session, "bytes */*", vec![]).await.0, 404);
     assert_eq!(send(&client, &begin(&client, &server, "name=empty").await, "bytes */0", vec![]).await.0, 200);
     assert_eq!(server.stat("models", "empty").await.unwrap().size, 0);
     let session = begin(&client, &server, "name=streamed").await;
