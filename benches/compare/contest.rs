@@ -162,7 +162,8 @@ impl<'w> Contest<'w> {
         for round in 0..terms.rounds {
             for at in 0..self.contenders.len() {
                 let at = (at + round) % self.contenders.len();
-                let is_out = standings[at].failure.is_some() || standings[at].runs.len() < round;
+                // Who has missed a round has failed, or was far behind.
+                let is_out = standings[at].runs.len() < round;
                 if is_out || is_far_behind(&standings[at], &standings) {
                     continue;
                 }
