@@ -25,7 +25,9 @@ impl BootNote {
         let note = disk.get(..NOTE_BYTES)?;
         let line = note.split(|&byte| byte == b'\n').next()?;
         let number = std::str::from_utf8(line).ok()?.strip_prefix(WORD)?;
-        Some(Self { data_start: number.parse().ok()? })
+        let read = Self { data_start: number.parse().ok()? };
+        // Nothing of it is free to be otherwise: it has no checksum.
+        (read.encode() == note).then_some(read)
     }
 }
 
@@ -39,5 +41,10 @@ mod tests {
         assert_eq!(BootNote::decode(&note.encode()), Some(note));
         assert_eq!(BootNote::decode(&[0; 1024]), None);
         assert_eq!(BootNote::decode(b"weightd-image 1 7\n"), None);
+        for at in 0..1024 {
+            let mut other = note.encode();
+            other[at] ^= 1;
+            assert_ne!(BootNote::decode(&other), Some(note), "byte {at}");
+        }
     }
 }

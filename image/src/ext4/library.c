@@ -264,6 +264,62 @@ int weightd_ext4_check_groups(ext2_filsys fs)
 	return 0;
 }
 
+/* Whether the bytes behind the first `used` of a block are what they are behind a bitmap: ones. */
+static int has_tail(const uint8_t *bitmap, size_t used, size_t whole)
+{
+	while (used < whole && bitmap[used] == 0xff)
+		used++;
+	return used == whole;
+}
+
+/* Checks the bitmaps of a group, as far as it has them, by way of a block of memory. */
+long weightd_ext4_check_bitmaps(ext2_filsys fs, uint32_t group, uint8_t *block, int *is_wrong)
+{
+	size_t block_bits = fs->super->s_clusters_per_group / 8, inode_bits = fs->super->s_inodes_per_group / 8;
+	errcode_t code;
+
+	*is_wrong = 0;
+	if (!ext2fs_bg_flags_test(fs, group, EXT2_BG_BLOCK_UNINIT)) {
+		code = io_channel_read_blk64(fs->io, ext2fs_block_bitmap_loc(fs, group), 1, block);
+		if (code)
+			return code;
+		*is_wrong |= !ext2fs_block_bitmap_csum_verify(fs, group, (char *)block, block_bits);
+		*is_wrong |= !has_tail(block, block_bits, fs->blocksize);
+	}
+	if (!ext2fs_bg_flags_test(fs, group, EXT2_BG_INODE_UNINIT)) {
+		code = io_channel_read_blk64(fs->io, ext2fs_inode_bitmap_loc(fs, group), 1, block);
+		if (code)
+			return code;
+		*is_wrong |= !ext2fs_inode_bitmap_csum_verify(fs, group, (char *)block, inode_bits);
+		*is_wrong |= !has_tail(block, inode_bits, fs->blocksize);
+	}
+	return 0;
+}
+
+uint32_t weightd_ext4_groups(ext2_filsys fs)
+{
+	return fs->group_desc_count;
+}
+
+/*
+ * Checks an inode that the file system may have for itself, by way of a block of memory. Of one that is not in use the
+ * library looks at the old half alone, and takes it for sound when that is empty.
+ */
+long weightd_ext4_check_own_inode(ext2_filsys fs, uint32_t number, uint8_t *block, int *is_wrong)
+{
+	size_t bytes = EXT2_INODE_SIZE(fs->super), old = 0, all = 0;
+	errcode_t code = ext2fs_read_inode_full(fs, number, (struct ext2_inode *)block, bytes);
+
+	if (code)
+		return code;
+	while (old < EXT2_GOOD_OLD_INODE_SIZE && block[old] == 0)
+		old++;
+	while (all < bytes && block[all] == 0)
+		all++;
+	*is_wrong = old == EXT2_GOOD_OLD_INODE_SIZE && all < bytes;
+	return 0;
+}
+
 /* Reads an inode; `root` gets the 60 bytes in which its extents, if it has any, begin. */
 long weightd_ext4_read_inode(ext2_filsys fs, uint32_t number, uint16_t *mode, uint16_t *links, uint32_t *flags,
 			     uint64_t *bytes, uint8_t *root)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Inode, LOST_AND_FOUND, ROOT_INODE,
+    Inode, LOST_AND_FOUND, LOST_AND_FOUND_INODE, ROOT_INODE,
     directory::{self, RawEntry},
     error::Ext4Error,
     pieces::{Extent, Place, pieces},
@@ -83,6 +83,19 @@ impl FileSystem {
         Ok(Self { handle, superblock, path: object })
     }
 
+    /// Checks what no file is found by: the bitmaps, which a kernel looks at when it writes, and the inodes that are the file
+    /// system's own.
+    ///
+    /// # Errors
+    /// [`Ext4Error::Damaged`], or [`Ext4Error::Failed`] when a checksum is wrong or something cannot be read.
+    pub(crate) fn check_tables(&self) -> Result<(), Ext4Error> {
+        let object = self.path.clone();
+        let checked = self.handle.check_tables(LOST_AND_FOUND_INODE);
+        checked
+            .map_err(Ext4Error::library("check the tables of", &object))?
+            .map_err(|reason| Ext4Error::Damaged { object, reason })
+    }
+
     /// Name of the file system, at most 16 bytes.
     pub(crate) fn label(&self) -> &str {
         &self.superblock.label
@@ -105,7 +118,7 @@ impl FileSystem {
     }
 
     /// Everything below the root in the order in which directories name it, each directory followed by what is in it.
-    /// `lost+found` is left out, and what is in it.
+    /// `lost+found` is checked and left out, and what is in it.
     ///
     /// # Errors
     /// [`Ext4Error::Damaged`], also for a directory with two names and for more than 2²⁰ entries; [`Ext4Error::Failed`] when
@@ -120,6 +133,7 @@ impl FileSystem {
                 continue;
             };
             if parent.as_os_str().is_empty() && raw.name == LOST_AND_FOUND.as_bytes() {
+                walk.list(raw.inode, LOST_AND_FOUND)?;
                 continue;
             }
             let path = parent.join(OsStr::from_bytes(&raw.name));

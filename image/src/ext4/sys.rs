@@ -53,6 +53,10 @@ unsafe extern "C" {
     fn weightd_ext4_free(fs: Pointer);
     fn weightd_ext4_open(path: *const c_char, out: *mut Pointer) -> c_long;
     fn weightd_ext4_check_groups(fs: Pointer) -> c_int;
+    fn weightd_ext4_groups(fs: Pointer) -> u32;
+    fn weightd_ext4_check_bitmaps(fs: Pointer, group: u32, block: *mut u8, is_wrong: *mut c_int) -> c_long;
+    fn weightd_ext4_check_own_inode(fs: Pointer, number: u32, block: *mut u8, is_wrong: *mut c_int)
+    -> c_long;
     fn weightd_ext4_read_inode(
         fs: Pointer,
         number: u32,
@@ -321,6 +325,35 @@ impl Handle {
             1 => Err("a group descriptor has a wrong checksum"),
             _ => Err("an inode table does not lie on the disk"),
         }
+    }
+
+    /// Checks what says which blocks and inodes are in use, and the inodes in front of the first that a file may have.
+    ///
+    /// # Errors
+    /// What is wrong, or what the library says.
+    pub(super) fn check_tables(&self, first_inode: u32) -> Result<Result<(), &'static str>, Code> {
+        let (mut block, mut is_wrong) = (vec![0; self.block_bytes], 0);
+        // SAFETY: the file system is open as long as the handle.
+        for group in 0..unsafe { weightd_ext4_groups(self.as_ptr()) } {
+            // SAFETY: there is such a group, the buffer is one block long, and by the superblock no bitmap is longer.
+            check(unsafe {
+                weightd_ext4_check_bitmaps(self.as_ptr(), group, block.as_mut_ptr(), &raw mut is_wrong)
+            })?;
+            if is_wrong != 0 {
+                return Ok(Err("a bitmap has a wrong checksum"));
+            }
+        }
+        for number in 1..first_inode {
+            // SAFETY: the buffer is one block long, and by the superblock no inode is longer. The library refuses inodes that
+            // are not there.
+            check(unsafe {
+                weightd_ext4_check_own_inode(self.as_ptr(), number, block.as_mut_ptr(), &raw mut is_wrong)
+            })?;
+            if is_wrong != 0 {
+                return Ok(Err("an inode that is not in use is not empty"));
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Reads an inode and checks it.

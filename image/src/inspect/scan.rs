@@ -171,6 +171,9 @@ impl Scan {
                 format!("its file system has {} bytes, and it has {disk_bytes}", file_system.disk_bytes());
             return Err(ImageError::Damaged { path: self.path.clone(), why });
         }
+        if self.depth == Depth::Everything {
+            file_system.check_tables().map_err(failed)?;
+        }
         let mut names = Names::read(&file_system, disk_bytes).map_err(failed)?;
         let mut pieces = Vec::new();
         for file in 0..names.files.len() {

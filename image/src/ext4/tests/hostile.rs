@@ -5,6 +5,7 @@ use super::*;
 /// Everything that can be read of it.
 fn read_all(path: &Path) -> Result<usize, Ext4Error> {
     let fs = FileSystem::open(path)?;
+    fs.check_tables()?;
     let entries = fs.entries()?;
     for entry in &entries {
         if entry.kind == Kind::File {
@@ -63,11 +64,17 @@ fn bits_that_matter(metadata: &Metadata) -> Vec<u64> {
     metadata.file.read_exact_at(&mut bytes, 0).unwrap();
     let u32_at = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()));
     let table = u32_at(4096 + 8) * 4096;
-    // The directories but lost+found, which is the second and is not read.
     let reserve = metadata.data_start - 6 * 4096;
-    let directories = [0, 2, 3].map(|block| (reserve + block * 4096, 4096));
-    let inodes = [2, 12, 13, 14, 19].map(|inode| table + (inode - 1) * 256);
-    let places = [(1024, 1024), (4096, 128)].into_iter().chain(directories).chain(inodes.map(|at| (at, 160)));
+    let directories = [0, 1, 2, 3].map(|block| (reserve + block * 4096, 4096));
+    let bitmaps = [0, 4].map(|at| (u32_at(4096 + at) * 4096, 4096));
+    let own = (1..12).map(|inode| table + (inode - 1) * 256);
+    let inodes = [12, 13, 14, 19].map(|inode| table + (inode - 1) * 256);
+    let places = [(1024, 1024), (4096, 128)]
+        .into_iter()
+        .chain(bitmaps)
+        .chain(directories)
+        .chain(own.map(|at| (at, 256)))
+        .chain(inodes.map(|at| (at, 160)));
     places.flat_map(|(at, length)| at * 8..(at + length) * 8).collect()
 }
 
@@ -123,6 +130,7 @@ fn what_mkfs_makes_is_read() {
     {
         let path = plain(folder.path(), arguments);
         let fs = FileSystem::open(&path).unwrap();
+        fs.check_tables().unwrap();
         let entries = fs.entries().unwrap();
         let kinds: Vec<_> = entries.iter().map(|entry| (entry.path.to_str().unwrap(), entry.kind)).collect();
         let expected = [("folder", Kind::Directory), ("folder/file", Kind::File), ("link", Kind::Symlink)];
