@@ -50,7 +50,7 @@ impl Second<'_> {
                 self.read(Files::OnDisk)
             })
             .with(Role::Own, "weightd", "`weightd.open` of the volume's path", || {
-                self.load(|| self.borrower(), &self.node.processes(), Files::OnDisk)
+                self.load(|| self.borrower("ordered"), &self.node.processes(), Files::OnDisk)
             });
         self.with_peers(contest, Files::OnDisk).hold(&self.world.terms)
     }
@@ -71,7 +71,7 @@ impl Second<'_> {
                 Role::Own,
                 "weightd, its memory dropped",
                 "the same later; the files are still in the page cache",
-                || self.load(|| self.borrower(), &self.node.processes(), Files::InPageCache),
+                || self.load(|| self.borrower("ordered"), &self.node.processes(), Files::InPageCache),
             );
         self.with_peers(contest, Files::InPageCache).hold(&self.world.terms)
     }
@@ -127,7 +127,7 @@ impl Second<'_> {
 
     /// A program has what another had, which has just ended.
     fn take_over(&self) -> Result<Run> {
-        let (mut last, mut next) = (self.borrower()?, [self.borrower()?]);
+        let (mut last, mut next) = (self.borrower("touched")?, [self.borrower("touched")?]);
         [&mut last, &mut next[0]].into_iter().try_for_each(Client::until_ready)?;
         last.load()?;
         drop(last);
@@ -137,8 +137,8 @@ impl Second<'_> {
         Ok(run)
     }
 
-    fn borrower(&self) -> Result<Client> {
-        self.world.client("by_weightd.py", text(&self.volume)?, "touched", &[])
+    fn borrower(&self, how: &str) -> Result<Client> {
+        self.world.client("by_weightd.py", text(&self.volume)?, how, &[])
     }
 
     /// Nothing is in weightd's memory, files are where they are to be, there is memory for a copy and for what of the page cache is yet to

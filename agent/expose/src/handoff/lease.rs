@@ -36,9 +36,9 @@ use crate::{
     shown::Condition,
 };
 
-/// Chunks that are brought for a lease at once. Each has a piece of 4 MiB under way when it is read past the page cache: 128 MiB, for
-/// which a disk gives most, and few enough that what a client wants next comes next.
-const AT_ONCE: usize = 32;
+/// Chunks that are brought for a lease at once: as many as a disk is asked for at once, half as many that come next and are with
+/// the disk as soon as those have come, and few enough that what a client wants next comes next.
+const AT_ONCE: usize = 48;
 
 /// Files of a client that are preferred at once.
 const PREFERRED: usize = 2;

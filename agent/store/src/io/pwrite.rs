@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::{
     Access, Buffer, IoEngine, IoFile, plain, probe,
-    transfer::{Answer, Direction, Job, Transfer, Waiting},
+    transfer::{Answer, Job, Kind, Transfer, UnderWay, Waiting},
 };
 
 /// Enough to keep a local disk busy with chunks of 8 MiB, with some for reads while others write; more only cost stacks and
@@ -35,8 +35,7 @@ struct Queue {
 #[derive(Default)]
 struct State {
     waiting: Waiting,
-    /// Writes under way.
-    writes: usize,
+    under_way: UnderWay,
     closed: bool,
 }
 
@@ -73,11 +72,11 @@ impl Queue {
     /// A thread's life: until the engine is gone and nothing waits any more.
     fn serve(&self) {
         while let Some(mut job) = self.take() {
-            let is_write = job.transfer.direction() == Direction::Write;
+            let kind = job.transfer.kind();
             job.transfer.run();
             job.answer();
-            if is_write {
-                self.state().writes -= 1;
+            if kind != Kind::Read {
+                self.state().under_way.ended(kind);
                 self.changed.notify_one();
             }
         }
@@ -86,9 +85,9 @@ impl Queue {
     fn take(&self) -> Option<Job> {
         let mut state = self.state();
         loop {
-            let writes = state.writes;
-            if let Some(job) = state.waiting.pop(writes) {
-                state.writes += usize::from(job.transfer.direction() == Direction::Write);
+            let under_way = state.under_way;
+            if let Some(job) = state.waiting.pop(under_way) {
+                state.under_way.begun(job.transfer.kind());
                 return Some(job);
             }
             if state.closed && state.waiting.is_empty() {

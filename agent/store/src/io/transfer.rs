@@ -12,6 +12,10 @@ use super::{Buffer, IoFile, file::block_bytes};
 /// queue that only the disk can see, waits for milliseconds.
 const WRITES_AT_ONCE: usize = 4;
 
+/// Reads into lent memory under way at once: 128 MiB, for which a disk gives most. Whoever lends has more of them wait, so that a
+/// disk has the next before anyone sums what it gave.
+const FILLS_AT_ONCE: usize = 32;
+
 /// Most bytes that a step reads past the cache: whoever reads many chunks at once has their beginnings before all of them.
 const READ_STEP_BYTES: usize = 4 << 20;
 
@@ -22,6 +26,42 @@ pub(super) enum Direction {
     Read,
     /// From the buffer into the file.
     Write,
+}
+
+/// What a transfer is, as far as its turn goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Someone waits for it.
+    Read,
+    /// It fills lent memory, and many others do.
+    Fill,
+    /// Nobody waits for it.
+    Write,
+}
+
+/// How many transfers are under way, of the kinds of which that is limited.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct UnderWay {
+    fills: usize,
+    writes: usize,
+}
+
+impl UnderWay {
+    pub(super) fn begun(&mut self, kind: Kind) {
+        match kind {
+            Kind::Read => {}
+            Kind::Fill => self.fills += 1,
+            Kind::Write => self.writes += 1,
+        }
+    }
+
+    pub(super) fn ended(&mut self, kind: Kind) {
+        match kind {
+            Kind::Read => {}
+            Kind::Fill => self.fills -= 1,
+            Kind::Write => self.writes -= 1,
+        }
+    }
 }
 
 /// The next system call: `len` bytes at `start` of the buffer.
@@ -87,36 +127,44 @@ pub(super) struct Job {
     reply: oneshot::Sender<Answer>,
 }
 
-/// Jobs that wait for their turn. Someone waits for a read, and nobody for a write: reads go first.
+/// Jobs that wait for their turn: reads go first, and writes last.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     reads: VecDeque<Job>,
+    fills: VecDeque<Job>,
     writes: VecDeque<Job>,
 }
 
 impl Waiting {
     pub(super) fn push(&mut self, job: Job) {
-        match job.transfer.direction() {
-            Direction::Read => self.reads.push_back(job),
-            Direction::Write => self.writes.push_back(job),
+        match job.transfer.kind() {
+            Kind::Read => self.reads.push_back(job),
+            Kind::Fill => self.fills.push_back(job),
+            Kind::Write => self.writes.push_back(job),
         }
     }
 
-    /// The next job, when so many writes are under way: not another write when those are enough.
-    pub(super) fn pop(&mut self, writes: usize) -> Option<Job> {
-        self.reads
-            .pop_front()
-            .or_else(|| if writes < WRITES_AT_ONCE { self.writes.pop_front() } else { None })
+    /// The next job beside what is under way: none of a kind of which that is enough.
+    pub(super) fn pop(&mut self, under_way: UnderWay) -> Option<Job> {
+        let UnderWay { fills, writes } = under_way;
+        let mut next = self.reads.pop_front();
+        if next.is_none() && fills < FILLS_AT_ONCE {
+            next = self.fills.pop_front();
+        }
+        if next.is_none() && writes < WRITES_AT_ONCE {
+            next = self.writes.pop_front();
+        }
+        next
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.reads.is_empty() && self.writes.is_empty()
+        self.reads.is_empty() && self.fills.is_empty() && self.writes.is_empty()
     }
 
     /// All of them, to be failed.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Job> + use<> {
         let all = std::mem::take(self);
-        all.reads.into_iter().chain(all.writes)
+        all.reads.into_iter().chain(all.fills).chain(all.writes)
     }
 }
 
@@ -160,6 +208,14 @@ impl Transfer {
         match self.memory {
             Memory::Filling(_) => Direction::Read,
             Memory::Shared(_) => Direction::Write,
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        match &self.memory {
+            Memory::Filling(buffer) if buffer.is_lent() => Kind::Fill,
+            Memory::Filling(_) => Kind::Read,
+            Memory::Shared(_) => Kind::Write,
         }
     }
 
@@ -253,7 +309,10 @@ fn plan(
 }
 
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod tests {
+    use std::ptr::NonNull;
+
     use super::{Direction::*, *};
 
     /// Runs a plan with system calls that move at most `most` bytes.
@@ -340,20 +399,36 @@ mod tests {
     }
 
     #[test]
-    fn reads_go_first_and_writes_wait_for_each_other() {
+    fn reads_go_first_and_no_more_of_the_others_than_a_disk_needs() {
         let directory = tempfile::tempdir().unwrap();
         let file = Arc::new(IoFile::create(&directory.path().join("blob"), 0, false).unwrap());
         let pool = super::super::BufferPool::new(3).unwrap();
         let mut waiting = Waiting::default();
-        let buffer = || pool.try_acquire().unwrap();
-        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, Arc::new(buffer()))).0);
-        waiting.push(Job::new(Transfer::write(Arc::clone(&file), 0, Arc::new(buffer()))).0);
-        waiting.push(Job::new(Transfer::read(Arc::clone(&file), 0, 1, buffer())).0);
-        let mut pop = |writes| waiting.pop(writes).map(|job| job.transfer.direction());
-        assert_eq!(pop(WRITES_AT_ONCE), Some(Read));
-        assert_eq!(pop(WRITES_AT_ONCE), None);
-        assert_eq!(pop(WRITES_AT_ONCE - 1), Some(Write));
+        let pooled = || pool.try_acquire().unwrap();
+        let memory = Box::leak(Box::new([0_u8; 4096]));
+        // SAFETY: the memory lasts for ever, and nothing is read into it.
+        let lent = unsafe { Buffer::lent(NonNull::from(&mut memory[0]), 4096, Box::new(Nobody)) };
+        let write = || Job::new(Transfer::write(Arc::clone(&file), 0, Arc::new(pooled()))).0;
+        let read = |buffer| Job::new(Transfer::read(Arc::clone(&file), 0, 1, buffer)).0;
+        for job in [write(), write(), read(lent), read(pooled())] {
+            waiting.push(job);
+        }
+        let busy = UnderWay { fills: FILLS_AT_ONCE, writes: WRITES_AT_ONCE };
+        let mut pop = |under_way| waiting.pop(under_way).map(|job| job.transfer.kind());
+        assert_eq!(pop(busy), Some(Kind::Read));
+        assert_eq!(pop(busy), None);
+        let mut under_way = busy;
+        under_way.ended(Kind::Write);
+        assert_eq!(pop(under_way), Some(Kind::Write));
+        under_way.ended(Kind::Fill);
+        assert_eq!(pop(under_way), Some(Kind::Fill));
         assert!(!waiting.is_empty());
         assert_eq!((waiting.take_all().count(), waiting.is_empty()), (1, true));
+    }
+
+    struct Nobody;
+
+    impl super::super::Lender for Nobody {
+        fn landed(&self, _: weightd_types::Crc32c) {}
     }
 }

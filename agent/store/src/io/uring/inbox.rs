@@ -8,7 +8,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::io::transfer::{Job, Waiting};
+use crate::io::transfer::{Job, UnderWay, Waiting};
 
 /// Jobs on their way to the ring. Each owns a buffer, so pools bound it.
 #[derive(Debug)]
@@ -50,9 +50,9 @@ impl Inbox {
         self.ring_bell();
     }
 
-    /// The next job, when so many writes are under way.
-    pub(super) fn pop(&self, writes: usize) -> Option<Job> {
-        self.state().waiting.pop(writes)
+    /// The next job beside what is under way.
+    pub(super) fn pop(&self, under_way: UnderWay) -> Option<Job> {
+        self.state().waiting.pop(under_way)
     }
 
     /// Whether no job is left and none will come.

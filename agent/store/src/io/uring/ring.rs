@@ -15,7 +15,7 @@ use super::{
 };
 use crate::io::{
     BufferPool,
-    transfer::{Direction, Job, Memory, Step, Transfer},
+    transfer::{Job, Memory, Step, Transfer, UnderWay},
 };
 
 /// Transfers in flight at once: at 8 MiB each more than any disk needs, and more than most pools have buffers.
@@ -39,6 +39,7 @@ pub(super) struct Ring {
 struct Flight {
     slots: Vec<Option<Job>>,
     vacant: Vec<usize>,
+    under_way: UnderWay,
 }
 
 impl Ring {
@@ -51,7 +52,8 @@ impl Ring {
             .build(ENTRIES)
             .or_else(|_| IoUring::new(ENTRIES))?;
         let registered = Registered::new(&uring, pool);
-        let flight = Flight { slots: (0..DEPTH).map(|_| None).collect(), vacant: (0..DEPTH).rev().collect() };
+        let (slots, vacant) = ((0..DEPTH).map(|_| None).collect(), (0..DEPTH).rev().collect());
+        let flight = Flight { slots, vacant, under_way: UnderWay::default() };
         let mut ring = Self { uring, registered, flight, inbox };
         ring.watch_inbox();
         Ok(ring)
@@ -64,26 +66,37 @@ impl Ring {
             if self.flight.is_empty() && self.inbox.is_finished() {
                 return;
             }
-            if let Err(error) = self.wait() {
+            if let Err(error) = self.wait(1) {
                 tracing::error!(%error, "the io_uring failed; every transfer will from now on");
                 return;
             }
-            self.reap();
+            let done = self.reap();
+            if !done.is_empty() {
+                // The disk has what is next before those hear who then keep the processor busy with what came.
+                self.accept();
+                // If it fails, so does the next.
+                let _ = self.wait(0);
+                done.into_iter().for_each(Job::answer);
+            }
         }
     }
 
     /// Takes jobs in as long as there are slots.
     fn accept(&mut self) {
         while let Some(slot) = self.flight.vacant.last().copied() {
-            let Some(job) = self.inbox.pop(self.flight.writes()) else { return };
+            let Some(job) = self.inbox.pop(self.flight.under_way) else { return };
             self.flight.vacant.pop();
-            self.go_on(slot, job);
+            self.flight.under_way.begun(job.transfer.kind());
+            if let Some(done) = self.go_on(slot, job) {
+                done.answer();
+            }
         }
     }
 
-    /// Submits all that is prepared and sleeps until something completes.
-    fn wait(&mut self) -> io::Result<()> {
-        match self.uring.submit_and_wait(1).map_err(|error| (Errno::from_io_error(&error), error)) {
+    /// Submits all that is prepared and sleeps until so many have completed.
+    fn wait(&mut self, completions: usize) -> io::Result<()> {
+        let submitted = self.uring.submit_and_wait(completions);
+        match submitted.map_err(|error| (Errno::from_io_error(&error), error)) {
             Ok(_) | Err((Some(Errno::INTR | Errno::BUSY), _)) => Ok(()),
             // The kernel is short of memory for now.
             Err((Some(Errno::AGAIN), _)) => {
@@ -94,7 +107,9 @@ impl Ring {
         }
     }
 
-    fn reap(&mut self) {
+    /// Goes on with what has completed. Gives the jobs that are done.
+    fn reap(&mut self) -> Vec<Job> {
+        let mut done = Vec::new();
         let completed = self.uring.completion().map(|entry| (entry.user_data(), entry.result()));
         for (slot, result) in completed.collect::<Vec<_>>() {
             if slot == BELL {
@@ -105,21 +120,24 @@ impl Ring {
             let slot = usize::try_from(slot).expect("slots are numbered from zero to DEPTH");
             let mut job = self.flight.slots[slot].take().expect("only what is in flight completes");
             job.transfer.advance(outcome(result));
-            self.go_on(slot, job);
+            done.extend(self.go_on(slot, job));
         }
+        done
     }
 
-    /// Takes a job's next step, or answers it if there is none.
-    fn go_on(&mut self, slot: usize, mut job: Job) {
+    /// Takes a job's next step, or gives it back if there is none.
+    fn go_on(&mut self, slot: usize, mut job: Job) -> Option<Job> {
         let Some(step) = job.transfer.next() else {
             self.flight.vacant.push(slot);
-            return job.answer();
+            self.flight.under_way.ended(job.transfer.kind());
+            return Some(job);
         };
         let index = self.registered.index(&self.uring.submitter(), job.transfer.memory.buffer());
         let entry = entry(&mut job.transfer, step, index).user_data(slot as u64);
         // In its place before the kernel can see it: what is in flight is owned by the table.
         self.flight.slots[slot] = Some(job);
         self.push(&entry);
+        None
     }
 
     /// Asks for a completion when the inbox's bell rings.
@@ -169,11 +187,6 @@ fn outcome(result: i32) -> Result<usize, Errno> {
 }
 
 impl Flight {
-    fn writes(&self) -> usize {
-        let jobs = self.slots.iter().flatten();
-        jobs.filter(|job| job.transfer.direction() == Direction::Write).count()
-    }
-
     fn is_empty(&self) -> bool {
         self.vacant.len() == self.slots.len()
     }
