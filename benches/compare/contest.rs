@@ -99,7 +99,11 @@ pub(crate) struct Contest<'w> {
     /// Of work, for whoever is added from now on.
     bytes: u64,
     contenders: Vec<Contender<'w>>,
+    bounded_by: String,
 }
+
+/// As much of a limit's speed as is wanted of weightd.
+const ENOUGH: f64 = 0.9;
 
 /// How a job went.
 #[derive(Debug, Clone, Serialize)]
@@ -107,6 +111,8 @@ pub(crate) struct Outcome {
     pub(crate) title: String,
     pub(crate) about: String,
     pub(crate) contenders: Vec<Standing>,
+    /// What holds weightd back, and what would help.
+    pub(crate) bounded_by: String,
 }
 
 /// How one contender did.
@@ -125,7 +131,19 @@ pub(crate) struct Standing {
 
 impl<'w> Contest<'w> {
     pub(crate) fn new(title: impl Into<String>, about: impl Into<String>, bytes: u64) -> Self {
-        Self { title: title.into(), about: about.into(), bytes, contenders: Vec::new() }
+        Self {
+            title: title.into(),
+            about: about.into(),
+            bytes,
+            contenders: Vec::new(),
+            bounded_by: String::new(),
+        }
+    }
+
+    /// Says what holds weightd back, and what would help: told of a job in which it is not first, or short of [`ENOUGH`].
+    pub(crate) fn bounded_by(mut self, what: &str) -> Self {
+        what.clone_into(&mut self.bounded_by);
+        self
     }
 
     /// Adds a contender.
@@ -148,7 +166,7 @@ impl<'w> Contest<'w> {
     /// When weightd or a limit fails.
     pub(crate) fn hold(mut self, terms: &Terms) -> Result<Outcome> {
         let contenders = self.standings(terms)?;
-        Ok(Outcome::new(self.title, self.about, contenders))
+        Ok(Outcome::new(self.title, self.about, contenders, self.bounded_by))
     }
 
     /// How everyone did. Who fails once is out, and the table says why: a peer that does not run here is no reason to measure
@@ -236,8 +254,14 @@ impl Standing {
 
 impl Outcome {
     /// Of everyone who took part. Printed at once.
-    pub(crate) fn new(title: impl Into<String>, about: impl Into<String>, contenders: Vec<Standing>) -> Self {
-        let outcome = Self { title: title.into(), about: about.into(), contenders };
+    pub(crate) fn new(
+        title: impl Into<String>,
+        about: impl Into<String>,
+        contenders: Vec<Standing>,
+        bounded_by: impl Into<String>,
+    ) -> Self {
+        let (title, about, bounded_by) = (title.into(), about.into(), bounded_by.into());
+        let outcome = Self { title, about, contenders, bounded_by };
         println!("{}", outcome.markdown());
         outcome
     }
@@ -253,6 +277,13 @@ impl Outcome {
             .iter()
             .filter(|standing| standing.role == Role::Peer && !standing.runs.is_empty());
         peers.min_by(|one, other| one.median(|run| run.wall).total_cmp(&other.median(|run| run.wall)))
+    }
+
+    /// Whether weightd is not first, or not as near to the limit as it should be.
+    fn falls_short(&self) -> bool {
+        let relative = |other: Option<&Standing>| Some(self.of(Role::Own)?.speed_relative_to(other?));
+        relative(self.best_peer()).is_some_and(|times| times < 1.0)
+            || relative(self.of(Role::Limit)).is_some_and(|share| share < ENOUGH)
     }
 
     /// In words and as a table.
@@ -287,8 +318,13 @@ impl Outcome {
             });
             lines.collect()
         });
+        let shortfall = if self.falls_short() && !self.bounded_by.is_empty() {
+            format!("What holds weightd back: {}\n\n", self.bounded_by)
+        } else {
+            String::new()
+        };
         format!(
-            "## {}\n\n{}\n\n{verdict}{}\n{}{}\n\n",
+            "## {}\n\n{}\n\n{verdict}{shortfall}{}\n{}{}\n\n",
             self.title,
             self.about,
             table.markdown(),

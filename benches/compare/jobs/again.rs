@@ -14,6 +14,10 @@ use crate::{
 /// Longer than a server takes to end and another to begin, and shorter than anyone wants to wait.
 const LINGER: &str = "[handoff]\nlinger = \"2s\"";
 
+const BOUND: &str = "the disk, which gives the limit no more than it gives weightd and the fastest peer; who is first changes from round \
+                     to round. Of what is read last, up to 128 MiB that a virtual disk answers at once, weightd has the sums to \
+                     compare when the disk is done: shorter requests towards the end would hide that.";
+
 /// A node that has the model.
 struct Second<'w> {
     world: &'w World,
@@ -52,7 +56,7 @@ impl Second<'_> {
             .with(Role::Own, "weightd", "`weightd.open` of the volume's path", || {
                 self.load(|| self.borrower("ordered"), &self.node.processes(), Files::OnDisk)
             });
-        self.with_peers(contest, Files::OnDisk).hold(&self.world.terms)
+        self.with_peers(contest, Files::OnDisk).bounded_by(BOUND).hold(&self.world.terms)
     }
 
     fn warm(&self) -> Result<Outcome> {

@@ -9,6 +9,11 @@ use crate::{
     world::{Bucket, Way, World, text},
 };
 
+const BOUND: &str = "the processor. Bucket, weightd and program keep both cores busy, and beside what the limit does weightd sums every \
+                     byte, puts it where all programs share it and writes it to the disk, and the program reads a byte of every \
+                     page. A client that receives straight into that memory would save a copy, and a bucket that is another machine \
+                     would leave its share of the cores.";
+
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     Way::ALL.into_iter().map(|way| one(world, way)).collect()
 }
@@ -35,7 +40,7 @@ fn one(world: &World, way: Way) -> Result<Outcome> {
                 .with(Role::Peer, name, settings, move || by_gcsfuse(world, bucket, has_cache, &["copied"]));
         }
     }
-    contest.hold(&world.terms)
+    contest.bounded_by(BOUND).hold(&world.terms)
 }
 
 /// Adds the limit of whoever wants the whole model in memory.

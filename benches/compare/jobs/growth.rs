@@ -43,7 +43,7 @@ fn by_size(world: &World) -> Result<Outcome> {
             });
         contenders.extend(contest.standings(&world.terms.at_most(ROUNDS))?);
     }
-    Ok(Outcome::new(title, about, contenders))
+    Ok(Outcome::new(title, about, contenders, ""))
 }
 
 /// The same bytes in more and more files.

@@ -12,6 +12,10 @@ use crate::{
     world::{Bucket, Way, World},
 };
 
+const BOUND: &str = "one thread that touches page after page and waits for each read of FUSE, beside bulk that runs ahead of it at the \
+                     bucket's speed and whose bytes are then read back from the disk. The limit has no reader. Bulk that waits for \
+                     its reader, as long as what is between them fits into memory, would save the way over the disk.";
+
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     let ways = [Way::Plain, Way::Tls].into_iter().map(|way| loading(world, way));
     ways.chain([complete(world)]).collect()
@@ -57,7 +61,7 @@ fn loading(world: &World, way: Way) -> Result<Outcome> {
             });
         }
     }
-    contest.hold(&world.terms)
+    contest.bounded_by(BOUND).hold(&world.terms)
 }
 
 /// All is on the node's disk, and nothing in the page cache.
