@@ -314,7 +314,12 @@ impl Outcome {
             let own = self.contenders.iter().filter(|standing| standing.role == Role::Own);
             let lines = own.map(|own| {
                 let times = own.speed_relative_to(peer);
-                format!("{} is {times:.1} times as fast as the fastest peer, {}.\n\n", own.name, peer.name)
+                // Near to one, a digit more says which side of it.
+                let digits = usize::from((0.9..1.1).contains(&times)) + 1;
+                format!(
+                    "{} is {times:.digits$} times as fast as the fastest peer, {}.\n\n",
+                    own.name, peer.name
+                )
             });
             lines.collect()
         });

@@ -14,9 +14,9 @@ use crate::{
 /// Longer than a server takes to end and another to begin, and shorter than anyone wants to wait.
 const LINGER: &str = "[handoff]\nlinger = \"2s\"";
 
-const BOUND: &str = "the disk, which gives the limit no more than it gives weightd and the fastest peer; who is first changes from round \
-                     to round. Of what is read last, up to 128 MiB that a virtual disk answers at once, weightd has the sums to \
-                     compare when the disk is done: shorter requests towards the end would hide that.";
+const BOUND: &str = "the disk, of which all three take nearly all there is; who is first changes from round to round. Of what is read \
+                     last, up to 128 MiB that a virtual disk answers at once, weightd has the sums to compare when the disk is done: \
+                     shorter requests towards the end would hide that.";
 
 /// A node that has the model.
 struct Second<'w> {

@@ -9,7 +9,7 @@ use crate::{
     world::{Bucket, Way, World, text},
 };
 
-const BOUND: &str = "the processor. Bucket, weightd and program keep both cores busy, and beside what the limit does weightd sums every \
+const BOUND: &str = "the processor. Bucket, weightd and program share the cores, and beside what the limit does weightd sums every \
                      byte, puts it where all programs share it and writes it to the disk, and the program reads a byte of every \
                      page. A client that receives straight into that memory would save a copy, and a bucket that is another machine \
                      would leave its share of the cores.";

@@ -16,8 +16,8 @@ use crate::{
 };
 
 const BOUND: &str = "a start and an end that the limit has not: what there is to fetch has to be asked before any of it comes, in answers \
-                     that each take 50 ms from a shaped bucket, and the records are synced behind the bytes. Both are the same for a \
-                     larger model, so its share is larger.";
+                     that each take 50 ms from a shaped bucket, and the records are synced behind the bytes. Neither grows \
+                     with the model.";
 
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     Way::ALL.into_iter().map(|way| one(world, way)).collect()

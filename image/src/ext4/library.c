@@ -275,23 +275,25 @@ static int has_tail(const uint8_t *bitmap, size_t used, size_t whole)
 /* Checks the bitmaps of a group, as far as it has them, by way of a block of memory. */
 long weightd_ext4_check_bitmaps(ext2_filsys fs, uint32_t group, uint8_t *block, int *is_wrong)
 {
-	size_t block_bits = fs->super->s_clusters_per_group / 8, inode_bits = fs->super->s_inodes_per_group / 8;
+	size_t block_bytes = fs->super->s_clusters_per_group / 8, inode_bytes = fs->super->s_inodes_per_group / 8;
 	errcode_t code;
 
+	if (block_bytes > fs->blocksize || inode_bytes > fs->blocksize)
+		return EXT2_ET_CORRUPT_SUPERBLOCK;
 	*is_wrong = 0;
 	if (!ext2fs_bg_flags_test(fs, group, EXT2_BG_BLOCK_UNINIT)) {
 		code = io_channel_read_blk64(fs->io, ext2fs_block_bitmap_loc(fs, group), 1, block);
 		if (code)
 			return code;
-		*is_wrong |= !ext2fs_block_bitmap_csum_verify(fs, group, (char *)block, block_bits);
-		*is_wrong |= !has_tail(block, block_bits, fs->blocksize);
+		*is_wrong |= !ext2fs_block_bitmap_csum_verify(fs, group, (char *)block, block_bytes);
+		*is_wrong |= !has_tail(block, block_bytes, fs->blocksize);
 	}
 	if (!ext2fs_bg_flags_test(fs, group, EXT2_BG_INODE_UNINIT)) {
 		code = io_channel_read_blk64(fs->io, ext2fs_inode_bitmap_loc(fs, group), 1, block);
 		if (code)
 			return code;
-		*is_wrong |= !ext2fs_inode_bitmap_csum_verify(fs, group, (char *)block, inode_bits);
-		*is_wrong |= !has_tail(block, inode_bits, fs->blocksize);
+		*is_wrong |= !ext2fs_inode_bitmap_csum_verify(fs, group, (char *)block, inode_bytes);
+		*is_wrong |= !has_tail(block, inode_bytes, fs->blocksize);
 	}
 	return 0;
 }

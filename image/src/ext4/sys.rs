@@ -340,7 +340,7 @@ impl Handle {
                 weightd_ext4_check_bitmaps(self.as_ptr(), group, block.as_mut_ptr(), &raw mut is_wrong)
             })?;
             if is_wrong != 0 {
-                return Ok(Err("a bitmap has a wrong checksum"));
+                return Ok(Err("a bitmap is damaged"));
             }
         }
         for number in 1..first_inode {
@@ -350,7 +350,7 @@ impl Handle {
                 weightd_ext4_check_own_inode(self.as_ptr(), number, block.as_mut_ptr(), &raw mut is_wrong)
             })?;
             if is_wrong != 0 {
-                return Ok(Err("an inode that is not in use is not empty"));
+                return Ok(Err("an inode of the file system's own is damaged"));
             }
         }
         Ok(Ok(()))

@@ -352,7 +352,7 @@ impl Inner {
         }
         let load = async {
             if arena.arrangement().straight(chunk).is_some() {
-                let place = Place { resident, chunk };
+                let place = Place { resident, chunk, is_awaited: target.is_awaited };
                 let loaded = self.chunks.load(condition, target, &place).await?;
                 loaded.buffer.landed(loaded.crc);
             } else {

@@ -91,12 +91,16 @@ impl Resident {
 pub(crate) struct Place<'r> {
     pub(crate) resident: &'r Resident,
     pub(crate) chunk: u32,
+    /// Whether anyone waits for it.
+    pub(crate) is_awaited: bool,
 }
 
 impl Room for Place<'_> {
     async fn buffer(&self) -> Buffer {
         let claim = self.resident.claim(self.chunk).await;
-        claim.into_buffer(0).unwrap_or_else(|_| unreachable!("only chunks that lie straight are read so"))
+        let buffer = claim.into_buffer(0);
+        let buffer = buffer.unwrap_or_else(|_| unreachable!("only chunks that lie straight are read so"));
+        if self.is_awaited { buffer } else { buffer.for_later() }
     }
 }
 

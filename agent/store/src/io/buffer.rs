@@ -57,6 +57,7 @@ pub trait Lender: Send + Sync {
 struct Lent {
     start: NonNull<u8>,
     len: usize,
+    is_awaited: bool,
     /// Keeps it; `None` only while the buffer is dropped.
     owner: Option<Box<dyn Lender>>,
     /// Set when the memory was left to the kernel: then nobody may ever have it again.
@@ -144,7 +145,7 @@ impl Buffer {
     pub unsafe fn lent(start: NonNull<u8>, len: usize, owner: Box<dyn Lender>) -> Self {
         assert!((start.as_ptr() as u64).is_multiple_of(super::BLOCK_BYTES), "it begins on a block");
         assert!(len <= Self::CAPACITY, "{len} bytes are more than a chunk");
-        let lent = Lent { start, len, owner: Some(owner), is_abandoned: OnceLock::new() };
+        let lent = Lent { start, len, is_awaited: true, owner: Some(owner), is_abandoned: OnceLock::new() };
         Self { memory: Memory::Lent(lent), filled: 0 }
     }
 
@@ -171,6 +172,20 @@ impl Buffer {
         if let Memory::Lent(Lent { owner: Some(owner), .. }) = &self.memory {
             owner.landed(crc);
         }
+    }
+
+    /// The same, for what nobody waits for yet: what others wait for is read first.
+    #[must_use]
+    pub fn for_later(mut self) -> Self {
+        if let Memory::Lent(lent) = &mut self.memory {
+            lent.is_awaited = false;
+        }
+        self
+    }
+
+    /// Whether someone waits for what is read into it.
+    pub(super) fn is_awaited(&self) -> bool {
+        !matches!(&self.memory, Memory::Lent(Lent { is_awaited: false, .. }))
     }
 
     /// Whether it is someone else's memory.

@@ -12,8 +12,8 @@ use super::{Buffer, IoFile, file::block_bytes};
 /// queue that only the disk can see, waits for milliseconds.
 const WRITES_AT_ONCE: usize = 4;
 
-/// Reads into lent memory under way at once: 128 MiB, for which a disk gives most. Whoever lends has more of them wait, so that a
-/// disk has the next before anyone sums what it gave.
+/// Reads into lent memory under way at once: 128 MiB past the page cache, for which a disk gives most. Whoever lends has more of them
+/// wait, so that a disk has the next before anyone sums what it gave.
 const FILLS_AT_ONCE: usize = 32;
 
 /// Most bytes that a step reads past the cache: whoever reads many chunks at once has their beginnings before all of them.
@@ -31,9 +31,11 @@ pub(super) enum Direction {
 /// What a transfer is, as far as its turn goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Someone waits for it.
+    /// Into a buffer of a pool, which has few.
     Read,
-    /// It fills lent memory, and many others do.
+    /// Into lent memory, of which there is much, and someone waits for it.
+    AwaitedFill,
+    /// The same, and nobody waits for it yet.
     Fill,
     /// Nobody waits for it.
     Write,
@@ -42,24 +44,30 @@ pub(super) enum Kind {
 /// How many transfers are under way, of the kinds of which that is limited.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct UnderWay {
+    awaited_fills: usize,
     fills: usize,
     writes: usize,
 }
 
 impl UnderWay {
     pub(super) fn begun(&mut self, kind: Kind) {
-        match kind {
-            Kind::Read => {}
-            Kind::Fill => self.fills += 1,
-            Kind::Write => self.writes += 1,
+        if let Some(count) = self.count(kind) {
+            *count += 1;
         }
     }
 
     pub(super) fn ended(&mut self, kind: Kind) {
+        if let Some(count) = self.count(kind) {
+            *count -= 1;
+        }
+    }
+
+    fn count(&mut self, kind: Kind) -> Option<&mut usize> {
         match kind {
-            Kind::Read => {}
-            Kind::Fill => self.fills -= 1,
-            Kind::Write => self.writes -= 1,
+            Kind::Read => None,
+            Kind::AwaitedFill => Some(&mut self.awaited_fills),
+            Kind::Fill => Some(&mut self.fills),
+            Kind::Write => Some(&mut self.writes),
         }
     }
 }
@@ -127,10 +135,11 @@ pub(super) struct Job {
     reply: oneshot::Sender<Answer>,
 }
 
-/// Jobs that wait for their turn: reads go first, and writes last.
+/// Jobs that wait for their turn: what someone waits for goes first, and writes last.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     reads: VecDeque<Job>,
+    awaited_fills: VecDeque<Job>,
     fills: VecDeque<Job>,
     writes: VecDeque<Job>,
 }
@@ -139,6 +148,7 @@ impl Waiting {
     pub(super) fn push(&mut self, job: Job) {
         match job.transfer.kind() {
             Kind::Read => self.reads.push_back(job),
+            Kind::AwaitedFill => self.awaited_fills.push_back(job),
             Kind::Fill => self.fills.push_back(job),
             Kind::Write => self.writes.push_back(job),
         }
@@ -146,9 +156,13 @@ impl Waiting {
 
     /// The next job beside what is under way: none of a kind of which that is enough.
     pub(super) fn pop(&mut self, under_way: UnderWay) -> Option<Job> {
-        let UnderWay { fills, writes } = under_way;
+        let UnderWay { awaited_fills, fills, writes } = under_way;
         let mut next = self.reads.pop_front();
-        if next.is_none() && fills < FILLS_AT_ONCE {
+        // Whatever hangs that nobody waits for: what someone does goes past it.
+        if next.is_none() && awaited_fills < FILLS_AT_ONCE {
+            next = self.awaited_fills.pop_front();
+        }
+        if next.is_none() && awaited_fills + fills < FILLS_AT_ONCE {
             next = self.fills.pop_front();
         }
         if next.is_none() && writes < WRITES_AT_ONCE {
@@ -158,13 +172,14 @@ impl Waiting {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.reads.is_empty() && self.fills.is_empty() && self.writes.is_empty()
+        let Self { reads, awaited_fills, fills, writes } = self;
+        [reads, awaited_fills, fills, writes].into_iter().all(VecDeque::is_empty)
     }
 
     /// All of them, to be failed.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Job> + use<> {
         let all = std::mem::take(self);
-        all.reads.into_iter().chain(all.fills).chain(all.writes)
+        all.reads.into_iter().chain(all.awaited_fills).chain(all.fills).chain(all.writes)
     }
 }
 
@@ -213,6 +228,7 @@ impl Transfer {
 
     pub(super) fn kind(&self) -> Kind {
         match &self.memory {
+            Memory::Filling(buffer) if buffer.is_lent() && buffer.is_awaited() => Kind::AwaitedFill,
             Memory::Filling(buffer) if buffer.is_lent() => Kind::Fill,
             Memory::Filling(_) => Kind::Read,
             Memory::Shared(_) => Kind::Write,
@@ -313,6 +329,8 @@ fn plan(
 mod tests {
     use std::ptr::NonNull;
 
+    use memmap2::MmapMut;
+
     use super::{Direction::*, *};
 
     /// Runs a plan with system calls that move at most `most` bytes.
@@ -405,23 +423,29 @@ mod tests {
         let pool = super::super::BufferPool::new(3).unwrap();
         let mut waiting = Waiting::default();
         let pooled = || pool.try_acquire().unwrap();
-        let memory = Box::leak(Box::new([0_u8; 4096]));
-        // SAFETY: the memory lasts for ever, and nothing is read into it.
-        let lent = unsafe { Buffer::lent(NonNull::from(&mut memory[0]), 4096, Box::new(Nobody)) };
+        let mut memory = MmapMut::map_anon(2 * 4096).unwrap();
+        let mut lend = |at: usize| {
+            let start = NonNull::new(memory[at..].as_mut_ptr()).unwrap();
+            // SAFETY: the memory outlasts the buffers, each has its own of it, and nothing is read into either.
+            unsafe { Buffer::lent(start, 4096, Box::new(Nobody)) }
+        };
+        let (awaited, for_later) = (lend(0), lend(4096).for_later());
         let write = || Job::new(Transfer::write(Arc::clone(&file), 0, Arc::new(pooled()))).0;
         let read = |buffer| Job::new(Transfer::read(Arc::clone(&file), 0, 1, buffer)).0;
-        for job in [write(), write(), read(lent), read(pooled())] {
+        for job in [write(), write(), read(for_later), read(awaited), read(pooled())] {
             waiting.push(job);
         }
-        let busy = UnderWay { fills: FILLS_AT_ONCE, writes: WRITES_AT_ONCE };
-        let mut pop = |under_way| waiting.pop(under_way).map(|job| job.transfer.kind());
-        assert_eq!(pop(busy), Some(Kind::Read));
-        assert_eq!(pop(busy), None);
-        let mut under_way = busy;
-        under_way.ended(Kind::Write);
-        assert_eq!(pop(under_way), Some(Kind::Write));
-        under_way.ended(Kind::Fill);
-        assert_eq!(pop(under_way), Some(Kind::Fill));
+        let mut pop = |awaited_fills, fills, writes| {
+            let under_way = UnderWay { awaited_fills, fills, writes };
+            waiting.pop(under_way).map(|job| job.transfer.kind())
+        };
+        let (fills, writes) = (FILLS_AT_ONCE, WRITES_AT_ONCE);
+        assert_eq!(pop(fills, fills, writes), Some(Kind::Read));
+        assert_eq!(pop(fills, fills, writes), None);
+        assert_eq!(pop(fills, fills, writes - 1), Some(Kind::Write));
+        assert_eq!(pop(0, fills, writes), Some(Kind::AwaitedFill), "past all that nobody waits for");
+        assert_eq!(pop(1, fills - 1, writes), None);
+        assert_eq!(pop(0, fills - 1, writes), Some(Kind::Fill));
         assert!(!waiting.is_empty());
         assert_eq!((waiting.take_all().count(), waiting.is_empty()), (1, true));
     }

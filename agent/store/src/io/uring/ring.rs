@@ -18,11 +18,11 @@ use crate::io::{
     transfer::{Job, Memory, Step, Transfer, UnderWay},
 };
 
-/// Transfers in flight at once: at 8 MiB each more than any disk needs, and more than most pools have buffers.
-const DEPTH: usize = 64;
+/// Transfers in flight at once: more than there are of those that are limited, and of buffers in most pools, together.
+const DEPTH: usize = 128;
 
 /// Room for one entry of each transfer and for the poll of the inbox.
-const ENTRIES: u32 = 128;
+const ENTRIES: u32 = 256;
 
 /// The `user_data` of the poll; transfers have their slot's number.
 const BELL: u64 = u64::MAX;
@@ -74,7 +74,7 @@ impl Ring {
             if !done.is_empty() {
                 // The disk has what is next before those hear who then keep the processor busy with what came.
                 self.accept();
-                // If it fails, so does the next.
+                // What was not submitted goes with the next, which says what is wrong.
                 let _ = self.wait(0);
                 done.into_iter().for_each(Job::answer);
             }
