@@ -264,15 +264,15 @@ int weightd_ext4_check_groups(ext2_filsys fs)
 	return 0;
 }
 
-/* Whether the bytes behind the first `used` of a block are what they are behind a bitmap: ones. */
-static int has_tail(const uint8_t *bitmap, size_t used, size_t whole)
+/* Whether all bytes from `start` to in front of `end` are the same. */
+static int is_all(const uint8_t *bytes, size_t start, size_t end, uint8_t byte)
 {
-	while (used < whole && bitmap[used] == 0xff)
-		used++;
-	return used == whole;
+	while (start < end && bytes[start] == byte)
+		start++;
+	return start == end;
 }
 
-/* Checks the bitmaps of a group, as far as it has them, by way of a block of memory. */
+/* Checks the bitmaps of a group, as far as it has them, by way of a block of memory. Behind a bitmap there are ones. */
 long weightd_ext4_check_bitmaps(ext2_filsys fs, uint32_t group, uint8_t *block, int *is_wrong)
 {
 	size_t block_bytes = fs->super->s_clusters_per_group / 8, inode_bytes = fs->super->s_inodes_per_group / 8;
@@ -286,14 +286,14 @@ long weightd_ext4_check_bitmaps(ext2_filsys fs, uint32_t group, uint8_t *block, 
 		if (code)
 			return code;
 		*is_wrong |= !ext2fs_block_bitmap_csum_verify(fs, group, (char *)block, block_bytes);
-		*is_wrong |= !has_tail(block, block_bytes, fs->blocksize);
+		*is_wrong |= !is_all(block, block_bytes, fs->blocksize, 0xff);
 	}
 	if (!ext2fs_bg_flags_test(fs, group, EXT2_BG_INODE_UNINIT)) {
 		code = io_channel_read_blk64(fs->io, ext2fs_inode_bitmap_loc(fs, group), 1, block);
 		if (code)
 			return code;
 		*is_wrong |= !ext2fs_inode_bitmap_csum_verify(fs, group, (char *)block, inode_bytes);
-		*is_wrong |= !has_tail(block, inode_bytes, fs->blocksize);
+		*is_wrong |= !is_all(block, inode_bytes, fs->blocksize, 0xff);
 	}
 	return 0;
 }
@@ -309,16 +309,12 @@ uint32_t weightd_ext4_groups(ext2_filsys fs)
  */
 long weightd_ext4_check_own_inode(ext2_filsys fs, uint32_t number, uint8_t *block, int *is_wrong)
 {
-	size_t bytes = EXT2_INODE_SIZE(fs->super), old = 0, all = 0;
+	size_t bytes = EXT2_INODE_SIZE(fs->super);
 	errcode_t code = ext2fs_read_inode_full(fs, number, (struct ext2_inode *)block, bytes);
 
 	if (code)
 		return code;
-	while (old < EXT2_GOOD_OLD_INODE_SIZE && block[old] == 0)
-		old++;
-	while (all < bytes && block[all] == 0)
-		all++;
-	*is_wrong = old == EXT2_GOOD_OLD_INODE_SIZE && all < bytes;
+	*is_wrong = is_all(block, 0, EXT2_GOOD_OLD_INODE_SIZE, 0) && !is_all(block, 0, bytes, 0);
 	return 0;
 }
 

@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
 use weightd_store::{PartialBlob, Store, StoreError, StoredBlob, io::Buffer};
@@ -38,8 +38,8 @@ impl Target {
     }
 }
 
-/// A repair that goes on while someone waits for it.
-type Mending<'d> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'd>>;
+/// A repair. It goes on without whoever came to it first: others wait for the rest of the blob, whose requests would end with it.
+type Mending = JoinHandle<Result<(), String>>;
 
 /// A chunk that was read, and its checksum.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Chunks {
         let mut demands = interval(DEMAND_AGAIN);
         demands.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The blob is being brought to the store because a tier's copy of it is damaged.
-        let mut mending: Option<Mending<'_>> = None;
+        let mut mending: Option<Mending> = None;
         loop {
             // All made before looking, so that nothing is missed in between.
             let begun = self.store.begun();
@@ -135,7 +135,7 @@ impl Chunks {
             } else if let Some(blob) = self.stored(target.blob).await? {
                 match self.load_stored(target, &blob, memory).await? {
                     Some(loaded) => return Ok(loaded),
-                    None => mending = Some(self.demands.repair(target.snapshot, target.blob, target.chunk)),
+                    None => mending = Some(self.mend(target)),
                 }
             } else if !self.take_up_interrupted(target.blob).await? {
                 tokio::select! {
@@ -159,6 +159,11 @@ impl Chunks {
         };
         lock(&self.interrupted).insert(key, partial);
         Ok(true)
+    }
+
+    fn mend(&self, target: Target) -> Mending {
+        let (demands, Target { snapshot, blob, chunk, .. }) = (Arc::clone(&self.demands), target);
+        tokio::spawn(async move { demands.repair(snapshot, blob, chunk).await })
     }
 
     /// Asks for what is not here.
@@ -260,12 +265,12 @@ impl Chunks {
 }
 
 /// Waits for the end of a repair, if there is one, and forgets it then.
-async fn ended(mending: &mut Option<Mending<'_>>) -> Result<(), String> {
+async fn ended(mending: &mut Option<Mending>) -> Result<(), String> {
     match mending {
         Some(repair) => {
             let outcome = repair.await;
             *mending = None;
-            outcome
+            outcome.unwrap_or_else(|error| Err(error.to_string()))
         }
         None => std::future::pending().await,
     }

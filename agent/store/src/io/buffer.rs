@@ -174,7 +174,7 @@ impl Buffer {
         }
     }
 
-    /// The same, for what nobody waits for yet: what others wait for is read first.
+    /// Says that nobody waits yet for what is read into lent memory: what someone waits for is read before it.
     #[must_use]
     pub fn for_later(mut self) -> Self {
         if let Memory::Lent(lent) = &mut self.memory {
