@@ -98,7 +98,8 @@ impl Fetcher {
 }
 
 impl Fetcher {
-    /// Fetches one chunk of a complete blob again, because what the disk gives is not what was recorded.
+    /// Fetches one chunk of a complete blob again, because what the disk gave is not what was recorded. One that is right by now
+    /// is left as it is.
     ///
     /// # Errors
     /// [`FetchError::Store`] when there is no such blob, or the bytes fetched are not right either.
@@ -112,7 +113,13 @@ impl Fetcher {
         let record = self.store().snapshot(&snapshot).ok_or_else(not_found)?;
         let subject = Subject::of(&record.manifest, &key).ok_or_else(not_found)?;
         match self.store().stored_blob(key).await? {
-            Some(blob) => self.inner.repair(&subject, &blob, chunk).await?,
+            Some(blob) => {
+                let checked = blob.check_chunk(chunk, self.store().pool().acquire().await).await;
+                // Whoever came to it first may have mended it, or had the blob of a damaged tier brought to the store.
+                if !checked.is_ok_and(|(_, good)| good) {
+                    self.inner.repair(&subject, &blob, chunk).await?;
+                }
+            }
             // Whoever came to another bad chunk of it was first.
             None => self.inner.refetch(&subject).await?,
         }

@@ -69,6 +69,22 @@ async fn flipped_bytes_are_found_and_repaired_in_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_someone_has_mended_is_not_fetched_again() {
+    let (fixture, objects, directory) = fetched().await;
+    flip(&directory.join("1.safetensors"), 9_000_000);
+    let record = fixture.store().find(MODEL).unwrap();
+    let mut entries = record.manifest.objects.iter();
+    let blob = entries.find(|entry| entry.object.path.as_str() == "1.safetensors").unwrap().blob;
+    let mut served = vec![fixture.origin.bytes_served()];
+    for _ in 0..2 {
+        fixture.fetcher.repair_chunk(record.key(), blob, 1).await.unwrap();
+        served.push(fixture.origin.bytes_served());
+    }
+    assert!(served[0] < served[1] && served[1] == served[2], "{served:?}");
+    assert_holds(&directory, &objects);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_files_and_damaged_descriptions_are_brought_back() {
     let damages: [(&str, fn(&Path)); 5] = [
         ("", |path| std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(9 << 20).unwrap()),
