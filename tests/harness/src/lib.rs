@@ -33,6 +33,7 @@ mod tls;
 mod tools;
 mod upstream;
 mod webdav;
+mod wire;
 
 pub use azure::AzureServer;
 pub use binary::binary;
@@ -57,3 +58,4 @@ pub use static_server::{StaticFile, StaticServer};
 pub use tls::Tls;
 pub use tools::{csi_sanity, fincore, fio, python, torch_python, vllm_python};
 pub use webdav::WebDavServer;
+pub use wire::Wire;

@@ -4,12 +4,11 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::sleep;
-use weightd_harness::{FakeGcs, Model, ModelShape, assert_same_tensors, require};
+use weightd_harness::{FakeGcs, Model, ModelShape, Wire, assert_same_tensors, require};
 
 use crate::{
     place::{Place, number},
     program::{Running, until},
-    wire::Wire,
 };
 
 const KILLS: u32 = 50;
@@ -29,7 +28,7 @@ async fn bucket(gcs: &FakeGcs, directory: &Path) -> Model {
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_kills_lose_nothing_that_was_recorded() {
     let gcs = require!(FakeGcs::start().await);
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let place = Place::new(SLOW).gcs(wire.url());
     let model = bucket(&gcs, &place.at("model")).await;
     let size = model.file_bytes().unwrap();
@@ -85,7 +84,7 @@ async fn fifty_kills_lose_nothing_that_was_recorded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_was_killed_goes_on_with_a_detached_prefetch_by_itself() {
     let gcs = require!(FakeGcs::start().await);
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let place = Place::new(SLOW).gcs(wire.url());
     let model = bucket(&gcs, &place.at("model")).await;
     let size = model.file_bytes().unwrap();

@@ -10,12 +10,11 @@ use std::{
     time::Duration,
 };
 
-use weightd_harness::{FakeGcs, require};
+use weightd_harness::{FakeGcs, Wire, require};
 
 use crate::{
     place::{Place, number},
     program::{Ended, Running, until},
-    wire::Wire,
 };
 
 const SOURCE: &str = "gs://models/m";
@@ -26,7 +25,7 @@ async fn two_clients_share_one_transfer_and_every_command_works_through_the_sock
     let gcs = require!(FakeGcs::start().await);
     gcs.create_bucket("models").await.unwrap();
     gcs.upload("models", "m/tokenizer.bin", vec![3; BYTES]).await.unwrap();
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let place = Place::new("[fetch]\nbandwidth = \"32MiB/s\"").gcs(wire.url());
     drop(std::os::unix::net::UnixListener::bind(place.socket()).unwrap());
     let mut agent = place.agent().await;

@@ -23,4 +23,3 @@ mod scrub;
 mod volumes;
 mod wanted;
 mod warm_up;
-mod wire;

@@ -1,7 +1,7 @@
 //! Objects that weightd writes itself, to a server that tells parts of them from the whole.
 
 use bytes::Bytes;
-use weightd_harness::BucketServer;
+use weightd_harness::{BucketServer, Fault, FaultProxy, Wire};
 
 use crate::fixtures::{gcs_origins, uri};
 
@@ -34,4 +34,62 @@ async fn a_written_object_is_whole_or_not_there() {
     given_up.write(pieces[0].clone()).await.unwrap();
     drop(given_up);
     assert!(server.stat("models", "other").await.is_err());
+}
+
+#[tokio::test]
+async fn an_upload_whose_connections_break_goes_on_where_it_was() {
+    let server = BucketServer::start().await.unwrap();
+    server.create_bucket("models").await.unwrap();
+    let wire = Wire::start(&server.endpoint()).await.unwrap();
+    let origins = gcs_origins(wire.url());
+    let pieces: Vec<Bytes> = (0..PIECES).map(|at| vec![u8::try_from(at).unwrap(); 1 << 20].into()).collect();
+    // In the first request: before anything of it has come, within a part that is kept, and near its end; and in the last.
+    for (at, after) in [1000, 5_000_000, 33_000_000, 100, 7_900_000].into_iter().enumerate() {
+        let image = uri(&format!("gs://models/images/{at}"));
+        let mut upload = origins.upload(&image, (PIECES << 20) as u64).await.unwrap();
+        for (number, piece) in pieces.iter().enumerate() {
+            // The end goes on the way when it is said: until then nothing of the last request is sent.
+            let is_last_request = at > 2;
+            if number == if is_last_request { PIECES - 1 } else { 0 } {
+                wire.break_uploads(2, after);
+            }
+            upload.write(piece.clone()).await.unwrap();
+        }
+        upload.finish().await.unwrap();
+        assert_eq!(wire.breaks_left(), 0, "{after}");
+        let written = server.download("models", &format!("images/{at}")).await.unwrap();
+        assert!(written == pieces.concat(), "{after}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_to_whom_it_was_begun_with_and_fails_at_once_where_that_is_final() {
+    let server = BucketServer::start().await.unwrap();
+    server.create_bucket("models").await.unwrap();
+    // It says of itself that uploads go on at its own address: nothing passes there.
+    let proxy = FaultProxy::start(&server.endpoint()).await.unwrap();
+    let origins = gcs_origins(&proxy.url());
+    let later = Fault::Status { code: 503, retry_after: None };
+    proxy.inject("POST /upload", 1, later);
+    proxy.inject("PUT /upload", 2, later);
+    let bytes = Bytes::from_static(b"0123456789");
+    let mut upload = origins.upload(&uri("gs://models/m"), 10).await.unwrap();
+    upload.write(bytes.clone()).await.unwrap();
+    upload.finish().await.unwrap();
+    assert_eq!(server.download("models", "m").await.unwrap(), bytes);
+
+    for (status, kind) in [(404, "refused"), (403, "denied"), (412, "refused"), (400, "protocol")] {
+        let image = uri(&format!("gs://models/{status}"));
+        let mut upload = origins.upload(&image, 10).await.unwrap();
+        proxy.inject("PUT /upload", 1, Fault::Status { code: status, retry_after: None });
+        upload.write(bytes.clone()).await.unwrap();
+        let error = upload.finish().await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{status}: {error}");
+        assert!(error.to_string().contains(&image.to_string()), "{error}");
+    }
+
+    let mut short = origins.upload(&uri("gs://models/short"), 11).await.unwrap();
+    short.write(bytes).await.unwrap();
+    let error = short.finish().await.unwrap_err().to_string();
+    assert!(error.contains("11 bytes") && error.contains("10 came"), "{error}");
 }

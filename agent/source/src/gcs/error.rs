@@ -109,18 +109,6 @@ pub(super) fn of_read(error: &StorageError, uri: &SourceUri, what: &str, object:
     }
 }
 
-/// An object could not be written.
-pub(super) fn of_write(error: &StorageError, uri: &SourceUri, settings: &GcsSettings) -> SourceError {
-    let what = uri.to_string();
-    if let Some(error) = find::<CredentialsError>(error) {
-        return of_credentials(error, &what);
-    }
-    match answered(error) {
-        Some(answer) => of_writing(&answer, uri, settings),
-        None => no_answer(&what, error),
-    }
-}
-
 /// What an origin answers to someone who writes.
 pub(super) fn of_writing(answer: &Answer, uri: &SourceUri, settings: &GcsSettings) -> SourceError {
     let what = uri.to_string();

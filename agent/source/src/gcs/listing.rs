@@ -1,8 +1,7 @@
 //! Listing over the JSON API.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use google_cloud_auth::credentials::CacheableResource;
-use http::{Extensions, HeaderMap, HeaderValue, StatusCode};
+use http::StatusCode;
 use serde::{Deserialize, de::DeserializeOwned};
 use url::Url;
 use weightd_types::{Checksums, Crc32c, SourceUri, Version};
@@ -46,7 +45,7 @@ pub(super) async fn list(client: &GcsClient, uri: &SourceUri) -> Result<Vec<List
         "" => String::new(),
         prefix => format!("{prefix}/"),
     };
-    let url = api_url(client, &["b", uri.authority(), "o"]);
+    let url = client.url(&["storage", "v1", "b", uri.authority(), "o"]);
     let endless = |endless: pages::Endless| endless.of(&uri.to_string());
     let (mut listing, mut pages) = (Vec::new(), Pages::default());
     let mut page_token: Option<String> = None;
@@ -100,7 +99,7 @@ fn entry(uri: &SourceUri, below: &str, item: &Item) -> Result<Option<Listed>, So
     Ok(Some(Listed::new(uri, name.to_owned(), size, Version::Generation(generation), checksums)))
 }
 
-fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(super) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     STANDARD.decode(text).ok()?.try_into().ok()
 }
 
@@ -127,7 +126,7 @@ async fn nothing(client: &GcsClient, uri: &SourceUri) -> SourceError {
     if uri.prefix().is_empty() {
         return SourceError::nothing_below(uri, false);
     }
-    let url = api_url(client, &["b", uri.authority(), "o", uri.prefix()]);
+    let url = client.url(&["storage", "v1", "b", uri.authority(), "o", uri.prefix()]);
     let (what, fields) = (uri.to_string(), [("fields", "name")]);
     let answered = get::<serde_json::Value>(client, url, &fields, &what, &mut Pages::default()).await;
     let is_object = match answered {
@@ -143,7 +142,7 @@ pub(super) async fn generation(client: &GcsClient, uri: &SourceUri) -> Result<i6
     struct Found {
         generation: String,
     }
-    let url = api_url(client, &["b", uri.authority(), "o", uri.prefix()]);
+    let url = client.url(&["storage", "v1", "b", uri.authority(), "o", uri.prefix()]);
     let (what, fields) = (uri.to_string(), [("fields", "generation")]);
     match get::<Found>(client, url, &fields, &what, &mut Pages::default()).await? {
         Ok(Found { generation }) => generation
@@ -154,15 +153,6 @@ pub(super) async fn generation(client: &GcsClient, uri: &SourceUri) -> Result<i6
     }
 }
 
-/// `/storage/v1/` and parts, each escaped.
-fn api_url(client: &GcsClient, parts: &[&str]) -> Url {
-    let mut url = client.endpoint.clone();
-    if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().extend(["storage", "v1"]).extend(parts);
-    }
-    url
-}
-
 /// One request: what was asked, or what was answered instead.
 async fn get<T: DeserializeOwned>(
     client: &GcsClient,
@@ -171,7 +161,7 @@ async fn get<T: DeserializeOwned>(
     what: &str,
     pages: &mut Pages,
 ) -> Result<Result<T, Answer>, SourceError> {
-    let request = client.web.get(url.clone()).query(query).headers(headers(client, what).await?);
+    let request = client.web.get(url.clone()).query(query).headers(client.headers(what).await?);
     let response = request.send().await.map_err(|error| answer::no_answer(what, &error))?;
     if response.status() != StatusCode::OK {
         return Ok(Err(Answer::read(response).await));
@@ -185,22 +175,6 @@ async fn get<T: DeserializeOwned>(
         detail: format!("it is no listing of Cloud Storage: {error}"),
     };
     serde_json::from_slice(&body).map(Ok).map_err(nonsense)
-}
-
-async fn headers(client: &GcsClient, what: &str) -> Result<HeaderMap, SourceError> {
-    let failed = |error| error::of_credentials(&error, what);
-    let mut headers = match client.credentials.headers(Extensions::new()).await.map_err(failed)? {
-        CacheableResource::New { data, .. } => data,
-        CacheableResource::NotModified => HeaderMap::new(),
-    };
-    if let Some(project) = &client.settings.user_project {
-        let invalid = |_| SourceError::Configuration {
-            what: "source.gcs.user_project".to_owned(),
-            why: format!("{project:?} is not a project"),
-        };
-        headers.insert("x-goog-user-project", HeaderValue::from_str(project).map_err(invalid)?);
-    }
-    Ok(headers)
 }
 
 #[cfg(test)]

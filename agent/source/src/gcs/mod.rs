@@ -2,10 +2,12 @@
 //!
 //! Bytes come through `google-cloud-storage` with its retries and its resuming switched off, because the fetch
 //! room does both for all origins alike. Listings go straight to the JSON API: the library lists over gRPC, which
-//! emulators do not speak.
+//! emulators do not speak. So do uploads: the library leaves out what was on its way when a connection broke
+//! (<https://github.com/googleapis/google-cloud-rust/issues/6685>).
 
 mod error;
 mod listing;
+mod session;
 mod token;
 mod upload;
 
@@ -16,11 +18,12 @@ use std::sync::{
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
-use google_cloud_auth::credentials::{self, Credentials};
+use google_cloud_auth::credentials::{self, CacheableResource, Credentials};
 use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_storage::{
     client::Storage, model_ext::ReadRange, read_object::ReadObjectResponse, read_resume_policy::NeverResume,
 };
+use http::{Extensions, HeaderMap, HeaderValue};
 use tokio::sync::OnceCell;
 use url::Url;
 use weightd_types::{ByteRange, Object, SourceUri, Version};
@@ -86,6 +89,32 @@ impl GcsClient {
             builder.build().await.map_err(failed)
         };
         self.storage.get_or_try_init(make).await
+    }
+
+    /// Where something of the JSON API is: parts, each escaped.
+    fn url(&self, parts: &[&str]) -> Url {
+        let mut url = self.endpoint.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(parts);
+        }
+        url
+    }
+
+    /// What a request to the JSON API says of who asks, and who pays.
+    async fn headers(&self, what: &str) -> Result<HeaderMap, SourceError> {
+        let failed = |error| error::of_credentials(&error, what);
+        let mut headers = match self.credentials.headers(Extensions::new()).await.map_err(failed)? {
+            CacheableResource::New { data, .. } => data,
+            CacheableResource::NotModified => HeaderMap::new(),
+        };
+        if let Some(project) = &self.settings.user_project {
+            let invalid = |_| SourceError::Configuration {
+                what: "source.gcs.user_project".to_owned(),
+                why: format!("{project:?} is not a project"),
+            };
+            headers.insert("x-goog-user-project", HeaderValue::from_str(project).map_err(invalid)?);
+        }
+        Ok(headers)
     }
 
     /// Whether the credentials failed for good. The library never asks again after such a failure, so new

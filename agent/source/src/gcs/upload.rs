@@ -1,58 +1,49 @@
-//! Writing one object: a resumable upload of bytes that come in their order and are nowhere else.
+//! Writing one object: a resumable upload of bytes that come in their order and are nowhere else. What was sent is kept until the
+//! service says that it has it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use google_cloud_gax::{
-    error::Error as RequestError, retry_policy::RetryPolicy, retry_result::RetryResult,
-    retry_state::RetryState,
-};
-use google_cloud_storage::{
-    model::Object,
-    retry_policy::RetryableErrors,
-    streaming_source::{SizeHint, StreamingSource},
-};
 use tokio::{
     sync::mpsc,
     task::JoinError,
-    time::{Duration, Instant, timeout},
+    time::{Duration, Instant, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 use weightd_types::{Crc32c, SourceUri};
 
-use super::{GcsClient, error, listing};
+use super::{
+    GcsClient, listing,
+    session::{Session, Standing, Written},
+};
 use crate::SourceError;
 
-/// Parts that wait to be sent. What was sent and not confirmed yet the library keeps.
+/// Parts that wait to be sent.
 const WAITING: usize = 4;
-/// Bytes of one request. Each ends with a confirmation that has to be waited for.
+/// Bytes of one request, a multiple of 256 KiB. Each ends with a confirmation that has to be waited for.
 const REQUEST_BYTES: usize = 32 << 20;
 /// How long requests are tried again that fail on the way or on the other side, since the upload last got further.
 const PATIENCE: Duration = Duration::from_mins(5);
-
-/// How long a request may go unanswered without so much as an error, before the upload is given up.
-const SILENCE: Duration = Duration::from_mins(15);
-/// How a service may keep what it has of a request that was cut short. The library goes on rightly only where no part of what it was
-/// given lies across a multiple of it.
-const KEPT_BYTES: usize = 256 << 10;
+/// Wait before the first attempt after a failure; doubles with each.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait between attempts, whatever the service asks for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// An object that is being written. Nobody sees it before [`Upload::finish`]; dropped before, it never comes to be.
 #[derive(Debug)]
 pub struct Upload {
     parts: mpsc::Sender<Part>,
-    sending: AbortOnDropHandle<Result<Stored, SourceError>>,
+    sending: AbortOnDropHandle<Result<Written, SourceError>>,
     /// Of what was sent.
     crc32c: Crc32c,
     bytes: u64,
+    announced: u64,
     what: String,
 }
 
-/// What the service says of the object: its length, and its checksum where it publishes one.
-type Stored = (i64, Option<Crc32c>);
-
 impl Upload {
-    /// Begins to write an object, in the place of the one that is there now, if there is one: whoever else writes it in the
-    /// meantime is not overwritten.
+    /// Begins to write an object of so many bytes, in the place of the one that is there now, if there is one: whoever else writes
+    /// it in the meantime is not overwritten.
     pub(crate) async fn begin(
         client: Arc<GcsClient>,
         uri: SourceUri,
@@ -60,32 +51,22 @@ impl Upload {
     ) -> Result<Self, SourceError> {
         let replaced = listing::generation(&client, &uri).await?;
         let what = uri.to_string();
-        let storage = client.storage(&uri.to_string()).await?.clone();
         let (parts, received) = mpsc::channel(WAITING);
-        let moved = Arc::new(Mutex::new(Instant::now()));
-        let mut request = storage
-            .write_object(
-                format!("projects/_/buckets/{}", uri.authority()),
-                uri.prefix(),
-                Parts { received, bytes, moved: Arc::clone(&moved), handed: 0, rest: Bytes::new() },
-            )
-            .set_if_generation_match(replaced)
-            .with_idempotency(true)
-            .with_retry_policy(WhileItMoves { moved })
-            .with_resumable_upload_threshold(0_usize)
-            .with_resumable_upload_buffer_size(REQUEST_BYTES);
-        if let Some(project) = &client.settings.user_project {
-            request = request.with_quota_project(project);
-        }
         let sending = tokio::spawn(async move {
-            // The library sums what it sends, and the service compares.
-            let written = Box::pin(request.send_buffered()).await;
-            let stored =
-                |object: Object| (object.size, object.checksums.and_then(|sums| sums.crc32c).map(Crc32c));
-            written.map(stored).map_err(|error| error::of_write(&error, &uri, &client.settings))
+            let mut patience = Patience::new();
+            let session = loop {
+                match Session::begin(&client, &uri, bytes, replaced).await {
+                    Ok(session) => break session,
+                    Err(error) => patience.after(error).await?,
+                }
+            };
+            let what = uri.to_string();
+            let sending =
+                Sending { session, kept: VecDeque::new(), kept_bytes: 0, stored: 0, patience, what };
+            sending.run(received).await
         });
         let sending = AbortOnDropHandle::new(sending);
-        Ok(Self { parts, sending, crc32c: Crc32c::EMPTY, bytes: 0, what })
+        Ok(Self { parts, sending, crc32c: Crc32c::EMPTY, bytes: 0, announced: bytes, what })
     }
 
     /// Takes the next bytes, and waits while enough of them are on their way.
@@ -95,120 +76,189 @@ impl Upload {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), SourceError> {
         self.crc32c = self.crc32c.append(&bytes);
         self.bytes += bytes.len() as u64;
-        match timeout(SILENCE, self.parts.send(Part::Bytes(bytes))).await {
-            Ok(Ok(())) => Ok(()),
+        match self.parts.send(Part::Bytes(bytes)).await {
+            Ok(()) => Ok(()),
             // It takes no more only when it has failed.
-            Ok(Err(_)) => self.ended().await.map(drop),
-            Err(_) => Err(self.silent()),
+            Err(_) => self.ended().await.map(drop),
         }
     }
 
     /// Makes the object visible, whole.
     ///
     /// # Errors
-    /// [`SourceError`], when it could not be written, or someone else wrote it.
+    /// [`SourceError`], when it could not be written, or someone else wrote it, or it is not as long as was said.
     pub async fn finish(mut self) -> Result<(), SourceError> {
-        // Where nobody takes it, the outcome is there already.
-        let ending = async {
-            let _ = self.parts.send(Part::End).await;
-            (&mut self.sending).await
-        };
-        let ended = timeout(SILENCE, ending).await.map_err(|_| self.silent())?;
-        let (size, crc32c) = self.outcome(ended)?;
-        // Whatever became of it on the way: what is there is what was sent, or it is no success.
-        let is_same = u64::try_from(size) == Ok(self.bytes) && crc32c.is_none_or(|sum| sum == self.crc32c);
-        match is_same {
-            true => Ok(()),
-            false => Err(SourceError::Protocol {
-                what: self.what,
-                detail: format!(
-                    "{} bytes with crc32c {} were sent, and {size} bytes are there; delete the object and build it again",
-                    self.bytes, self.crc32c
-                ),
-            }),
+        if self.bytes != self.announced {
+            return Err(
+                self.strange(format!("{} bytes were to be written, and {} came", self.announced, self.bytes))
+            );
         }
+        // Where nobody takes it, the outcome is there already.
+        let _ = self.parts.send(Part::End(self.crc32c)).await;
+        let written = self.ended().await?;
+        // Whatever became of it on the way: what is there is what was sent, or it is no success.
+        if written.bytes == self.bytes && written.crc32c.is_none_or(|sum| sum == self.crc32c) {
+            return Ok(());
+        }
+        Err(self.strange(format!(
+            "{} bytes with crc32c {} were sent, and {} other bytes are there; delete the object and build it again",
+            self.bytes, self.crc32c, written.bytes
+        )))
     }
 
-    async fn ended(&mut self) -> Result<Stored, SourceError> {
-        let ended = (&mut self.sending).await;
-        self.outcome(ended)
-    }
-
-    fn silent(&self) -> SourceError {
-        let cause = format!("nothing was confirmed for {} minutes", SILENCE.as_secs() / 60);
-        SourceError::Interrupted { what: self.what.clone(), cause: cause.into() }
-    }
-
-    fn outcome(&self, ended: Result<Result<Stored, SourceError>, JoinError>) -> Result<Stored, SourceError> {
-        match ended {
+    async fn ended(&mut self) -> Result<Written, SourceError> {
+        let interrupted =
+            |error: JoinError| SourceError::Interrupted { what: self.what.clone(), cause: Box::new(error) };
+        match (&mut self.sending).await {
             Ok(outcome) => outcome,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => Err(SourceError::Interrupted { what: self.what.clone(), cause: Box::new(error) }),
+            Err(error) => Err(interrupted(error)),
         }
+    }
+
+    fn strange(&self, detail: String) -> SourceError {
+        SourceError::Protocol { what: self.what.clone(), detail }
     }
 }
 
 /// What is sent next.
 enum Part {
     Bytes(Bytes),
-    End,
+    /// Nothing: this is the checksum of all of it.
+    End(Crc32c),
 }
 
-/// What is to be sent, as it comes. Ends well only when that is said: what was given up half way must not look whole.
-struct Parts {
-    received: mpsc::Receiver<Part>,
-    /// Length of the whole: the service takes nothing shorter for it.
-    bytes: u64,
-    moved: Moved,
-    /// Bytes that were handed on.
-    handed: usize,
-    /// What came and was not handed on yet.
-    rest: Bytes,
+/// The other end of an [`Upload`].
+struct Sending {
+    session: Session,
+    /// What came, and is not confirmed.
+    kept: VecDeque<Bytes>,
+    kept_bytes: usize,
+    /// Confirmed, from the beginning.
+    stored: u64,
+    patience: Patience,
+    what: String,
 }
 
-/// When the library last took bytes: it takes the next when those before are confirmed.
-type Moved = Arc<Mutex<Instant>>;
-
-/// Tries again what may succeed. An upload of hours may meet any number of faults, as long as it gets further between them.
-#[derive(Debug)]
-struct WhileItMoves {
-    moved: Moved,
-}
-
-impl RetryPolicy for WhileItMoves {
-    fn on_error(&self, state: &RetryState, error: RequestError) -> RetryResult {
-        let moved = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        match RetryableErrors.on_error(state, error) {
-            RetryResult::Continue(error) if moved.elapsed() > PATIENCE => RetryResult::Exhausted(error),
-            decided => decided,
-        }
-    }
-}
-
-/// Whoever wrote the object has gone before its end.
-#[derive(Debug, thiserror::Error)]
-#[error("it was given up before its end")]
-struct GivenUp;
-
-impl StreamingSource for Parts {
-    type Error = GivenUp;
-
-    async fn next(&mut self) -> Option<Result<Bytes, GivenUp>> {
-        while self.rest.is_empty() {
-            let next = self.received.recv().await;
-            *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            match next {
-                Some(Part::Bytes(bytes)) => self.rest = bytes,
-                Some(Part::End) => return None,
-                None => return Some(Err(GivenUp)),
+impl Sending {
+    async fn run(mut self, mut received: mpsc::Receiver<Part>) -> Result<Written, SourceError> {
+        let mut whole = None;
+        loop {
+            // A byte more than goes into a request: what is not said to be the end must not make it the object.
+            while whole.is_none() && self.kept_bytes <= REQUEST_BYTES {
+                match received.recv().await {
+                    Some(Part::Bytes(bytes)) => {
+                        self.kept_bytes += bytes.len();
+                        self.kept.push_back(bytes);
+                    }
+                    Some(Part::End(sum)) => whole = Some(sum),
+                    None => return Err(self.interrupted("it was given up before its end")),
+                }
+                self.patience = Patience::new();
+            }
+            let last = whole.filter(|_| self.kept_bytes <= REQUEST_BYTES);
+            let standing = match self.session.send(self.stored, self.next_part(), last).await {
+                Ok(Standing::Open(stored)) if stored == self.stored => {
+                    self.ask(self.interrupted("nothing was kept of what was sent")).await?
+                }
+                Ok(standing) => standing,
+                // What of it has come only the service knows.
+                Err(error) => self.ask(error).await?,
+            };
+            match standing {
+                Standing::Open(stored) => self.confirm(stored)?,
+                Standing::Ended(written) if last.is_some() => return Ok(written),
+                Standing::Ended(_) => {
+                    return Err(self.strange("it was called complete before its end was sent".to_owned()));
+                }
             }
         }
-        let piece = (KEPT_BYTES - self.handed % KEPT_BYTES).min(self.rest.len());
-        self.handed += piece;
-        Some(Ok(self.rest.split_to(piece)))
     }
 
-    async fn size_hint(&self) -> Result<SizeHint, GivenUp> {
-        Ok(SizeHint::with_exact(self.bytes))
+    /// What goes into the next request.
+    fn next_part(&self) -> Vec<Bytes> {
+        let mut left = REQUEST_BYTES;
+        let mut part = Vec::with_capacity(self.kept.len());
+        for bytes in &self.kept {
+            let piece = bytes.slice(..bytes.len().min(left));
+            left -= piece.len();
+            part.push(piece);
+            if left == 0 {
+                break;
+            }
+        }
+        part
+    }
+
+    /// Waits after a failure, and asks what is there.
+    async fn ask(&mut self, mut error: SourceError) -> Result<Standing, SourceError> {
+        loop {
+            self.patience.after(error).await?;
+            match self.session.standing().await {
+                Ok(standing) => return Ok(standing),
+                Err(again) => error = again,
+            }
+        }
+    }
+
+    /// Lets go of what is there.
+    fn confirm(&mut self, stored: u64) -> Result<(), SourceError> {
+        let came = stored.checked_sub(self.stored).and_then(|came| usize::try_from(came).ok());
+        let Some(mut came) = came.filter(|came| *came <= self.kept_bytes) else {
+            let (before, sent) = (self.stored, self.stored + self.kept_bytes as u64);
+            return Err(
+                self.strange(format!("of an upload it kept {before} bytes, and now says {stored} of {sent}"))
+            );
+        };
+        if came > 0 {
+            self.patience = Patience::new();
+        }
+        self.stored = stored;
+        self.kept_bytes -= came;
+        while let Some(first) = self.kept.front_mut()
+            && came > 0
+        {
+            let gone = came.min(first.len());
+            came -= gone;
+            let rest = first.split_off(gone);
+            match rest.is_empty() {
+                true => drop(self.kept.pop_front()),
+                false => *first = rest,
+            }
+        }
+        Ok(())
+    }
+
+    fn interrupted(&self, why: &str) -> SourceError {
+        SourceError::Interrupted { what: self.what.clone(), cause: why.into() }
+    }
+
+    fn strange(&self, detail: String) -> SourceError {
+        SourceError::Protocol { what: self.what.clone(), detail }
+    }
+}
+
+/// How long it is tried again. An upload of hours may meet any number of faults, as long as it gets further between them.
+struct Patience {
+    moved: Instant,
+    failures: u32,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { moved: Instant::now(), failures: 0 }
+    }
+
+    /// Waits before the next attempt, if there shall be one.
+    async fn after(&mut self, error: SourceError) -> Result<(), SourceError> {
+        if !error.is_retryable() || self.moved.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        let doubled = FIRST_WAIT.saturating_mul(1 << self.failures.min(16));
+        let wait = error.retry_after().unwrap_or_default().max(doubled).min(LONGEST_WAIT);
+        self.failures += 1;
+        tracing::warn!(%error, ?wait, "an upload does not get on; trying again");
+        sleep(wait).await;
+        Ok(())
     }
 }

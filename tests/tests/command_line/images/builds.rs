@@ -3,15 +3,15 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command};
 
 use serde_json::Value;
-use weightd_harness::{FakeGcs, LoopMount, ModelShape, require};
+use weightd_harness::{FakeGcs, LoopMount, ModelShape, Wire, require};
 
 use super::{ODD, SOURCE, Workshop, assert_same_file, assert_same_model, snapshots, system};
-use crate::{place::number, program::Ended, wire::Wire};
+use crate::{place::number, program::Ended};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kernel_finds_every_byte_in_an_image_and_it_is_the_same_twice() {
     let gcs = require!(FakeGcs::start().await);
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::demo(), "").await;
     let built = workshop.build("disk.raw");
     assert!(built.words.contains("all as recorded"), "{}", built.words);
@@ -102,7 +102,7 @@ async fn gnu_tar_unpacks_the_disk_from_an_archive_sparse_for_sparse() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_takes_the_archive_without_a_copy_here() {
     let gcs = require!(FakeGcs::start().await);
-    let wire = require!(Wire::start_for_uploads(&gcs.endpoint()).await);
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     gcs.create_bucket("images").await.unwrap();
     workshop.build("disk.tar.gz").done();

@@ -1,7 +1,7 @@
 //! Tensors handed out from a tier.
 
 use weightd_client::handoff::Request;
-use weightd_harness::{FakeGcs, LoopMount, ModelShape, require};
+use weightd_harness::{FakeGcs, LoopMount, ModelShape, Wire, require};
 
 use super::{
     SOURCE, Workshop,
@@ -12,7 +12,6 @@ use crate::{
     place::Place,
     program::{Running, until},
     volumes::fuse,
-    wire::Wire,
 };
 
 /// A keeper, and an agent that knows of tiers and listens on the node's socket.
@@ -38,7 +37,7 @@ async fn take(workshop: &Workshop) {
 async fn tensors_on_a_boot_disk_are_handed_out_without_a_request() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);
@@ -53,7 +52,7 @@ async fn tensors_on_a_boot_disk_are_handed_out_without_a_request() {
 async fn whoever_comes_to_flipped_bits_of_a_tier_has_right_tensors() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::demo(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);

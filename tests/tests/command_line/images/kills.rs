@@ -4,10 +4,10 @@ use std::{fs, process::Stdio, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::sleep;
-use weightd_harness::{FakeGcs, ModelShape, require};
+use weightd_harness::{FakeGcs, ModelShape, Wire, require};
 
 use super::{ODD, SOURCE, Workshop, assert_same_file, assert_same_model, snapshots};
-use crate::{program::Running, wire::Wire};
+use crate::program::Running;
 
 /// Slow enough that kills land within the build.
 const SLOW: &str = "[fetch]\nbandwidth = \"20MiB/s\"\nmin_requests = 1\nmax_requests = 2";
@@ -16,7 +16,7 @@ const KILLS: u32 = 4;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_was_killed_goes_on_and_ends_as_if_it_had_not_been() {
     let gcs = require!(FakeGcs::start().await);
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::demo(), SLOW).await;
     let place = &workshop.place;
     let seed: u64 = rand::random();

@@ -6,14 +6,13 @@ use std::{
     path::Path,
 };
 
-use weightd_harness::{FakeGcs, LoopMount, ModelShape, mounts, require};
+use weightd_harness::{FakeGcs, LoopMount, ModelShape, Wire, mounts, require};
 
 use super::{SOURCE, Workshop, assert_same_model};
 use crate::{
     place::{Place, number},
     program::until,
     volumes::fuse,
-    wire::Wire,
 };
 
 /// What an origin says without a byte of weights.
@@ -42,7 +41,7 @@ pub(super) fn used(place: &Place) -> u64 {
 async fn a_model_on_a_boot_disk_costs_no_request_and_no_room() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);
@@ -74,7 +73,7 @@ async fn a_model_on_a_boot_disk_costs_no_request_and_no_room() {
 async fn by_default_the_origin_says_what_its_source_is_and_sends_no_weights() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);
@@ -107,7 +106,7 @@ async fn by_default_the_origin_says_what_its_source_is_and_sends_no_weights() {
 async fn of_a_model_that_a_tier_has_in_part_only_the_rest_is_fetched() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);
@@ -142,7 +141,7 @@ async fn of_a_model_that_a_tier_has_in_part_only_the_rest_is_fetched() {
 async fn a_flipped_bit_in_a_tier_is_fetched_again_and_nothing_else_is() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::demo(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);
@@ -199,7 +198,7 @@ fn first_byte(file: &Path) -> u64 {
 async fn tiers_come_and_go_while_the_agent_runs() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let place = &workshop.place;
     let _unmounted = Unmounted(place);
@@ -270,7 +269,7 @@ fn writable(path: &Path) {
 async fn four_agents_share_one_image() {
     let gcs = require!(FakeGcs::start().await);
     require!(fuse());
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let image = workshop.place.at("weights.raw");
     drop(require!(workshop.mounted("weights", "")));
@@ -299,7 +298,7 @@ async fn four_agents_share_one_image() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_is_a_tier_of_another_node() {
     let gcs = require!(FakeGcs::start().await);
-    let wire = Wire::start(&gcs.endpoint()).await;
+    let wire = Wire::start(&gcs.endpoint()).await.unwrap();
     let workshop = Workshop::new(&gcs, wire.url(), &ModelShape::small(), "").await;
     let place = &workshop.place;
     let volume = place.at("disks/shared");
