@@ -279,11 +279,13 @@ impl Outcome {
         peers.min_by(|one, other| one.median(|run| run.wall).total_cmp(&other.median(|run| run.wall)))
     }
 
-    /// Whether weightd is not first, or not as near to the limit as it should be.
+    /// Whether weightd is not first, or not as near to the limit as it should be, in one of its ways.
     fn falls_short(&self) -> bool {
-        let relative = |other: Option<&Standing>| Some(self.of(Role::Own)?.speed_relative_to(other?));
-        relative(self.best_peer()).is_some_and(|times| times < 1.0)
-            || relative(self.of(Role::Limit)).is_some_and(|share| share < ENOUGH)
+        let (peer, limit) = (self.best_peer(), self.of(Role::Limit));
+        self.contenders.iter().filter(|own| own.role == Role::Own && !own.runs.is_empty()).any(|own| {
+            peer.is_some_and(|peer| own.speed_relative_to(peer) < 1.0)
+                || limit.is_some_and(|limit| own.speed_relative_to(limit) < ENOUGH)
+        })
     }
 
     /// In words and as a table.
