@@ -115,8 +115,11 @@ impl Fetcher {
         match self.store().stored_blob(key).await? {
             Some(blob) => {
                 let checked = blob.check_chunk(chunk, self.store().pool().acquire().await).await;
-                // Whoever came to it first may have mended it, or had the blob of a damaged tier brought to the store.
-                if !checked.is_ok_and(|(_, good)| good) {
+                if checked.is_ok_and(|(_, good)| good) {
+                    // Someone else came to it first, and has mended it or had the blob of a damaged tier brought to the store; or
+                    // it never was wrong on the disk.
+                    blob.drop_cached_chunk(chunk);
+                } else {
                     self.inner.repair(&subject, &blob, chunk).await?;
                 }
             }

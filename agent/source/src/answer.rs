@@ -48,7 +48,10 @@ impl Answer {
     /// The error of an answer that means "later", whatever the origin.
     pub(crate) fn transient(&self, what: &str) -> Option<SourceError> {
         let what = what.to_owned();
-        let slow_down = matches!(self.code.as_deref(), Some("SlowDown" | "ServerBusy" | "rateLimitExceeded"));
+        let slow_down = matches!(
+            self.code.as_deref(),
+            Some("SlowDown" | "ServerBusy" | "rateLimitExceeded" | "userRateLimitExceeded" | "quotaExceeded")
+        );
         if self.status == StatusCode::TOO_MANY_REQUESTS || slow_down {
             let (detail, retry_after) = (self.to_string(), self.retry_after);
             return Some(SourceError::Throttled { what, detail, retry_after });

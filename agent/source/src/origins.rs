@@ -69,7 +69,8 @@ impl Origins {
             let why = "only objects of Cloud Storage can be written: gs://bucket/name".to_owned();
             return Err(SourceError::Configuration { what: uri.to_string(), why });
         }
-        Upload::begin(self.gcs(uri, &Credential::Node).await?, uri.clone(), bytes).await
+        let web = web::uploading_client(self.settings.connect_timeout, &uri.to_string())?;
+        Upload::begin(self.gcs(uri, &Credential::Node).await?, web, uri.clone(), bytes).await
     }
 
     async fn web(&self, uri: &SourceUri) -> Result<reqwest::Client, SourceError> {

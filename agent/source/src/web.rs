@@ -19,7 +19,7 @@ use url::Url;
 use crate::{SourceError, answer::chain, redirect};
 
 /// How long a server may stay silent within a listing. Bodies of objects are watched by the fetch room, which
-/// knows how fast they ought to come.
+/// knows how fast they ought to come, and uploads by whoever sends them.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 const USER_AGENT: &str = concat!("weightd/", env!("CARGO_PKG_VERSION"));
@@ -31,6 +31,14 @@ const USER_AGENT: &str = concat!("weightd/", env!("CARGO_PKG_VERSION"));
 /// # Errors
 /// [`SourceError::Configuration`] when this machine has no authorities.
 pub fn client(connect_timeout: Duration, what: &str) -> Result<Client, SourceError> {
+    build(builder(connect_timeout).redirect(Policy::none()).read_timeout(READ_TIMEOUT), what)
+}
+
+/// The same for requests whose bodies take long: an answer may be waited for as long as whoever sends them likes.
+///
+/// # Errors
+/// As of [`client`].
+pub(crate) fn uploading_client(connect_timeout: Duration, what: &str) -> Result<Client, SourceError> {
     build(builder(connect_timeout).redirect(Policy::none()), what)
 }
 
@@ -40,7 +48,10 @@ pub(crate) fn confined_client(
     what: &str,
     addresses: Arc<[Url]>,
 ) -> Result<Client, SourceError> {
-    let builder = builder(connect_timeout).redirect(redirect::within(addresses)).referer(false);
+    let builder = builder(connect_timeout)
+        .read_timeout(READ_TIMEOUT)
+        .redirect(redirect::within(addresses))
+        .referer(false);
     build(builder.dns_resolver(Arc::new(Spread::default())), what)
 }
 
@@ -49,7 +60,6 @@ fn builder(connect_timeout: Duration) -> ClientBuilder {
         .user_agent(USER_AGENT)
         .http1_only()
         .connect_timeout(connect_timeout)
-        .read_timeout(READ_TIMEOUT)
         .no_gzip()
         .no_brotli()
         .no_deflate()

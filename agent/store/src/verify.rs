@@ -1,9 +1,12 @@
 //! Finding rot: stored chunks are read and compared with what was recorded.
 
-use std::{io::IoSliceMut, ops::Range, path::PathBuf, sync::Arc};
+use std::{io::IoSliceMut, num::NonZeroU64, ops::Range, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::{
+    fs::{Advice, fadvise},
+    io::{ReadWriteFlags, preadv2},
+};
 use weightd_types::{BlobKey, ByteRange, Crc32c, Piece, Placement, SnapshotKey};
 
 use crate::{
@@ -161,6 +164,16 @@ impl StoredBlob {
         }
         buffer.set_len(len);
         crc == self.manifest.chunk_crc32c[chunk as usize]
+    }
+
+    /// Has the pages of a chunk read anew: what is right on the disk may be wrong in memory.
+    pub fn drop_cached_chunk(&self, chunk: u32) {
+        let range = self.placement.chunk_range(chunk);
+        let dropped =
+            fadvise(self.file.buffered(), range.start, NonZeroU64::new(range.len()), Advice::DontNeed);
+        if let Err(error) = dropped {
+            tracing::warn!(path = %self.path().display(), %error, "pages cannot be dropped");
+        }
     }
 
     /// Writes right bytes over a bad chunk. `buffer` holds the whole chunk.

@@ -54,7 +54,7 @@ pub(super) fn of_listing(answer: &Answer, uri: &SourceUri, settings: &GcsSetting
         .unwrap_or_else(|| answer.unexpected(&what))
 }
 
-/// The errors that mean "not you", of listings and reads alike.
+/// The errors that mean "not you", whatever was asked.
 fn forbidden(answer: &Answer, what: &str, role: &str, anonymous: bool) -> Option<SourceError> {
     let (what, detail) = (what.to_owned(), answer.message.clone());
     if answer.message.contains("requester pays") {

@@ -24,7 +24,10 @@ use google_cloud_storage::{
     client::Storage, model_ext::ReadRange, read_object::ReadObjectResponse, read_resume_policy::NeverResume,
 };
 use http::{Extensions, HeaderMap, HeaderValue};
-use tokio::sync::OnceCell;
+use tokio::{
+    sync::OnceCell,
+    time::{Duration, timeout},
+};
 use url::Url;
 use weightd_types::{ByteRange, Object, SourceUri, Version};
 
@@ -37,6 +40,9 @@ use crate::{
 pub use upload::Upload;
 
 const ENDPOINT: &str = "https://storage.googleapis.com/";
+
+/// How long an access token is waited for.
+const TOKEN_WAIT: Duration = Duration::from_mins(1);
 
 /// Connections and credentials, shared by all `gs://` sources of one identity.
 #[derive(Debug)]
@@ -103,7 +109,14 @@ impl GcsClient {
     /// What a request to the JSON API says of who asks, and who pays.
     async fn headers(&self, what: &str) -> Result<HeaderMap, SourceError> {
         let failed = |error| error::of_credentials(&error, what);
-        let mut headers = match self.credentials.headers(Extensions::new()).await.map_err(failed)? {
+        let silent = |_| SourceError::Unavailable {
+            what: what.to_owned(),
+            cause: format!("no access token came for {} seconds", TOKEN_WAIT.as_secs()).into(),
+            retry_after: None,
+        };
+        // The library waits for whoever gives tokens as long as that one says nothing.
+        let found = timeout(TOKEN_WAIT, self.credentials.headers(Extensions::new())).await.map_err(silent)?;
+        let mut headers = match found.map_err(failed)? {
             CacheableResource::New { data, .. } => data,
             CacheableResource::NotModified => HeaderMap::new(),
         };

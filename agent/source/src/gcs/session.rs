@@ -1,4 +1,4 @@
-//! A resumable upload as the service keeps it: begun, sent to in parts, asked for what is there of it.
+//! A resumable upload as the service keeps it: begun, sent in parts, asked for what is there of it.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -6,18 +6,26 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use reqwest::{Body, Response};
+use reqwest::{Body, RequestBuilder, Response};
 use serde::Deserialize;
+use tokio::{
+    sync::Notify,
+    time::{Duration, timeout},
+};
 use url::Url;
 use weightd_types::{Crc32c, SourceUri};
 
 use super::{GcsClient, error, listing::decode};
 use crate::{
     SourceError,
-    answer::{Answer, broke_off, no_answer},
+    answer::{Answer, BODY_BYTES, broke_off, no_answer},
 };
 
 const GOOG_HASH: HeaderName = HeaderName::from_static("x-goog-hash");
+/// How long nothing of a request is taken, and nothing answered, before it is given up.
+const SILENCE: Duration = Duration::from_mins(1);
+/// Bytes of a body that are taken at once, as far as can be seen here.
+const TAKEN_BYTES: usize = 64 << 10;
 /// A part came, and is not the last.
 const RESUME_INCOMPLETE: StatusCode = StatusCode::PERMANENT_REDIRECT;
 
@@ -25,6 +33,7 @@ const RESUME_INCOMPLETE: StatusCode = StatusCode::PERMANENT_REDIRECT;
 #[derive(Debug)]
 pub(super) struct Session {
     client: Arc<GcsClient>,
+    web: reqwest::Client,
     uri: SourceUri,
     url: Url,
     /// Length of the object.
@@ -48,9 +57,11 @@ pub(super) struct Written {
 }
 
 impl Session {
-    /// Begins the upload of an object of so many bytes in the place of a generation; 0 for the place of nothing.
+    /// Begins the upload of an object of so many bytes in the place of a generation; 0 for the place of nothing. `web` waits for
+    /// answers.
     pub(super) async fn begin(
         client: &Arc<GcsClient>,
+        web: &reqwest::Client,
         uri: &SourceUri,
         bytes: u64,
         replaced: i64,
@@ -69,11 +80,11 @@ impl Session {
         if response.status() != StatusCode::OK {
             return Err(error::of_writing(&Answer::read(response).await, uri, &client.settings));
         }
-        let url = place(client, response.headers()).ok_or_else(|| SourceError::Protocol {
+        let url = place(&client.endpoint, response.headers()).ok_or_else(|| SourceError::Protocol {
             what,
             detail: "an upload was begun, and its address was not said".to_owned(),
         })?;
-        Ok(Self { client: Arc::clone(client), uri: uri.clone(), url, bytes })
+        Ok(Self { client: Arc::clone(client), web: web.clone(), uri: uri.clone(), url, bytes })
     }
 
     /// Sends the bytes behind the first `at`. With those that end the object comes the checksum of all of it.
@@ -93,36 +104,50 @@ impl Session {
             let sum = format!("crc32c={}", STANDARD.encode(sum.0.to_be_bytes()));
             headers.insert(GOOG_HASH, HeaderValue::from_str(&sum).expect("base64 is ASCII"));
         }
-        let body = Body::wrap_stream(stream::iter(part.into_iter().map(Ok::<_, Infallible>)));
-        self.put(&range, length, headers, body).await
+        let taken = Arc::new(Notify::new());
+        self.put(&range, headers, body(part, &taken), &taken).await
     }
 
     /// Asks what is there.
     pub(super) async fn standing(&self) -> Result<Standing, SourceError> {
-        self.put(&format!("bytes */{}", self.bytes), 0, HeaderMap::new(), Body::default()).await
+        let nothing = (0, Body::default());
+        self.put(&format!("bytes */{}", self.bytes), HeaderMap::new(), nothing, &Notify::new()).await
     }
 
     async fn put(
         &self,
         range: &str,
-        length: u64,
         headers: HeaderMap,
-        body: Body,
+        (length, body): (u64, Body),
+        taken: &Notify,
     ) -> Result<Standing, SourceError> {
         let what = self.uri.to_string();
-        let request = self.client.web.put(self.url.clone()).headers(self.client.headers(&what).await?);
+        let request = self.web.put(self.url.clone()).headers(self.client.headers(&what).await?);
         let request = request
             .headers(headers)
             .header(header::CONTENT_RANGE, range)
             .header(header::CONTENT_LENGTH, length)
             .body(body);
-        let response = request.send().await.map_err(|error| no_answer(&what, &error))?;
+        let silence = async { while timeout(SILENCE, taken.notified()).await.is_ok() {} };
+        tokio::select! {
+            answered = self.answered(request) => answered,
+            () = silence => {
+                let cause = format!("nothing was taken or answered for {} seconds", SILENCE.as_secs());
+                Err(SourceError::Unavailable { what, cause: cause.into(), retry_after: None })
+            }
+        }
+    }
+
+    async fn answered(&self, request: RequestBuilder) -> Result<Standing, SourceError> {
+        let what = self.uri.to_string();
+        // Whoever knows the address of an upload can write to it.
+        let response = request.send().await.map_err(|error| no_answer(&what, &error.without_url()))?;
         match response.status() {
             StatusCode::OK | StatusCode::CREATED => self.ended(response).await.map(Standing::Ended),
             RESUME_INCOMPLETE => self.kept(response.headers()).map(Standing::Open),
             StatusCode::NOT_FOUND | StatusCode::GONE => Err(SourceError::Refused {
                 what,
-                why: "was forgotten before its upload had ended".to_owned(),
+                why: "was not written: the service no longer knows its upload".to_owned(),
                 remedy: "build it again".to_owned(),
             }),
             _ => {
@@ -140,23 +165,15 @@ impl Session {
         last.and_then(|last| last.checked_add(1)).ok_or_else(nonsense)
     }
 
-    async fn ended(&self, response: Response) -> Result<Written, SourceError> {
-        /// 64-bit numbers are written as strings.
-        #[derive(Deserialize)]
-        struct Resource {
-            size: String,
-            crc32c: Option<String>,
+    async fn ended(&self, mut response: Response) -> Result<Written, SourceError> {
+        let mut body = Vec::new();
+        let broke = |error: reqwest::Error| broke_off(&self.uri.to_string(), &error.without_url());
+        while let Some(piece) = response.chunk().await.map_err(broke)?
+            && body.len() <= BODY_BYTES
+        {
+            body.extend_from_slice(&piece);
         }
-        let body = response.bytes().await.map_err(|error| broke_off(&self.uri.to_string(), &error))?;
-        let written = serde_json::from_slice(&body).ok().and_then(|Resource { size, crc32c }| {
-            let sum = |text: String| decode(&text).map(|bytes| Crc32c(u32::from_be_bytes(bytes)));
-            let crc32c = match crc32c {
-                Some(text) => Some(sum(text)?),
-                None => None,
-            };
-            Some(Written { bytes: size.parse().ok()?, crc32c })
-        });
-        written.ok_or_else(|| self.nonsense("it does not say what was written".to_owned()))
+        written(&body).ok_or_else(|| self.nonsense("it does not say what was written".to_owned()))
     }
 
     fn nonsense(&self, detail: String) -> SourceError {
@@ -164,12 +181,73 @@ impl Session {
     }
 }
 
-/// Where the parts of an upload go: to whom it was begun with, whatever name that one has for itself. It is the one that may see
+/// Bytes as the body of a request, and its length. Says each time that something of it is taken.
+fn body(part: Vec<Bytes>, taken: &Arc<Notify>) -> (u64, Body) {
+    let length = part.iter().map(|piece| piece.len() as u64).sum();
+    let taken = Arc::clone(taken);
+    let pieces = part.into_iter().flat_map(|mut bytes| {
+        std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(TAKEN_BYTES))))
+    });
+    let pieces = pieces.inspect(move |_| taken.notify_one()).map(Ok::<_, Infallible>);
+    (length, Body::wrap_stream(stream::iter(pieces)))
+}
+
+/// What an object's resource says of it.
+fn written(resource: &[u8]) -> Option<Written> {
+    /// 64-bit numbers are written as strings.
+    #[derive(Deserialize)]
+    struct Resource {
+        size: String,
+        crc32c: Option<String>,
+    }
+    let Resource { size, crc32c } = serde_json::from_slice(resource).ok()?;
+    let crc32c = match crc32c {
+        Some(text) => Some(Crc32c(u32::from_be_bytes(decode(&text)?))),
+        None => None,
+    };
+    Some(Written { bytes: size.parse().ok()?, crc32c })
+}
+
+/// Where the parts of an upload go: to the endpoint at which it was begun, whatever host the service names. Only that one may see
 /// credentials.
-fn place(client: &GcsClient, headers: &HeaderMap) -> Option<Url> {
-    let location = client.endpoint.join(headers.get(header::LOCATION)?.to_str().ok()?).ok()?;
-    let mut place = client.endpoint.clone();
-    place.set_path(location.path());
+fn place(endpoint: &Url, headers: &HeaderMap) -> Option<Url> {
+    let location = endpoint.join(headers.get(header::LOCATION)?.to_str().ok()?).ok()?;
+    let prefix = endpoint.path().trim_end_matches('/');
+    let mut place = endpoint.clone();
+    match location.path().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')) {
+        true => place.set_path(location.path()),
+        false => place.set_path(&format!("{prefix}{}", location.path())),
+    }
     place.set_query(location.query());
     Some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_go_to_the_endpoint_whatever_the_service_calls_itself() {
+        for (endpoint, location, placed) in [
+            ("https://g/", "https://g/upload/o?upload_id=1", "https://g/upload/o?upload_id=1"),
+            ("http://[::1]:80/", "https://other:9/upload/o?upload_id=1", "http://[::1]/upload/o?upload_id=1"),
+            ("https://proxy/gcs", "https://g/upload/o?upload_id=1", "https://proxy/gcs/upload/o?upload_id=1"),
+            ("https://proxy/gcs/", "https://proxy/gcs/upload/o?a=1", "https://proxy/gcs/upload/o?a=1"),
+            ("https://g/", "/upload/o?upload_id=1", "https://g/upload/o?upload_id=1"),
+        ] {
+            let headers = [(header::LOCATION, location.parse().unwrap())].into_iter().collect();
+            assert_eq!(place(&endpoint.parse().unwrap(), &headers).unwrap().as_str(), placed);
+        }
+        assert_eq!(place(&"https://g/".parse().unwrap(), &HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn any_bytes_are_what_was_written_or_not_without_a_panic() {
+        let said = written(br#"{"size":"3","crc32c":"ik4kog=="}"#).unwrap();
+        assert_eq!((said.bytes, said.crc32c), (3, Some(Crc32c(0x8a4e_24a2))));
+        assert!(written(br#"{"size":"3","crc32c":"short"}"#).is_none());
+        bolero::check!().for_each(|bytes: &[u8]| {
+            let _ = written(bytes);
+        });
+    }
 }

@@ -6,7 +6,6 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use tokio::{
     sync::mpsc,
-    task::JoinError,
     time::{Duration, Instant, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -22,7 +21,7 @@ use crate::SourceError;
 const WAITING: usize = 4;
 /// Bytes of one request, a multiple of 256 KiB. Each ends with a confirmation that has to be waited for.
 const REQUEST_BYTES: usize = 32 << 20;
-/// How long requests are tried again that fail on the way or on the other side, since the upload last got further.
+/// How long failing requests are tried again after the last progress.
 const PATIENCE: Duration = Duration::from_mins(5);
 /// Wait before the first attempt after a failure; doubles with each.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -33,7 +32,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Upload {
     parts: mpsc::Sender<Part>,
-    sending: AbortOnDropHandle<Result<Written, SourceError>>,
+    /// `None` once its outcome was told.
+    sending: Option<AbortOnDropHandle<Result<Written, SourceError>>>,
     /// Of what was sent.
     crc32c: Crc32c,
     bytes: u64,
@@ -46,16 +46,23 @@ impl Upload {
     /// it in the meantime is not overwritten.
     pub(crate) async fn begin(
         client: Arc<GcsClient>,
+        web: reqwest::Client,
         uri: SourceUri,
         bytes: u64,
     ) -> Result<Self, SourceError> {
-        let replaced = listing::generation(&client, &uri).await?;
+        let mut patience = Patience::new();
+        let replaced = loop {
+            match listing::generation(&client, &uri).await {
+                Ok(generation) => break generation,
+                Err(error) => patience.after(error).await?,
+            }
+        };
         let what = uri.to_string();
         let (parts, received) = mpsc::channel(WAITING);
         let sending = tokio::spawn(async move {
             let mut patience = Patience::new();
             let session = loop {
-                match Session::begin(&client, &uri, bytes, replaced).await {
+                match Session::begin(&client, &web, &uri, bytes, replaced).await {
                     Ok(session) => break session,
                     Err(error) => patience.after(error).await?,
                 }
@@ -65,17 +72,21 @@ impl Upload {
                 Sending { session, kept: VecDeque::new(), kept_bytes: 0, stored: 0, patience, what };
             sending.run(received).await
         });
-        let sending = AbortOnDropHandle::new(sending);
+        let sending = Some(AbortOnDropHandle::new(sending));
         Ok(Self { parts, sending, crc32c: Crc32c::EMPTY, bytes: 0, announced: bytes, what })
     }
 
     /// Takes the next bytes, and waits while enough of them are on their way.
     ///
     /// # Errors
-    /// [`SourceError`], when the upload has failed.
+    /// [`SourceError`], when the upload has failed, or there are more of them than was said.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), SourceError> {
         self.crc32c = self.crc32c.append(&bytes);
         self.bytes += bytes.len() as u64;
+        // Before any of it goes on its way: with what was said the object is whole.
+        if self.bytes > self.announced {
+            return Err(self.of_another_length());
+        }
         match self.parts.send(Part::Bytes(bytes)).await {
             Ok(()) => Ok(()),
             // It takes no more only when it has failed.
@@ -89,9 +100,7 @@ impl Upload {
     /// [`SourceError`], when it could not be written, or someone else wrote it, or it is not as long as was said.
     pub async fn finish(mut self) -> Result<(), SourceError> {
         if self.bytes != self.announced {
-            return Err(
-                self.strange(format!("{} bytes were to be written, and {} came", self.announced, self.bytes))
-            );
+            return Err(self.of_another_length());
         }
         // Where nobody takes it, the outcome is there already.
         let _ = self.parts.send(Part::End(self.crc32c)).await;
@@ -107,13 +116,19 @@ impl Upload {
     }
 
     async fn ended(&mut self) -> Result<Written, SourceError> {
-        let interrupted =
-            |error: JoinError| SourceError::Interrupted { what: self.what.clone(), cause: Box::new(error) };
-        match (&mut self.sending).await {
+        let Some(sending) = self.sending.take() else {
+            let cause = "it has failed before".into();
+            return Err(SourceError::Interrupted { what: self.what.clone(), cause });
+        };
+        match sending.await {
             Ok(outcome) => outcome,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => Err(interrupted(error)),
+            Err(error) => Err(SourceError::Interrupted { what: self.what.clone(), cause: Box::new(error) }),
         }
+    }
+
+    fn of_another_length(&self) -> SourceError {
+        self.strange(format!("{} bytes were to be written, and {} came", self.announced, self.bytes))
     }
 
     fn strange(&self, detail: String) -> SourceError {
@@ -205,10 +220,9 @@ impl Sending {
     fn confirm(&mut self, stored: u64) -> Result<(), SourceError> {
         let came = stored.checked_sub(self.stored).and_then(|came| usize::try_from(came).ok());
         let Some(mut came) = came.filter(|came| *came <= self.kept_bytes) else {
-            let (before, sent) = (self.stored, self.stored + self.kept_bytes as u64);
-            return Err(
-                self.strange(format!("of an upload it kept {before} bytes, and now says {stored} of {sent}"))
-            );
+            let (before, all) = (self.stored, self.stored + self.kept_bytes as u64);
+            let detail = format!("of {all} bytes of an upload it kept {before}, and now says {stored}");
+            return Err(self.strange(detail));
         };
         if came > 0 {
             self.patience = Patience::new();
@@ -257,7 +271,7 @@ impl Patience {
         let doubled = FIRST_WAIT.saturating_mul(1 << self.failures.min(16));
         let wait = error.retry_after().unwrap_or_default().max(doubled).min(LONGEST_WAIT);
         self.failures += 1;
-        tracing::warn!(%error, ?wait, "an upload does not get on; trying again");
+        tracing::warn!(%error, ?wait, "an upload makes no progress; trying again");
         sleep(wait).await;
         Ok(())
     }
