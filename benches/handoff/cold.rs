@@ -39,7 +39,8 @@ pub(crate) fn measure(world: &World) -> Result<String> {
         add("runai-model-streamer", &peer.all);
     }
     Ok(format!(
-        "## From a cold disk to memory\n\nNothing of the files is in the page cache. The limit reads 64 parts of 2 MiB at a time, which of what was tried gives most.\n\n{}\n",
+        "## From a cold disk to memory\n\nNothing of the files is in the page cache. The limit reads 64 parts of 2 MiB at a time, \
+         which of what was tried gives most.\n\n{}\n",
         table.markdown()
     ))
 }

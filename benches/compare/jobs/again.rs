@@ -15,8 +15,9 @@ use crate::{
 const LINGER: &str = "[handoff]\nlinger = \"2s\"";
 
 const DROPPED: &str = "a copy, where nothing is in its memory any more: weightd reads what the page cache has into memory that can be \
-                       pinned, and sums it; a program that maps the files copies nothing, and \
-                       cannot pin. Until then, for ten minutes by default, weightd is first.";
+                       pinned, and sums it; a program that maps the files copies nothing, and cannot pin. Until then, for ten \
+                       minutes by default, weightd is first.";
+
 const BOUND: &str = "the disk, of which all three take nearly all there is; who is first changes from round to round. Of what is read \
                      last, up to 128 MiB that a virtual disk answers at once, weightd has the sums to compare when the disk is done: \
                      shorter requests towards the end would hide that.";

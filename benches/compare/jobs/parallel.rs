@@ -13,8 +13,8 @@ const RANKS: [&str; 4] = ["0/4", "1/4", "2/4", "3/4"];
 
 const BOUND: &str = "the processor. Four programs, the bucket and weightd share two cores; beside the one stream of the limit every byte \
                      is summed, put where all programs share it and written to the disk, and each program reads a byte of every \
-                     page of its slices. Peers that are far behind run in the first round only. More \
-                     cores, or a bucket that is another machine, would leave more of them.";
+                     page of its slices. Peers that are far behind run in the first round only. More cores, or a bucket that is \
+                     another machine, would leave more of them.";
 
 pub(crate) fn measure(world: &World) -> Result<Vec<Outcome>> {
     [Way::Plain, Way::Tls].into_iter().map(|way| one(world, way)).collect()

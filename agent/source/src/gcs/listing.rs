@@ -87,20 +87,23 @@ fn entry(uri: &SourceUri, below: &str, item: &Item) -> Result<Option<Listed>, So
         let why = SourceError::Refused { what: url, why, remedy };
         return Ok(Some(Listed::Unfit { name: name.to_owned(), why }));
     }
-    let crc32c =
-        item.crc32c.as_deref().map(|text| decode(text).ok_or_else(|| nonsense(format!("crc32c {text:?}"))));
+    let crc32c = item
+        .crc32c
+        .as_deref()
+        .map(|text| crc32c_of(text).ok_or_else(|| nonsense(format!("crc32c {text:?}"))));
     let md5 =
         item.md5_hash.as_deref().map(|text| decode(text).ok_or_else(|| nonsense(format!("md5 {text:?}"))));
-    let checksums = Checksums {
-        crc32c: crc32c.transpose()?.map(|bytes| Crc32c(u32::from_be_bytes(bytes))),
-        md5: md5.transpose()?,
-        ..Checksums::default()
-    };
+    let checksums = Checksums { crc32c: crc32c.transpose()?, md5: md5.transpose()?, ..Checksums::default() };
     Ok(Some(Listed::new(uri, name.to_owned(), size, Version::Generation(generation), checksums)))
 }
 
-pub(super) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// The checksum that a text of the API stands for.
+pub(super) fn crc32c_of(text: &str) -> Option<Crc32c> {
+    decode(text).map(|bytes| Crc32c(u32::from_be_bytes(bytes)))
 }
 
 /// Why an object's stored bytes are not what a read would give.

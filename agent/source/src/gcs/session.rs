@@ -15,7 +15,7 @@ use tokio::{
 use url::Url;
 use weightd_types::{Crc32c, SourceUri};
 
-use super::{GcsClient, error, listing::decode};
+use super::{GcsClient, error, listing::crc32c_of};
 use crate::{
     SourceError,
     answer::{Answer, BODY_BYTES, broke_off, no_answer},
@@ -94,7 +94,8 @@ impl Session {
         part: Vec<Bytes>,
         whole: Option<Crc32c>,
     ) -> Result<Standing, SourceError> {
-        let length: u64 = part.iter().map(|piece| piece.len() as u64).sum();
+        let taken = Arc::new(Notify::new());
+        let (length, body) = body(part, &taken);
         let range = match length {
             0 => format!("bytes */{}", self.bytes),
             _ => format!("bytes {at}-{}/{}", at + length - 1, self.bytes),
@@ -104,8 +105,7 @@ impl Session {
             let sum = format!("crc32c={}", STANDARD.encode(sum.0.to_be_bytes()));
             headers.insert(GOOG_HASH, HeaderValue::from_str(&sum).expect("base64 is ASCII"));
         }
-        let taken = Arc::new(Notify::new());
-        self.put(&range, headers, body(part, &taken), &taken).await
+        self.put(&range, headers, (length, body), &taken).await
     }
 
     /// Asks what is there.
@@ -176,8 +176,12 @@ impl Session {
         written(&body).ok_or_else(|| self.nonsense("it does not say what was written".to_owned()))
     }
 
-    fn nonsense(&self, detail: String) -> SourceError {
+    pub(super) fn nonsense(&self, detail: String) -> SourceError {
         SourceError::Protocol { what: self.uri.to_string(), detail }
+    }
+
+    pub(super) fn interrupted(&self, why: &str) -> SourceError {
+        SourceError::Interrupted { what: self.uri.to_string(), cause: why.into() }
     }
 }
 
@@ -202,7 +206,7 @@ fn written(resource: &[u8]) -> Option<Written> {
     }
     let Resource { size, crc32c } = serde_json::from_slice(resource).ok()?;
     let crc32c = match crc32c {
-        Some(text) => Some(Crc32c(u32::from_be_bytes(decode(&text)?))),
+        Some(text) => Some(crc32c_of(&text)?),
         None => None,
     };
     Some(Written { bytes: size.parse().ok()?, crc32c })

@@ -50,26 +50,14 @@ impl Upload {
         uri: SourceUri,
         bytes: u64,
     ) -> Result<Self, SourceError> {
-        let mut patience = Patience::new();
-        let replaced = loop {
-            match listing::generation(&client, &uri).await {
-                Ok(generation) => break generation,
-                Err(error) => patience.after(error).await?,
-            }
-        };
+        let replaced = Patience::new().until_done(|| listing::generation(&client, &uri)).await?;
         let what = uri.to_string();
         let (parts, received) = mpsc::channel(WAITING);
         let sending = tokio::spawn(async move {
             let mut patience = Patience::new();
-            let session = loop {
-                match Session::begin(&client, &web, &uri, bytes, replaced).await {
-                    Ok(session) => break session,
-                    Err(error) => patience.after(error).await?,
-                }
-            };
-            let what = uri.to_string();
-            let sending =
-                Sending { session, kept: VecDeque::new(), kept_bytes: 0, stored: 0, patience, what };
+            let begin = || Session::begin(&client, &web, &uri, bytes, replaced);
+            let session = patience.until_done(begin).await?;
+            let sending = Sending { session, kept: VecDeque::new(), kept_bytes: 0, stored: 0, patience };
             sending.run(received).await
         });
         let sending = Some(AbortOnDropHandle::new(sending));
@@ -152,7 +140,6 @@ struct Sending {
     /// Confirmed, from the beginning.
     stored: u64,
     patience: Patience,
-    what: String,
 }
 
 impl Sending {
@@ -167,14 +154,14 @@ impl Sending {
                         self.kept.push_back(bytes);
                     }
                     Some(Part::End(sum)) => whole = Some(sum),
-                    None => return Err(self.interrupted("it was given up before its end")),
+                    None => return Err(self.session.interrupted("it was given up before its end")),
                 }
                 self.patience = Patience::new();
             }
             let last = whole.filter(|_| self.kept_bytes <= REQUEST_BYTES);
             let standing = match self.session.send(self.stored, self.next_part(), last).await {
                 Ok(Standing::Open(stored)) if stored == self.stored => {
-                    self.ask(self.interrupted("nothing was kept of what was sent")).await?
+                    self.ask(self.session.interrupted("nothing was kept of what was sent")).await?
                 }
                 Ok(standing) => standing,
                 // What of it has come only the service knows.
@@ -184,7 +171,8 @@ impl Sending {
                 Standing::Open(stored) => self.confirm(stored)?,
                 Standing::Ended(written) if last.is_some() => return Ok(written),
                 Standing::Ended(_) => {
-                    return Err(self.strange("it was called complete before its end was sent".to_owned()));
+                    let detail = "it was called complete before its end was sent".to_owned();
+                    return Err(self.session.nonsense(detail));
                 }
             }
         }
@@ -206,14 +194,9 @@ impl Sending {
     }
 
     /// Waits after a failure, and asks what is there.
-    async fn ask(&mut self, mut error: SourceError) -> Result<Standing, SourceError> {
-        loop {
-            self.patience.after(error).await?;
-            match self.session.standing().await {
-                Ok(standing) => return Ok(standing),
-                Err(again) => error = again,
-            }
-        }
+    async fn ask(&mut self, error: SourceError) -> Result<Standing, SourceError> {
+        self.patience.after(error).await?;
+        self.patience.until_done(|| self.session.standing()).await
     }
 
     /// Lets go of what is there.
@@ -222,7 +205,7 @@ impl Sending {
         let Some(mut came) = came.filter(|came| *came <= self.kept_bytes) else {
             let (before, all) = (self.stored, self.stored + self.kept_bytes as u64);
             let detail = format!("of {all} bytes of an upload it kept {before}, and now says {stored}");
-            return Err(self.strange(detail));
+            return Err(self.session.nonsense(detail));
         };
         if came > 0 {
             self.patience = Patience::new();
@@ -242,14 +225,6 @@ impl Sending {
         }
         Ok(())
     }
-
-    fn interrupted(&self, why: &str) -> SourceError {
-        SourceError::Interrupted { what: self.what.clone(), cause: why.into() }
-    }
-
-    fn strange(&self, detail: String) -> SourceError {
-        SourceError::Protocol { what: self.what.clone(), detail }
-    }
 }
 
 /// How long it is tried again. An upload of hours may meet any number of faults, as long as it gets further between them.
@@ -261,6 +236,19 @@ struct Patience {
 impl Patience {
     fn new() -> Self {
         Self { moved: Instant::now(), failures: 0 }
+    }
+
+    /// Tries until it succeeds, or there is no hope.
+    async fn until_done<T, F>(&mut self, mut attempt: impl FnMut() -> F) -> Result<T, SourceError>
+    where
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        loop {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(error) => self.after(error).await?,
+            }
+        }
     }
 
     /// Waits before the next attempt, if there shall be one.
